@@ -1,0 +1,113 @@
+"""The records between plan and solve: what has to be solved, without any graph. Numpy only."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qdq.ranges import TensorRange
+from qdq.spec import QuantParams, QuantSpec
+
+__all__ = ["Constant", "Derived", "Fixed", "Given", "Linear", "Observed", "Problem", "Shared",
+           "Source", "TensorPlan"]
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """The range comes from calibration."""
+
+
+@dataclass(frozen=True, slots=True)
+class Constant:
+    """The range comes from the tensor's own values (a weight or another constant)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fixed:
+    """The range is known by mathematics (Sigmoid: 0..1) or was set by the user's rule."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """Scale and zero point were set by the user; no step may change them."""
+
+    params: QuantParams
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """The tensor has the parameters of its owner, whatever they become.
+
+    The owner is never Shared itself. A Shared tensor that is also calibrated (it appears in
+    ``Problem.ranges``) widens the owner's range: the owner's range is the union over the class.
+    """
+
+    owner: str
+
+
+@dataclass(frozen=True, slots=True)
+class Derived:
+    """A bias: int32, scale = input scale * weight scale, zero point 0. ``linear``: node name."""
+
+    linear: str
+
+
+Source = Observed | Constant | Fixed | Given | Shared | Derived
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorPlan:
+    """One tensor that gets quantization parameters: its name, the wish, and where from."""
+
+    name: str
+    spec: QuantSpec
+    source: Source
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Linear:
+    """One node that accumulates products of codes in int32, as the solver sees it.
+
+    Attributes:
+        node: the node's name.
+        input: the activation tensor (its params may be Shared: look up the owner).
+        weight: the weight constant. Several nodes may name the same one.
+        bias: the bias constant, or None.
+        kind: how the weight's axes map to output channels.
+
+            * ``"conv"``: weight (M, C/groups, *kernel); channel i is row i of axis 0.
+            * ``"conv_transpose"``: weight (C, M/groups, *kernel); group g owns rows
+              g*C/groups..; output channel g*M/groups + j is column j of group g. A per-channel
+              scale has M/groups entries (axis 1), shared by the groups.
+            * ``"matmul"``: weight (..., K, N); channel i is column i of the last axis.
+        groups: number of groups; 1 for matmul.
+    """
+
+    node: str
+    input: str
+    weight: str
+    bias: str | None
+    kind: Literal["conv", "conv_transpose", "matmul"]
+    groups: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """All that the solver may know.
+
+    Attributes:
+        tensors: every tensor that must have parameters at the end, by name.
+        linears: every linear node that will run on integers, in graph order.
+        ranges: calibrated ranges by tensor name (Observed tensors and calibrated Shared ones).
+        constants: values of the Constant and Derived tensors by name (float32 or float16).
+    """
+
+    tensors: Mapping[str, TensorPlan]
+    linears: tuple[Linear, ...] = ()
+    ranges: Mapping[str, TensorRange]
+    constants: Mapping[str, NDArray[np.floating]]
