@@ -10,8 +10,18 @@ from numpy.typing import NDArray
 from qdq.ranges import TensorRange
 from qdq.spec import QuantParams, QuantSpec
 
-__all__ = ["Constant", "Derived", "Fixed", "Given", "Linear", "Observed", "Problem", "Shared",
-           "Source", "TensorPlan"]
+__all__ = [
+    "Constant",
+    "Derived",
+    "Fixed",
+    "Given",
+    "Linear",
+    "Observed",
+    "Problem",
+    "Shared",
+    "Source",
+    "TensorPlan",
+]
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,7 +46,7 @@ class Rule:
         about_nodes = self.nodes is not None or bool(self.op_types)
         if about_nodes == (self.tensors is not None):
             raise ConfigError(
-                "a Rule wants either nodes/op_types or tensors, not both and not neither: " f"{self}"
+                f"a Rule wants either nodes/op_types or tensors, not both and not neither: {self}"
             )
         effects = (self.dtype, self.symmetric, self.per_channel, self.range, self.scale)
         if about_nodes and any(e is not None for e in effects):
