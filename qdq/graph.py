@@ -1,15 +1,25 @@
 """A read-only index of a model's main graph, and fresh names. Built once, O(nodes)."""
 
-from collections.abc import Iterator, Mapping
+import heapq
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-__all__ = ["Graph", "Use", "attributes", "captured_names", "subgraphs"]
+__all__ = [
+    "Graph",
+    "Use",
+    "attributes",
+    "captured_names",
+    "sort_nodes",
+    "subgraphs",
+    "topological_order",
+    "without_large",
+]
 
 
 class Use(NamedTuple):
@@ -49,6 +59,82 @@ def captured_names(node: onnx.NodeProto) -> frozenset[str]:
 def attributes(node: onnx.NodeProto) -> dict[str, object]:
     """The node's attributes as Python values."""
     return {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+
+
+def sort_nodes(graph: onnx.GraphProto) -> None:
+    """Sort a graph's nodes topologically, in place, subgraphs too; sorted graphs stay as they are.
+
+    Captures by subgraphs count as inputs. Among the nodes that are ready, the one that came
+    first in the graph comes first. Nodes on a cycle stay at the end, for the checker to refuse.
+    """
+    for n in graph.node:
+        for g in subgraphs(n):
+            sort_nodes(g)
+    nodes = list(graph.node)
+    order = topological_order([(set(n.input) | captured_names(n), n.output) for n in nodes])
+    if order != list(range(len(nodes))):
+        del graph.node[:]
+        graph.node.extend(nodes[i] for i in order)
+
+
+def topological_order(
+    nodes: Sequence[tuple[Iterable[str], Iterable[str]]],
+) -> list[int]:
+    """Order of nodes given as (names read, names made): makers first, else the given order."""
+    maker = {name: i for i, (_, made) in enumerate(nodes) for name in made if name}
+    needs = [{maker[r] for r in read if r in maker} - {i} for i, (read, _) in enumerate(nodes)]
+    followers: list[list[int]] = [[] for _ in nodes]
+    for i, before in enumerate(needs):
+        for j in before:
+            followers[j].append(i)
+    missing = [len(before) for before in needs]
+    ready = [i for i, count in enumerate(missing) if not count]
+    order: list[int] = []
+    while ready:
+        i = heapq.heappop(ready)
+        order.append(i)
+        for j in followers[i]:
+            missing[j] -= 1
+            if not missing[j]:
+                heapq.heappush(ready, j)
+    done = set(order)
+    return order + [i for i in range(len(nodes)) if i not in done]
+
+
+def without_large(model: onnx.ModelProto, limit: int, *, as_inputs: bool = True) -> onnx.ModelProto:
+    """A copy of the model without the data of initializers above ``limit`` bytes.
+
+    With ``as_inputs`` these become graph inputs of the same type and shape, so the copy is a
+    valid small model: for the checker, shape inference and the version converter, which cannot
+    take more than 2 GB and are slow long before.
+    """
+    light = onnx.ModelProto()
+    graph = model.graph
+    _copy_fields(model, light, "graph")
+    _copy_fields(graph, light.graph, "initializer")
+    given = {v.name for v in graph.input}
+    for t in graph.initializer:
+        if t.ByteSize() <= limit:
+            light.graph.initializer.add().CopyFrom(t)
+        elif as_inputs and t.name not in given:
+            light.graph.input.append(
+                onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims)
+            )
+    return light
+
+
+def _copy_fields(source: Any, target: Any, left_out: str) -> None:
+    """Copy all fields of a protobuf message but one."""
+    for descriptor, value in source.ListFields():
+        if descriptor.name == left_out:
+            continue
+        mine = getattr(target, descriptor.name)
+        if hasattr(mine, "extend"):
+            mine.extend(value)
+        elif hasattr(mine, "CopyFrom"):
+            mine.CopyFrom(value)
+        else:
+            setattr(target, descriptor.name, value)
 
 
 @dataclass(frozen=True)
@@ -131,7 +217,7 @@ class Graph:
         return {v.name: v.type for v in (*graph.value_info, *graph.input, *graph.output)}
 
     def elem_type(self, name: str) -> int:
-        """onnx element type number of a tensor; 0 if unknown."""
+        """Return the onnx element type number of a tensor; 0 if unknown."""
         if name in self.constants:
             return int(self.constants[name].data_type)
         info = self._infos.get(name)

@@ -96,6 +96,8 @@ class Linear:
               scale has M/groups entries (axis 1), shared by the groups.
             * ``"matmul"``: weight (..., K, N); channel i is column i of the last axis.
         groups: number of groups; 1 for matmul.
+        output: the tensor that receives the quantized result (after a fused Relu or Clip), if it
+            is planned; its scale tells how small an error can still be seen. None: not known.
     """
 
     node: str
@@ -104,6 +106,7 @@ class Linear:
     bias: str | None
     kind: Literal["conv", "conv_transpose", "matmul"]
     groups: int = 1
+    output: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

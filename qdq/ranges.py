@@ -1,5 +1,6 @@
 """Ranges of tensor values: the currency between calibration and the solver. Numpy only."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,7 +8,13 @@ from numpy.typing import NDArray
 
 from qdq.errors import CalibrationError
 
-__all__ = ["TensorRange"]
+__all__ = ["MAX_BINS", "Histogram", "TensorRange"]
+
+MAX_BINS = 8192
+"""Most bins of a histogram; data that fills its range has more than half as many."""
+
+_CHUNK = 1 << 18
+"""Elements at a time: temporaries stay in the cache, and memory stays bounded."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,6 +50,184 @@ class TensorRange:
 
     __hash__ = None  # type: ignore[assignment]
 
+    @classmethod
+    def of(cls, x: NDArray[np.floating]) -> "TensorRange":
+        """The range of all values of an array, as float32.
+
+        Args:
+            x: any shape and float type, at least one value.
+
+        Raises:
+            CalibrationError: if x is empty or holds NaN or Inf.
+        """
+        if x.size == 0:
+            raise CalibrationError("an empty tensor has no range; skip it")
+        flat = np.ravel(x, order="K")
+        if flat.dtype == np.float16:
+            flat = flat.astype(np.float32)  # numpy's float16 minimum is slower than the cast
+        # NaN and Inf show up in the minimum or maximum: no pass of their own is needed.
+        with np.errstate(invalid="ignore", over="ignore"):
+            low, high = np.float32(flat.min()), np.float32(flat.max())
+        if not (np.isfinite(low) and np.isfinite(high)):
+            raise CalibrationError(f"the tensor holds NaN or Inf; found range [{low}, {high}]")
+        return cls(np.asarray(low), np.asarray(high))
+
     def union(self, other: "TensorRange") -> "TensorRange":
         """The smallest range that holds both; associative, commutative, idempotent."""
         return TensorRange(np.minimum(self.low, other.low), np.maximum(self.high, other.high))
+
+
+@dataclass(frozen=True, eq=False)
+class Histogram:
+    """Dyadic histogram of a tensor's values: exact to merge, in any order and any split.
+
+    The bin width is a power of two and the bins are anchored at 0: bin k holds the values v
+    with ``k * 2**exponent <= v < (k + 1) * 2**exponent``. So a coarser histogram is the finer
+    one with whole bins added up, and no count is ever guessed. The exponent is a function of
+    the smallest and largest value alone, so merging two halves gives, bit for bit, the
+    histogram of all the data at once.
+
+    Attributes:
+        exponent: of the bin width, at least -126.
+        start: index k of the first bin, ``floor(low / 2**exponent)``.
+        counts: int64 (n,), values per bin, n <= MAX_BINS; the first and last are above 0.
+        low: the smallest value seen (exactly; a float32).
+        high: the largest value seen.
+        zeros: how many values are exactly 0, which every quantization represents without error;
+            they are counted in bin 0 too.
+
+    The fields are plain numbers and one array: saving them and building a Histogram from what
+    was saved gives an equal one.
+
+    Raises:
+        CalibrationError: if the fields contradict each other.
+    """
+
+    exponent: int
+    start: int
+    counts: NDArray[np.int64]
+    low: float
+    high: float
+    zeros: int
+
+    def __post_init__(self) -> None:
+        for name, kind in (("exponent", int), ("start", int), ("zeros", int)):
+            object.__setattr__(self, name, kind(getattr(self, name)))
+        for name in ("low", "high"):  # + 0.0 turns -0.0 into 0.0
+            object.__setattr__(self, name, float(getattr(self, name)) + 0.0)
+        counts = np.array(self.counts, np.int64)
+        counts.setflags(write=False)
+        object.__setattr__(self, "counts", counts)
+        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low <= self.high):
+            raise CalibrationError(
+                f"a histogram wants finite low <= high; found [{self.low}, {self.high}]"
+            )
+        want = _layout(self.low, self.high)
+        if (self.exponent, self.start, *counts.shape) != want or self.zeros > counts.sum():
+            raise CalibrationError(
+                f"a histogram over [{self.low}, {self.high}] wants exponent, start and number of "
+                f"bins {want}; found {(self.exponent, self.start, *counts.shape)} and "
+                f"{self.zeros} zeros; it was damaged or not made by Histogram.of"
+            )
+
+    @classmethod
+    def of(cls, x: NDArray[np.floating]) -> "Histogram":
+        """Histogram of all values of an array, as float32.
+
+        Args:
+            x: any shape, float16, float32 or float64, at least one value.
+
+        Raises:
+            CalibrationError: if x is empty or holds NaN or Inf.
+        """
+        flat = np.ravel(x, order="K")
+        if flat.dtype == np.float16:
+            flat = flat.astype(np.float32)
+        bounds = TensorRange.of(flat)
+        low, high = float(bounds.low), float(bounds.high)
+        exponent, start, size = _layout(low, high)
+        # Dividing by 2**exponent is exact, but for tiny values under a wide range: those could
+        # underflow to -0.0 and land in bin 0 in place of bin -1. float64 has room for them.
+        work = np.float64 if exponent > 0 and low < 0 else np.float32
+        per_unit = work(2.0**-exponent)
+        counts = np.zeros(size, np.int64)
+        zeros = 0
+        for at in range(0, flat.size, _CHUNK):
+            chunk = flat[at : at + _CHUNK].astype(np.float32, copy=False)
+            bins = chunk * per_unit
+            np.floor(bins, out=bins)
+            bins -= work(start)
+            # By way of int32, which the processor converts to at once; numpy counts intp.
+            index = bins.astype(np.int32).astype(np.intp)
+            counts += np.bincount(index, minlength=size)
+            if low <= 0 <= high:
+                zeros += int(np.count_nonzero(chunk == 0))
+        return cls(exponent, start, counts, low, high, zeros)
+
+    def merge(self, other: "Histogram") -> "Histogram":
+        """The histogram of both sets of values; associative and commutative, exactly."""
+        low, high = min(self.low, other.low), max(self.high, other.high)
+        exponent, start, size = _layout(low, high)
+        counts = np.zeros(size, np.int64)
+        for part in (self, other):
+            first, coarse = part.coarsened(exponent)
+            counts[first - start : first - start + coarse.size] += coarse
+        return Histogram(exponent, start, counts, low, high, self.zeros + other.zeros)
+
+    def coarsened(self, exponent: int) -> tuple[int, NDArray[np.int64]]:
+        """First bin and counts with bins of 2**exponent, not below the histogram's exponent."""
+        shift = exponent - self.exponent
+        if shift == 0:
+            return self.start, self.counts
+        # Indices fit 25 bits, so any shift above that has the same result.
+        index = (self.start + np.arange(self.counts.size)) >> min(shift, 62)
+        heads = np.flatnonzero(np.diff(index, prepend=index[0] - 1))
+        return int(index[0]), np.add.reduceat(self.counts, heads)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Histogram):
+            return NotImplemented
+        mine = (self.exponent, self.start, self.low, self.high, self.zeros)
+        theirs = (other.exponent, other.start, other.low, other.high, other.zeros)
+        return mine == theirs and np.array_equal(self.counts, other.counts)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @property
+    def width(self) -> float:
+        """Width of a bin."""
+        return 2.0**self.exponent
+
+    @property
+    def edges(self) -> NDArray[np.float64]:
+        """The bin edges, (n + 1,) ascending; the outermost two are exactly low and high."""
+        edges = (self.start + np.arange(self.counts.size + 1, dtype=np.float64)) * self.width
+        edges[0], edges[-1] = self.low, self.high
+        return edges
+
+    @property
+    def nonzero_counts(self) -> NDArray[np.int64]:
+        """The counts without the values that are exactly 0."""
+        counts = self.counts.copy()
+        if self.zeros:
+            counts[-self.start] -= self.zeros
+        return counts
+
+
+def _layout(low: float, high: float) -> tuple[int, int, int]:
+    """Exponent, first bin and number of bins for data from low to high.
+
+    The smallest exponent for which at most MAX_BINS bins cover the data, but not below the
+    float32 grid of the largest value (a finer bin could hold nothing more) nor below -126 (a
+    scale for smaller values would be subnormal). Each of the three bounds only grows when the
+    range grows, so merging never has to split a bin.
+    """
+    grid = math.frexp(max(-low, high))[1] - 24
+    span = math.frexp((high - low) / MAX_BINS)[1] - 2 if high > low else grid
+    exponent = max(grid, span, -126)
+    while True:
+        first = math.floor(math.ldexp(low, -exponent))
+        size = math.floor(math.ldexp(high, -exponent)) - first + 1
+        if size <= MAX_BINS:
+            return exponent, first, size
+        exponent += 1

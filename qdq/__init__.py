@@ -1,0 +1,1 @@
+"""Post-training QDQ quantizer for ONNX models."""

@@ -1,0 +1,56 @@
+"""The calibrator protocol. A calibrator is settings; the state is a value that it returns."""
+
+from typing import Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qdq.ranges import TensorRange
+from qdq.spec import QuantSpec
+
+__all__ = ["Calibrator"]
+
+S = TypeVar("S")
+
+
+class Calibrator(Protocol[S]):
+    """How a tensor's values become a range, in one pass.
+
+    ``merge`` is associative and commutative, exactly, and
+    ``merge(summarize(a), summarize(b)) == summarize(concatenate([a, b]))``. So the order of
+    the samples, the batch size and a split over several machines cannot change a range.
+    Implementations are frozen dataclasses whose fields are their settings.
+    """
+
+    @property
+    def name(self) -> str:
+        """Short name, as the command line knows it."""
+        ...
+
+    def summarize(self, x: NDArray[np.floating]) -> S:
+        """Summary of the values of one array.
+
+        Args:
+            x: any shape (it may differ between calls), float16, float32 or float64, at least
+                one value: ``calibrate`` skips empty arrays.
+
+        Raises:
+            CalibrationError: if x holds NaN or Inf; ``calibrate`` adds tensor and sample.
+        """
+        ...
+
+    def merge(self, a: S, b: S) -> S:
+        """Summary of all that a and b have seen."""
+        ...
+
+    def range(self, summary: S, spec: QuantSpec) -> TensorRange:
+        """The range to quantize to, within the smallest and largest value seen.
+
+        Args:
+            summary: of all the values of a tensor.
+            spec: how the tensor will be quantized; its axis is not looked at.
+
+        Returns:
+            A range of shape ().
+        """
+        ...

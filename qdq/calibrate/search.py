@@ -1,0 +1,88 @@
+"""Search for the two ends of a range that cost least. Numpy only."""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qdq.ranges import Histogram, TensorRange
+
+__all__ = ["Objective", "extent", "full_range", "inner_range", "search"]
+
+FloatArray = NDArray[np.float64]
+Objective = Callable[[FloatArray, FloatArray], FloatArray]
+"""Cost of quantizing to each [low, high]: arrays (K,) of lows <= 0 and highs >= 0 to (K,)."""
+
+_PER_OCTAVE = 4
+"""Candidates per halving of an end, in the first pass."""
+_REFINED = 4
+"""Steps on either side of the best candidate, in each refinement."""
+
+
+def full_range(histogram: Histogram) -> TensorRange:
+    """The range from the smallest to the largest value seen."""
+    return inner_range(histogram, histogram.low, histogram.high)
+
+
+def inner_range(histogram: Histogram, low: float, high: float) -> TensorRange:
+    """The range [low, high], low <= high, cut to the values seen; it holds 0 if they do."""
+    least, most = histogram.low, histogram.high
+    low, high = min(max(low, least), most), min(max(high, least), most)
+    if least <= 0 <= most:
+        low, high = min(low, 0.0), max(high, 0.0)
+    return TensorRange(np.asarray(low, np.float32), np.asarray(high, np.float32))
+
+
+def extent(histogram: Histogram, *, symmetric: bool) -> tuple[float, float]:
+    """Low and high of the widest candidate: the values seen and 0, or [-a, a] around them."""
+    low, high = min(histogram.low, 0.0), max(histogram.high, 0.0)
+    return (-max(-low, high), max(-low, high)) if symmetric else (low, high)
+
+
+def search(
+    objective: Objective,
+    histogram: Histogram,
+    *,
+    symmetric: bool,
+    octaves: int,
+    keep: int = 1,
+) -> list[tuple[float, float]]:
+    """The cheapest ranges [low, high] that hold 0, cheapest first.
+
+    A geometric grid from the full range down to 2**-octaves of it, for both ends separately
+    (for one-sided data the end at 0 is fixed, for symmetric=True both ends move as one), then
+    two refinements around the best. Of equal costs the widest range wins.
+
+    Args:
+        objective: evaluated on all candidates of a pass at once.
+        histogram: of the values.
+        symmetric: the ranges are [-a, a].
+        octaves: how far to narrow.
+        keep: how many ranges to return.
+    """
+    low, high = extent(histogram, symmetric=symmetric)
+    shrink = np.linspace(0.0, -octaves, octaves * _PER_OCTAVE + 1)
+    best = (0.0, 0.0)
+    tried: list[NDArray[np.float64]] = []
+    reach = 1.0 / _PER_OCTAVE
+    for refinement in range(3):
+        if refinement:
+            around = np.linspace(reach, -reach, 2 * _REFINED + 1)
+            reach /= _REFINED
+            grids = [np.unique(np.minimum(b + around, 0.0))[::-1] for b in best]
+        else:
+            grids = [shrink, shrink]
+        # An end at 0 stays there: one candidate is enough.
+        at = [g if end else g[:1] for g, end in zip(grids, (low, high), strict=True)]
+        if symmetric:
+            pairs = np.stack([at[1], at[1]])
+        else:
+            pairs = np.stack(np.meshgrid(*at, indexing="ij")).reshape(2, -1)
+        lows, highs = low * np.exp2(pairs[0]), high * np.exp2(pairs[1])
+        cost = objective(lows, highs)
+        tried.append(np.stack([cost, lows, highs]))
+        first = int(np.argmin(cost))
+        best = (float(pairs[0, first]), float(pairs[1, first]))
+    every = np.concatenate(tried, axis=1)
+    order = np.argsort(every[0], kind="stable")[:keep]
+    return [(float(every[1, k]), float(every[2, k])) for k in order]

@@ -1,0 +1,104 @@
+"""``qdq demo``: quantize a real classifier of handwritten digits and compare it with the float one.
+
+The model and the images come with the package (``train_digits.py`` made them), so the demo works
+offline. The calibration images and the test images were not trained on.
+"""
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qdq.api import quantize
+from qdq.data import Feed
+from qdq.errors import ConfigError
+from qdq.modelio import save
+from qdq.session import Latency, paired_latency, run
+
+__all__ = ["MODEL", "Digits", "digits", "main"]
+
+FOLDER = Path(__file__).parent
+MODEL = FOLDER / "digits.onnx"
+GREY_MAX = 16  # the images hold grey values 0..16
+
+
+class Digits(NamedTuple):
+    """Feeds for the model (input ``image``, float32, (1, 1, 8, 8), 0..1), and labels (500,)."""
+
+    calibration: list[Feed]
+    test: list[Feed]
+    labels: NDArray[np.uint8]
+
+
+def digits() -> Digits:
+    """The images that come with the package: 100 for calibration, 500 for the test."""
+    with np.load(FOLDER / "digits.npz") as z:
+        return Digits(_feeds(z["calib_images"]), _feeds(z["test_images"]), z["test_labels"])
+
+
+def _feeds(images: NDArray[np.uint8]) -> list[Feed]:
+    scaled = images.astype(np.float32) / GREY_MAX
+    return [{"image": image[None, None]} for image in scaled]
+
+
+def main(folder: Path = Path()) -> Path:
+    """Quantize, compare, print, and return the path of the int8 model.
+
+    Raises:
+        ConfigError: if the folder does not exist.
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"the output folder '{folder}' does not exist; make it first")
+    data = digits()
+    path = folder / "digits.int8.onnx"
+    save(quantize(MODEL, data.calibration), path)
+    exact, quantized = _logits(MODEL, data.test), _logits(path, data.test)
+    threads = min(2, os.cpu_count() or 1)
+    timing = paired_latency(MODEL, path, data.test[0], repeats=200, threads=threads)
+    print(_report(data.labels, exact, quantized, path, timing, threads))
+    return path
+
+
+def _logits(model: Path, feeds: list[Feed]) -> NDArray[np.float32]:
+    """The model's output for every feed, (samples, 10)."""
+    return np.concatenate([out["digit"] for out in run(model, feeds)]).astype(np.float32)
+
+
+def _report(
+    labels: NDArray[np.uint8],
+    exact: NDArray[np.float32],
+    quantized: NDArray[np.float32],
+    path: Path,
+    timing: Latency,
+    threads: int,
+) -> str:
+    right = [(x.argmax(1) == labels).mean() for x in (exact, quantized)]
+    size = [p.stat().st_size for p in (MODEL, path)]
+    same = int((exact.argmax(1) == quantized.argmax(1)).sum())
+    times = (timing.ms_a, timing.ms_b)
+    rows = [
+        f"{name:8s} {100 * r:7.1f} % {s / 1e3:9.1f} kB {t:9.3f} ms"
+        for name, r, s, t in zip(("float32", "int8"), right, size, times, strict=True)
+    ]
+    return "\n".join(
+        [
+            f"Handwritten digits: {len(labels)} test images, one at a time, threads: {threads}",
+            "",
+            "model     accuracy         size      latency",
+            *rows,
+            "",
+            f"int8 is {size[0] / size[1]:.2f}x smaller and {timing.ratio:.2f}x as fast; it makes "
+            f"the same decision on {same} of {len(labels)} images",
+            f"signal to quantization noise of the outputs: {_sqnr(exact, quantized):.1f} dB",
+            f"written: {path}",
+        ]
+    )
+
+
+def _sqnr(exact: NDArray[np.float32], quantized: NDArray[np.float32]) -> float:
+    """10 log10(sum x^2 / sum (x - y)^2), in dB; inf if nothing differs."""
+    signal = np.square(exact, dtype=np.float64).sum()
+    noise = np.square(exact - quantized, dtype=np.float64).sum()
+    return float(10 * np.log10(signal / noise)) if noise > 0 else float("inf")

@@ -1,0 +1,291 @@
+"""Plan + solution → QDQ model.
+
+What the graph looks like around an integer kernel K with input x, weight w, bias b, output y::
+
+    x ─Q─DQ──────────┐
+    w_quantized ─DQ──K──(Relu)── y ─Q─DQ── readers
+    b_quantized ─DQ──┘
+
+A float tensor that integer nodes read gets Q → DQ beside it, and only those nodes read the DQ. A
+tensor that an integer kernel makes is read by everybody through its DQ, since a second reader of
+the raw tensor would keep the runtime from fusing the kernel.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+from qdq.solve import Solution
+from qdq.bias_scale import quantize_bias
+
+from qdq.affine import quantize
+from qdq.graph import Graph
+from qdq.placement import Unit
+from qdq.plan import Plan
+from qdq.problem import Derived
+from qdq.spec import QuantParams
+
+__all__ = ["emit"]
+
+# A float Conv, ConvTranspose or Gemm between a DQ and a Q is quantized by onnxruntime itself when
+# the session loads, without any guard of its bias. A LeakyRelu with slope 1 is the identity, is
+# fused into the float kernel at no cost, and hides the Q from that rewrite.
+SELF_QUANTIZED = frozenset({"Conv", "ConvTranspose", "Gemm"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wiring:
+    """Who reads what, after the solver's last word on what stays float.
+
+    Attributes:
+        made: tensors that an integer kernel hands out as codes.
+        read: tensor → names of the nodes that read it as codes.
+        units: the integer units by node name.
+    """
+
+    made: frozenset[str]
+    read: Mapping[str, frozenset[str]]
+    units: Mapping[str, Unit]
+
+
+def wire(plan: Plan, floats: Mapping[str, str]) -> Wiring:
+    """Derive the wiring from the placement, less the nodes in ``floats``."""
+    placement = plan.placement
+    units = {
+        u.view.name: u
+        for u in placement.units
+        if u.view.name in placement.integer and u.view.name not in floats
+    }
+    read: dict[str, set[str]] = {}
+    for name, unit in units.items():
+        for tensor in unit.reads:
+            read.setdefault(tensor, set()).add(name)
+    made = set()
+    for unit in units.values():
+        kernel = plan.target.kernel(unit.view.op_type)
+        floats_out = kernel is not None and kernel.float_output
+        made |= {o for o in unit.outputs if o in plan.tensors and (not floats_out or o in read)}
+    return Wiring(
+        made=frozenset(made), read={k: frozenset(v) for k, v in read.items()}, units=units
+    )
+
+
+def emit(
+    model: onnx.ModelProto,
+    plan: Plan,
+    solution: Solution,
+    metadata: Mapping[str, object] | None = None,
+) -> onnx.ModelProto:
+    """Build the QDQ model; ``model`` (prepared, float) is not changed.
+
+    Args:
+        model: the prepared float model that the plan was made for.
+        plan: what is integer.
+        solution: parameters of every planned tensor, and the nodes that the solver left float.
+        metadata: written to ``metadata_props`` as ``qdq.<key>``, JSON where it is not a string.
+    """
+    return _Emitter(model, plan, solution).build(metadata or {})
+
+
+class _Emitter:
+    """Lives for one call of emit: writes nodes and initializers in order."""
+
+    def __init__(self, model: onnx.ModelProto, plan: Plan, solution: Solution) -> None:
+        self.model, self.solution, self.plan = model, solution, plan
+        self.graph = Graph(model)
+        self.wiring = wire(plan, solution.floats)
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
+        self.dequantized: dict[str, str] = {}  # tensor → the name that carries its DQ's output
+        self.raw: dict[str, str] = {}  # tensor → new name of the float tensor before its Q
+
+    def build(self, metadata: Mapping[str, object]) -> onnx.ModelProto:
+        for name in self.graph.inputs:
+            self._after(name)
+        for node in self.graph.nodes:
+            self._node(node)
+        result = onnx.ModelProto()
+        result.CopyFrom(_shell(self.model))
+        result.graph.node.extend(self.nodes)
+        read = {name for node in self.nodes for name in node.input}
+        read |= {name for node in self.graph.nodes for name in _captures(self.graph, node)}
+        read |= self.graph.outputs
+        kept = [t for t in self.model.graph.initializer if t.name in read]
+        result.graph.initializer.extend(kept)
+        result.graph.initializer.extend(self.constants)
+        _stamp(result, self.model, metadata)
+        return result
+
+    # -- nodes ------------------------------------------------------------------------------
+
+    def _node(self, original: onnx.NodeProto) -> None:
+        node = onnx.NodeProto()
+        node.CopyFrom(original)
+        _drop_origin(node)
+        unit = self.wiring.units.get(node.name)
+        for slot, name in enumerate(original.input):
+            node.input[slot] = self._input(node.name, unit, slot, name)
+        for k, name in enumerate(original.output):
+            node.output[k] = self._raw_name(name)
+        self.nodes.append(node)
+        if unit is None and node.op_type in SELF_QUANTIZED:
+            self._hide(original, node)
+        for name in original.output:
+            self._after(name)
+
+    def _input(self, node: str, unit: Unit | None, slot: int, name: str) -> str:
+        if name in self.wiring.made:
+            return self.dequantized[name]
+        if unit is None:
+            return name
+        if name in unit.reads:
+            return self.dequantized[name]
+        demand = unit.demand
+        if demand is None or name not in self.graph.constants:
+            return name
+        if slot in demand.activations or slot == demand.bias:
+            return self._constant(name)
+        if demand.weight is not None and slot == demand.weight.slot:
+            return self._constant(name)
+        return name
+
+    def _hide(self, original: onnx.NodeProto, node: onnx.NodeProto) -> None:
+        """Put the identity behind a float linear node that stands between a DQ and a Q."""
+        reads_codes = original.input[0] in self.wiring.made
+        if not reads_codes or not self._reaches_q(original.output[0]):
+            return
+        inner = self.graph.fresh(f"{original.output[0]}_float")
+        outer = node.output[0]
+        node.output[0] = inner
+        name = self.graph.fresh(f"{original.name}_stays_float")
+        self.nodes.append(helper.make_node("LeakyRelu", [inner], [outer], name=name, alpha=1.0))
+
+    def _reaches_q(self, name: str) -> bool:
+        """Whether an integer node reads the tensor, at once or behind a Relu or Clip."""
+        if name in self.wiring.read:
+            return True
+        return any(
+            self.graph.nodes[use.node].op_type in ("Relu", "Clip")
+            and self._reaches_q(self.graph.nodes[use.node].output[0])
+            for use in self.graph.uses(name)
+            if use.slot == 0
+        )
+
+    # -- activations ------------------------------------------------------------------------
+
+    def _raw_name(self, name: str) -> str:
+        """The name of the float tensor before its Q.
+
+        Outputs of the graph, and names that subgraphs capture, must mean the dequantized tensor;
+        all others keep their name.
+        """
+        if name not in self.wiring.made:
+            return name
+        captured = any(use.slot < 0 for use in self.graph.uses(name))
+        if name in self.graph.outputs or captured:
+            self.raw[name] = self.graph.fresh(f"{name}_float")
+        return self.raw.get(name, name)
+
+    def _after(self, name: str) -> None:
+        """Q and DQ behind a tensor, where it has codes."""
+        if name not in self.wiring.made and name not in self.wiring.read:
+            return
+        params = self.solution.params[name]
+        raw = self.raw.get(name, name)
+        codes = self.graph.fresh(f"{name}_QuantizeLinear_Output")
+        real = name if raw != name else self.graph.fresh(f"{name}_DequantizeLinear_Output")
+        scale, zero = self._params(name, params)
+        for op_type, source, result in (
+            ("QuantizeLinear", raw, codes),
+            ("DequantizeLinear", codes, real),
+        ):
+            label = self.graph.fresh(f"{name}_{op_type}")
+            self.nodes.append(helper.make_node(op_type, [source, scale, zero], [result], label))
+        self.dequantized[name] = real
+
+    # -- constants --------------------------------------------------------------------------
+
+    def _constant(self, name: str) -> str:
+        """The DQ of a constant, made once."""
+        if name in self.dequantized:
+            return self.dequantized[name]
+        params = self.solution.params[name]
+        plan = self.plan.tensors[name]
+        value = self.solution.constants.get(name)
+        if value is None:
+            value = self.graph.array(name)
+        derived = isinstance(plan.source, Derived)
+        codes = quantize_bias(value, params) if derived else quantize(value, params)
+        stored = self.graph.fresh(f"{name}_quantized")
+        self._initializer(stored, codes)
+        scale, zero = self._params(name, params)
+        real = self.graph.fresh(f"{name}_DequantizeLinear_Output")
+        node = helper.make_node(
+            "DequantizeLinear",
+            [stored, scale, zero],
+            [real],
+            self.graph.fresh(f"{name}_DequantizeLinear"),
+        )
+        if params.spec.axis is not None:
+            node.attribute.append(helper.make_attribute("axis", params.spec.axis))
+        self.nodes.append(node)
+        self.dequantized[name] = real
+        return real
+
+    def _params(self, name: str, params: QuantParams) -> tuple[str, str]:
+        scale, zero = self.graph.fresh(f"{name}_scale"), self.graph.fresh(f"{name}_zero_point")
+        self._initializer(scale, params.scale)
+        self._initializer(zero, params.zero_point)
+        return scale, zero
+
+    def _initializer(self, name: str, value: NDArray[np.generic]) -> None:
+        self.constants.append(numpy_helper.from_array(np.array(value, order="C"), name))
+
+
+def _captures(graph: Graph, node: onnx.NodeProto) -> Iterable[str]:
+    from qdq.graph import captured_names
+
+    return captured_names(node) if any(a.type == a.GRAPH for a in node.attribute) else ()
+
+
+def _shell(model: onnx.ModelProto) -> onnx.ModelProto:
+    """All of the model but nodes and initializers."""
+    shell = onnx.ModelProto()
+    shell.ir_version = model.ir_version
+    shell.opset_import.extend(model.opset_import)
+    shell.functions.extend(model.functions)
+    shell.metadata_props.extend(model.metadata_props)
+    for field in ("model_version", "domain", "doc_string"):
+        setattr(shell, field, getattr(model, field))
+    shell.graph.name = model.graph.name or "graph"
+    shell.graph.doc_string = model.graph.doc_string
+    shell.graph.input.extend(model.graph.input)
+    shell.graph.output.extend(model.graph.output)
+    shell.graph.value_info.extend(model.graph.value_info)
+    shell.graph.sparse_initializer.extend(model.graph.sparse_initializer)
+    return shell
+
+
+def _drop_origin(node: onnx.NodeProto) -> None:
+    kept = [p for p in node.metadata_props if p.key != "qdq.origin"]
+    del node.metadata_props[:]
+    node.metadata_props.extend(kept)
+
+
+def _stamp(
+    result: onnx.ModelProto, source: onnx.ModelProto, metadata: Mapping[str, object]
+) -> None:
+    props = {p.key: p.value for p in source.metadata_props}
+    if source.producer_name:
+        props["qdq.source_producer"] = source.producer_name
+    for key, value in metadata.items():
+        text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+        props[f"qdq.{key}"] = text
+    del result.metadata_props[:]
+    helper.set_model_props(result, props)
+    result.producer_name = "qdq"
+    result.producer_version = str(metadata.get("version", ""))

@@ -1,0 +1,95 @@
+"""Minimum cut of a directed graph with capacities (Dinic's algorithm, 1970). No graph of ours.
+
+Placement is a minimum cut: each node is on the integer or the float side, each side costs it
+something, and each tensor that crosses costs a QuantizeLinear or a DequantizeLinear.
+"""
+
+from collections import deque
+
+__all__ = ["Network"]
+
+INFINITE = 1 << 60
+
+
+class Network:
+    """A flow network under construction; vertices are numbers from 0.
+
+    Capacities are non-negative integers, so the cut is exact and the same on every machine.
+    """
+
+    def __init__(self, vertices: int) -> None:
+        self._edges: list[list[int]] = [[] for _ in range(vertices)]
+        self._head: list[int] = []
+        self._room: list[int] = []
+
+    def vertex(self) -> int:
+        """Add a vertex and return its number."""
+        self._edges.append([])
+        return len(self._edges) - 1
+
+    def edge(self, tail: int, head: int, capacity: int, back: int = 0) -> None:
+        """Add tail → head; cutting it (tail on the source side, head not) costs ``capacity``."""
+        self._edges[tail].append(len(self._head))
+        self._head.append(head)
+        self._room.append(capacity)
+        self._edges[head].append(len(self._head))
+        self._head.append(tail)
+        self._room.append(back)
+
+    def source_side(self, source: int, sink: int) -> set[int]:
+        """The vertices on the source's side of a minimum cut (the smallest such side)."""
+        while True:
+            level = self._levels(source)
+            if level[sink] < 0:
+                return {v for v, depth in enumerate(level) if depth >= 0}
+            self._block(source, sink, level)
+
+    def _levels(self, source: int) -> list[int]:
+        level = [-1] * len(self._edges)
+        level[source] = 0
+        queue = deque([source])
+        while queue:
+            v = queue.popleft()
+            for e in self._edges[v]:
+                w = self._head[e]
+                if self._room[e] > 0 and level[w] < 0:
+                    level[w] = level[v] + 1
+                    queue.append(w)
+        return level
+
+    def _block(self, source: int, sink: int, level: list[int]) -> None:
+        """Saturate every shortest path (depth-first, no recursion: paths may be long)."""
+        at = [0] * len(self._edges)
+        path: list[int] = []
+        v = source
+        while True:
+            if v == sink:
+                flow = min(self._room[e] for e in path)
+                first = len(path)
+                for k in range(len(path) - 1, -1, -1):
+                    e = path[k]
+                    self._room[e] -= flow
+                    self._room[e ^ 1] += flow
+                    if self._room[e] == 0:
+                        first = k
+                v = self._head[path[first] ^ 1]
+                del path[first:]
+                continue
+            e = self._next(v, at, level)
+            if e >= 0:
+                path.append(e)
+                v = self._head[e]
+            elif path:
+                level[v] = -1
+                v = self._head[path.pop() ^ 1]
+            else:
+                return
+
+    def _next(self, v: int, at: list[int], level: list[int]) -> int:
+        edges = self._edges[v]
+        while at[v] < len(edges):
+            e = edges[at[v]]
+            if self._room[e] > 0 and level[self._head[e]] == level[v] + 1:
+                return e
+            at[v] += 1
+        return -1

@@ -1,0 +1,268 @@
+"""Models in and out: paths, bytes, ModelProto, onnx_ir.Model; external data; atomic files."""
+
+import contextlib
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.external_data_helper
+import onnx.inliner
+
+from qdq.errors import ModelError
+from qdq.graph import sort_nodes, subgraphs, without_large
+
+__all__ = ["load", "save"]
+
+# A protobuf message cannot exceed 2**31 - 1 bytes; leave room for what the caller adds.
+_PROTO_LIMIT = 2**31 - 2**26
+
+_QUANTIZED_OPS = frozenset(
+    {
+        "QuantizeLinear",
+        "DequantizeLinear",
+        "DynamicQuantizeLinear",
+        "MatMulInteger",
+        "MatMulIntegerToFloat",
+        "ConvInteger",
+        "DynamicQuantizeMatMul",
+        "DynamicQuantizeLSTM",
+        "QAttention",
+        "QGemm",
+    }
+)
+_LINEAR_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN"})
+_FLOATS = frozenset(
+    {
+        onnx.TensorProto.FLOAT,
+        onnx.TensorProto.FLOAT16,
+        onnx.TensorProto.BFLOAT16,
+        onnx.TensorProto.DOUBLE,
+    }
+)
+
+
+def load(model: Any) -> onnx.ModelProto:
+    """Read a float model, check it, and return an own copy of it.
+
+    Nodes come sorted topologically, model-local functions are inlined, and external data is
+    read in.
+
+    Args:
+        model: path of an ONNX file, its bytes, an ``onnx.ModelProto`` or an ``onnx_ir.Model``.
+            The caller's object or file is never changed.
+
+    Returns:
+        A model that the caller owns, with all its data inside.
+
+    Raises:
+        ModelError: missing, truncated or invalid model, a model that is already quantized, or
+            a float weight that holds NaN or Inf.
+    """
+    proto, where = _read(model)
+    if not proto.HasField("graph") or not (proto.graph.node or proto.graph.output):
+        raise ModelError(f"{where} holds no graph; wanted an ONNX model")
+    sort_nodes(proto.graph)
+    _check_valid(proto, where)
+    _refuse_quantized(proto, where)
+    if proto.functions:
+        proto = onnx.inliner.inline_local_functions(proto)
+    _refuse_non_finite(proto.graph, where)
+    return proto
+
+
+def save(model: onnx.ModelProto, path: str | os.PathLike[str]) -> None:
+    """Write a model so that the file is complete or, on any failure, not changed at all.
+
+    A model too large for one protobuf file (2 GB) gets its large tensors in ``<name>.data``
+    beside it, named after the file.
+
+    Args:
+        model: the model; not changed.
+        path: the file to write; an existing file is replaced.
+
+    Raises:
+        OSError: if the folder does not exist or cannot be written to.
+    """
+    target = Path(path)
+    if model.ByteSize() <= _PROTO_LIMIT:
+        with _replacing(target) as temporary:
+            temporary.write_bytes(model.SerializeToString())
+        return
+    data = target.with_name(target.name + ".data")
+    light = without_large(model, 1024, as_inputs=False)
+    with _replacing(data) as temporary:
+        _write_external(model, light, temporary, data.name)
+        with _replacing(target) as graph_file:
+            graph_file.write_bytes(light.SerializeToString())
+
+
+def _write_external(
+    model: onnx.ModelProto, light: onnx.ModelProto, file: Path, location: str
+) -> None:
+    """Write the data of the tensors that ``light`` lacks, and refer to it from ``light``."""
+    present = {t.name for t in light.graph.initializer}
+    offset = 0
+    with file.open("wb") as stream:
+        for t in model.graph.initializer:
+            if t.name in present:
+                continue
+            raw = t.raw_data if t.HasField("raw_data") else _raw(t)
+            stream.write(b"\0" * (-offset % 4096))  # pages can then be mapped
+            offset += -offset % 4096
+            stream.write(raw)
+            out = light.graph.initializer.add(name=t.name, data_type=t.data_type, dims=t.dims)
+            out.data_location = onnx.TensorProto.EXTERNAL
+            entries = {"location": location, "offset": str(offset), "length": str(len(raw))}
+            for key, value in entries.items():
+                out.external_data.add(key=key, value=value)
+            offset += len(raw)
+
+
+def _raw(tensor: onnx.TensorProto) -> bytes:
+    raw: bytes = onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor)).raw_data
+    return raw
+
+
+@contextlib.contextmanager
+def _replacing(target: Path) -> Iterator[Path]:
+    """A temporary file in the target's folder that replaces the target if all goes well."""
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # mkstemp makes files that only the owner can read
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _read(model: Any) -> tuple[onnx.ModelProto, str]:
+    """An own copy of the model with all data inside, and words for where it came from."""
+    if isinstance(model, onnx.ModelProto):
+        own = onnx.ModelProto()
+        own.CopyFrom(model)
+        _want_data_inside(own, "the ModelProto")
+        return own, "the ModelProto"
+    if isinstance(model, bytes | bytearray | memoryview):
+        data = bytes(model)
+        where = f"the model given as {len(data)} bytes"
+        own = _parse(data, where)
+        _want_data_inside(own, where)
+        return own, where
+    if isinstance(model, str | os.PathLike):
+        return _read_file(Path(os.fspath(model)))
+    ir: Any = sys.modules.get("onnx_ir")  # an onnx_ir.Model can only exist if this is loaded
+    if ir is not None and isinstance(model, ir.Model):
+        proto: onnx.ModelProto = ir.to_proto(model)
+        return _read(proto)[0], "the onnx_ir.Model"
+    raise ModelError(
+        f"a model of type {type(model).__name__} cannot be read; give a path, the bytes of a "
+        "model, an onnx.ModelProto or an onnx_ir.Model"
+    )
+
+
+def _read_file(path: Path) -> tuple[onnx.ModelProto, str]:
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise ModelError(f"model file {str(path)!r} {what}; give the path of an ONNX file")
+    where = f"model file {str(path)!r}"
+    try:
+        data = path.read_bytes()
+    except OSError as e:
+        raise ModelError(f"{where} cannot be read: {e}") from e
+    own = _parse(data, where)
+    try:
+        onnx.external_data_helper.load_external_data_for_model(own, str(path.parent))
+    except (OSError, ValueError, RuntimeError, onnx.checker.ValidationError) as e:
+        raise ModelError(
+            f"{where} keeps weights in another file that cannot be read ({e}); keep the data "
+            "files in the model's folder"
+        ) from e
+    return own, where
+
+
+def _parse(data: bytes, where: str) -> onnx.ModelProto:
+    if not data:
+        raise ModelError(f"{where} is empty; wanted an ONNX model")
+    try:
+        return onnx.load_model_from_string(data)
+    except Exception as e:  # protobuf's DecodeError has no public name that is the same everywhere
+        raise ModelError(f"{where} is truncated or not an ONNX model ({e})") from e
+
+
+def _want_data_inside(model: onnx.ModelProto, where: str) -> None:
+    for t in model.graph.initializer:
+        if t.data_location == onnx.TensorProto.EXTERNAL:
+            raise ModelError(
+                f"{where} keeps the data of {t.name!r} in an external file, but which folder is "
+                "unknown; give the path of the model instead",
+                tensor=t.name,
+            )
+
+
+def _check_valid(model: onnx.ModelProto, where: str) -> None:
+    try:
+        onnx.checker.check_model(without_large(model, 1024))
+    except (onnx.checker.ValidationError, ValueError, RuntimeError) as e:
+        raise ModelError(f"{where} is not a valid ONNX model: {str(e).strip()}") from e
+
+
+def _all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    stack = [model.graph.node, *(f.node for f in model.functions)]
+    while stack:
+        for n in stack.pop(0):
+            yield n
+            stack.extend(g.node for g in subgraphs(n))
+
+
+def _refuse_quantized(model: onnx.ModelProto, where: str) -> None:
+    for n in _all_nodes(model):
+        if n.op_type in _QUANTIZED_OPS or n.op_type.startswith("QLinear"):
+            name = n.name or (n.output[0] if n.output else "")
+            raise ModelError(
+                f"{where} is already quantized: node {name!r} is a {n.op_type}; give the float "
+                "model from before quantization",
+                node=name,
+            )
+
+
+def _refuse_non_finite(graph: onnx.GraphProto, where: str) -> None:
+    """Raise if a weight holds NaN or Inf.
+
+    An attention mask rightly holds -inf, a Clip bound +inf: -inf is refused only in what a
+    linear operator reads, and +inf only in tensors of more than two values.
+    """
+    weights = {i for n in graph.node if n.op_type in _LINEAR_OPS for i in n.input}
+    for t in graph.initializer:
+        _want_finite(t, t.name, where, t.name in weights)
+    for n in graph.node:
+        for a in n.attribute:
+            if n.op_type == "Constant" and a.type == onnx.AttributeProto.TENSOR:
+                _want_finite(a.t, n.output[0], where, n.output[0] in weights)
+        for g in subgraphs(n):
+            _refuse_non_finite(g, where)
+
+
+def _want_finite(tensor: onnx.TensorProto, name: str, where: str, is_weight: bool) -> None:
+    if tensor.data_type not in _FLOATS:
+        return
+    value = onnx.numpy_helper.to_array(tensor)
+    value = value.astype(np.float32) if value.dtype.kind == "V" else value
+    bad = ~np.isfinite(value)
+    if not is_weight:
+        bad &= np.isnan(value) | (value.size > 2) & (value > 0)
+    if bad.any():
+        first = tuple(int(i) for i in np.argwhere(bad)[0])
+        raise ModelError(
+            f"weight {name!r} of {where} holds {int(bad.sum())} NaN or Inf among {value.size} "
+            f"values, the first at {first}; weights must be finite to be quantized",
+            tensor=name,
+        )

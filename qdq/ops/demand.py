@@ -1,0 +1,126 @@
+"""What a node asks of its tensors when it runs on integers. Pure data, no graph."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+__all__ = [
+    "Bounded",
+    "Demand",
+    "Handler",
+    "NodeView",
+    "Output",
+    "Own",
+    "SameAs",
+    "TensorView",
+    "Weight",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """The output has a range of its own, observed in calibration."""
+
+
+@dataclass(frozen=True, slots=True)
+class SameAs:
+    """The output holds only values of the input at ``slot``: both have the same parameters."""
+
+    slot: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Bounded:
+    """Mathematics bounds the output to [low, high]."""
+
+    low: float
+    high: float
+
+
+Output = Own | SameAs | Bounded
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """A constant that is multiplied with the input.
+
+    Attributes:
+        slot: the input slot.
+        axis: the axis of output channels, where one scale per channel can be used.
+        kind: how the axes map to output channels (see ``qdq.problem.Linear``).
+        groups: number of groups.
+    """
+
+    slot: int
+    axis: int
+    kind: Literal["conv", "conv_transpose", "matmul"]
+    groups: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demand:
+    """A node's wish.
+
+    Attributes:
+        activations: input slots that must be codes. A constant in such a slot is quantized with
+            the activation type.
+        output: where the parameters of the outputs come from.
+        weight: the weight, if the node is linear with a constant weight.
+        bias: slot of the int32 bias, if there is one.
+    """
+
+    activations: tuple[int, ...] = (0,)
+    output: Output = field(default_factory=Own)
+    weight: Weight | None = None
+    bias: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TensorView:
+    """One input of a node: name ("" if absent), shape if known, constant or not, float or not."""
+
+    name: str
+    shape: tuple[int | None, ...] | None = None
+    constant: bool = False
+    floating: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeView:
+    """A node as handlers and targets see it.
+
+    ``scalars`` holds the values of small constant inputs by slot (bounds of a Clip, say).
+    """
+
+    name: str
+    op_type: str
+    inputs: tuple[TensorView, ...]
+    outputs: tuple[str, ...]
+    attributes: Mapping[str, object] = field(default_factory=dict)
+    scalars: Mapping[int, float] = field(default_factory=dict)
+    opset: int = 21
+
+    def has(self, slot: int) -> bool:
+        """Whether the input slot is filled."""
+        return slot < len(self.inputs) and bool(self.inputs[slot].name)
+
+    def integer(self, name: str, default: int) -> int:
+        """An integer attribute."""
+        value = self.attributes.get(name, default)
+        return value if isinstance(value, int) else default
+
+    def text(self, name: str, default: str) -> str:
+        """A string attribute."""
+        value = self.attributes.get(name, default)
+        return value.decode() if isinstance(value, bytes) else str(value)
+
+
+class Handler(Protocol):
+    """Says what a node asks for, or a sentence on why it cannot run on integers.
+
+    Pure: sees the node, returns data, touches nothing.
+    """
+
+    def __call__(self, node: NodeView) -> Demand | str:
+        """Return the node's demand, or the reason why there is none."""
+        ...

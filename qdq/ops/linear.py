@@ -1,0 +1,67 @@
+"""Conv, ConvTranspose, Gemm, MatMul: int32 sums of products, weight and bias linked."""
+
+from collections.abc import Mapping
+
+from qdq.ops.demand import Demand, Handler, NodeView, Weight
+
+__all__ = ["ROWS"]
+
+
+def _bias(node: NodeView, slot: int) -> int | str | None:
+    if not node.has(slot):
+        return None
+    if not node.inputs[slot].constant:
+        return f"its bias '{node.inputs[slot].name}' is computed at run time"
+    return slot
+
+
+def _linear(node: NodeView, weight: Weight) -> Demand | str:
+    if not node.inputs[weight.slot].constant:
+        return f"its weight '{node.inputs[weight.slot].name}' is computed at run time"
+    if node.inputs[0].constant:
+        return "its data input is a constant"
+    bias = _bias(node, 2)
+    if isinstance(bias, str):
+        return bias
+    return Demand(activations=(0,), weight=weight, bias=bias)
+
+
+def conv(node: NodeView) -> Demand | str:
+    """Weight (M, C/groups, ...): channels on axis 0."""
+    return _linear(node, Weight(1, 0, "conv", node.integer("group", 1)))
+
+
+def conv_transpose(node: NodeView) -> Demand | str:
+    """Weight (C, M/groups, ...): channels on axis 1, shared by the groups."""
+    return _linear(node, Weight(1, 1, "conv_transpose", node.integer("group", 1)))
+
+
+def gemm(node: NodeView) -> Demand | str:
+    """A (M, K) @ B (K, N) + C: prepare has folded alpha, beta and transB of a constant B."""
+    a, b = node.attributes.get("alpha", 1.0), node.attributes.get("beta", 1.0)
+    if a != 1.0 or (b != 1.0 and node.has(2)):
+        return f"alpha={a} and beta={b} could not be folded into constants"
+    if node.integer("transB", 0):
+        return "its transposed weight is computed at run time"
+    return _linear(node, Weight(1, 1, "matmul"))
+
+
+def matmul(node: NodeView) -> Demand | str:
+    """Two activations, or an activation and a constant right side (..., K, N)."""
+    left, right = node.inputs
+    if left.constant:
+        return "its left side is a constant"
+    if not right.constant:
+        return Demand(activations=(0, 1))
+    if right.shape is None or len(right.shape) != 2:
+        # a batched constant has no single axis of output channels: one scale
+        return Demand(activations=(0, 1))
+    return Demand(activations=(0,), weight=Weight(1, 1, "matmul"))
+
+
+ROWS: Mapping[str, Demand | Handler] = {
+    "Conv": conv,
+    "ConvTranspose": conv_transpose,
+    "Gemm": gemm,
+    "MatMul": matmul,
+}

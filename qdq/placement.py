@@ -1,0 +1,196 @@
+"""Which nodes run on integers: a minimum cut over the graph.
+
+Each unit (a node, with the Relu or Clip behind it) is on the integer or the float side. A side
+costs the unit its kernel time there; a float tensor that an integer unit reads costs one
+QuantizeLinear, an integer tensor that anything float reads costs one DequantizeLinear. All costs
+are non-negative, so the cheapest placement is a minimum cut (Greig, Porteous and Seheult 1989),
+found exactly. A unit that cannot or may not run on integers is tied to the float side.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from qdq.graph import Graph
+from qdq.mincut import INFINITE, Network
+from qdq.ops import demand_of
+from qdq.ops.clamp import bounds
+from qdq.ops.demand import Demand, NodeView, SameAs
+from qdq.targets import Target
+from qdq.views import node_view
+from qdq.weighing import Weighing, features_of, kind_of
+
+__all__ = ["Placement", "Unit", "place", "units_of"]
+
+FLOAT_PAYS = "float is faster here: its integer kernel saves less than the Q and DQ around it cost"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unit:
+    """A node and, where there is one, the clamp that it absorbs.
+
+    Attributes:
+        view: the node.
+        demand: what it asks for on integers; None if it cannot.
+        reason: why it cannot (empty if it can).
+        clamp: name of the absorbed Relu or Clip, or None.
+        outputs: the tensors that leave the unit.
+        reads: non-constant float tensors that the demand wants as codes.
+        others: further float tensors that it reads as float on either side.
+    """
+
+    view: NodeView
+    demand: Demand | None
+    reason: str
+    clamp: str | None
+    outputs: tuple[str, ...]
+    reads: tuple[str, ...]
+    others: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """The result: units in graph order, the integer ones by node name, reasons for the others."""
+
+    units: tuple[Unit, ...]
+    integer: frozenset[str]
+    left_float: Mapping[str, str] = field(default_factory=dict)
+
+
+def units_of(graph: Graph, target: Target, pinned: Mapping[str, str]) -> tuple[Unit, ...]:
+    """Every node of the graph as a unit; ``pinned``: node name → why it has to stay float."""
+    found: list[Unit] = []
+    absorbed: set[int] = set()
+    for index, node in enumerate(graph.nodes):
+        if index in absorbed:
+            continue
+        view = node_view(graph, index)
+        demand = demand_of(view)
+        reason = pinned.get(view.name) or (demand if isinstance(demand, str) else None)
+        if reason is None and isinstance(demand, Demand):
+            reason = target.refusal(view, demand)
+        can = demand if reason is None and isinstance(demand, Demand) else None
+        clamp = None
+        if can is not None and target.absorbs_clamps and not isinstance(can.output, SameAs):
+            clamp = _clamp_behind(graph, node.output[0], pinned)
+        if clamp is not None:
+            absorbed.add(clamp)
+        outputs = tuple(graph.nodes[clamp].output if clamp is not None else node.output)
+        slots = can.activations if can is not None else ()
+        reads, others = _reads(view, slots)
+        found.append(
+            Unit(
+                view=view,
+                demand=can,
+                reason=reason or "",
+                clamp=graph.nodes[clamp].name if clamp is not None else None,
+                outputs=tuple(o for o in outputs if o),
+                reads=reads,
+                others=others,
+            )
+        )
+    return tuple(found)
+
+
+def _clamp_behind(graph: Graph, tensor: str, pinned: Mapping[str, str]) -> int | None:
+    use = graph.only_use(tensor)
+    if use is None or use.slot != 0:
+        return None
+    view = node_view(graph, use.node)
+    limits = bounds(view)
+    if limits is None or view.name in pinned or not limits[0] <= 0 <= limits[1]:
+        return None
+    return use.node
+
+
+def _reads(view: NodeView, slots: tuple[int, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    reads, others = [], []
+    for slot, tensor in enumerate(view.inputs):
+        if tensor.name and tensor.floating and not tensor.constant:
+            (reads if slot in slots else others).append(tensor.name)
+    return tuple(dict.fromkeys(reads)), tuple(dict.fromkeys(others))
+
+
+def place(
+    graph: Graph, target: Target, pinned: Mapping[str, str], sizes: Graph, weighing: Weighing
+) -> Placement:
+    """Decide for every unit.
+
+    Args:
+        graph: the prepared model.
+        target: what can run on integers.
+        pinned: node name → reason, for nodes that must stay float.
+        sizes: an index whose shapes are all numbers (nominal ones).
+        weighing: prices of kernels and borders.
+    """
+    units = units_of(graph, target, pinned)
+    if not target.weighs_costs:
+        chosen = frozenset(u.view.name for u in units if u.demand is not None)
+    else:
+        chosen = _cut(graph, target, units, sizes, weighing)
+    reasons = {u.view.name: u.reason or FLOAT_PAYS for u in units if u.view.name not in chosen}
+    return Placement(units=units, integer=chosen, left_float=reasons)
+
+
+def _cut(
+    graph: Graph, target: Target, units: tuple[Unit, ...], sizes: Graph, weighing: Weighing
+) -> frozenset[str]:
+    """The integer side of the minimum cut (source = integer, sink = float)."""
+    source, sink, first = 0, 1, 2
+    net = Network(first + len(units))
+    producer = {o: first + k for k, u in enumerate(units) for o in u.outputs}
+    readers: dict[str, list[int]] = {}
+    for k, unit in enumerate(units):
+        vertex = first + k
+        for name in (*unit.reads, *unit.others):
+            readers.setdefault(name, []).append(vertex if name in unit.reads else sink)
+        if unit.demand is None:
+            net.edge(vertex, sink, INFINITE)
+            continue
+        kind = kind_of(unit.view, sizes.shape, silu=_closes_silu(graph, unit))
+        features = features_of(unit.view, unit.outputs, sizes.shape)
+        net.edge(vertex, sink, weighing.integer(kind, features, unit.demand))
+        net.edge(source, vertex, weighing.float(kind, features))
+    for name in graph.outputs:
+        readers.setdefault(name, []).append(sink)
+    convolved = {t.name for u in units if u.view.op_type == "Conv" for t in u.view.inputs[:1]}
+    for name, vertices in readers.items():
+        maker = producer.get(name, sink)
+        made_by = units[maker - first].view.op_type if maker >= first else ""
+        kernel = target.kernel(made_by)
+        shape = sizes.shape(name)
+        free = kernel is not None and kernel.float_output
+        out = 0 if free else weighing.dequantize(shape, before_conv=name in convolved)
+        into = weighing.quantize(shape, behind_conv=made_by == "Conv")
+        _border(net, maker, vertices, (into, out), sink)
+    side = net.source_side(source, sink)
+    return frozenset(u.view.name for k, u in enumerate(units) if first + k in side)
+
+
+def _closes_silu(graph: Graph, unit: Unit) -> bool:
+    """Whether the unit is the Mul of x * Sigmoid(x)."""
+    if unit.view.op_type != "Mul" or len(unit.reads) != 2:
+        return False
+    for gate, x in (unit.reads, unit.reads[::-1]):
+        index = graph.producer.get(gate)
+        if index is not None and graph.nodes[index].op_type == "Sigmoid":
+            return graph.nodes[index].input[0] == x
+    return False
+
+
+def _border(
+    net: Network, maker: int, readers: list[int], prices: tuple[int, int], sink: int
+) -> None:
+    quantize, dequantize = prices
+    # one Q, however many integer readers: an extra vertex that is integer as soon as one is
+    shared = net.vertex()
+    net.edge(shared, maker, quantize)
+    for reader in readers:
+        if reader != sink:
+            net.edge(reader, shared, INFINITE)
+    if maker == sink:
+        return
+    # one DQ, however many float readers: an extra vertex that is float as soon as one is
+    shared = net.vertex()
+    net.edge(maker, shared, dequantize)
+    for reader in readers:
+        net.edge(shared, reader, INFINITE)

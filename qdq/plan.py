@@ -1,0 +1,201 @@
+"""What will be integer, with which parameters from where, and what stays float and why."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import onnx
+
+from qdq.errors import ConfigError
+from qdq.graph import Graph
+from qdq.ops import demand_of
+from qdq.ops.demand import Bounded, SameAs
+from qdq.placement import Placement, Unit, place
+from qdq.problem import Constant, Derived, Fixed, Linear, Observed, Shared, Source, TensorPlan
+from qdq.rules import Overrides, read_rules
+from qdq.scheme import Scheme
+from qdq.spec import INT32, QuantSpec
+from qdq.targets import ORT_CPU, Target
+from qdq.views import node_view, nominal_graph
+from qdq.weighing import Weighing
+
+__all__ = ["Plan", "make_plan"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The product of planning.
+
+    Attributes:
+        target: the runtime that it is made for.
+        placement: the units and which of them are integer.
+        tensors: every tensor that gets parameters.
+        linears: the integer nodes that accumulate in int32, for the solver.
+        observed: tensors that calibration must observe → the spec that they will have.
+    """
+
+    target: Target
+    placement: Placement
+    tensors: Mapping[str, TensorPlan] = field(default_factory=dict)
+    linears: tuple[Linear, ...] = ()
+    observed: Mapping[str, QuantSpec] = field(default_factory=dict)
+
+    @property
+    def left_float(self) -> Mapping[str, str]:
+        """Node name → why it stays float."""
+        return self.placement.left_float
+
+    @property
+    def quantized(self) -> tuple[str, ...]:
+        """Names of the nodes that run on integers, in graph order."""
+        p = self.placement
+        return tuple(u.view.name for u in p.units if u.view.name in p.integer)
+
+
+def make_plan(
+    model: onnx.ModelProto,
+    scheme: Scheme | None = None,
+    target: Target = ORT_CPU,
+    weighing: Weighing | None = None,
+) -> Plan:
+    """Plan the quantization of a prepared model.
+
+    Args:
+        model: a float model from ``prepare``.
+        scheme: the user's wish; default ``Scheme()``.
+        target: what the runtime fuses.
+        weighing: prices of kernels; default: those measured for the target.
+
+    Raises:
+        ConfigError: a type that the target has no kernels for, a rule that matches nothing.
+    """
+    scheme = scheme or Scheme()
+    _check_types(scheme, target)
+    graph = Graph(model)
+    rules = read_rules(graph, scheme.rules)
+    sizes = nominal_graph(model)
+    placement = place(graph, target, rules.pinned, sizes, weighing or Weighing())
+    return _Tensors(graph, scheme, target, rules, placement).plan()
+
+
+def _check_types(scheme: Scheme, target: Target) -> None:
+    for what, spec, allowed in (
+        ("activations", scheme.activation, target.activations),
+        ("weights", scheme.weight, target.weights),
+    ):
+        if spec.dtype not in allowed:
+            names = ", ".join(sorted(t.name for t in allowed))
+            raise ConfigError(
+                f"{target.name} has no integer kernels for {spec.dtype} {what}; use one of {names}, "
+                f"or the portable target for other runtimes"
+            )
+
+
+class _Tensors:
+    """Collects the tensors of the integer units. Lives for one call of make_plan."""
+
+    def __init__(
+        self, graph: Graph, scheme: Scheme, target: Target, rules: Overrides, placement: Placement
+    ) -> None:
+        self.graph, self.scheme, self.target = graph, scheme, target
+        self.rules, self.placement = rules, placement
+        self.tensors: dict[str, TensorPlan] = {}
+        self.linears: list[Linear] = []
+        self.owner: dict[str, str] = {}
+        self.read_as_codes: frozenset[str] = frozenset()
+
+    def plan(self) -> Plan:
+        units = [u for u in self.placement.units if u.view.name in self.placement.integer]
+        self.read_as_codes = frozenset(name for u in units for name in u.reads)
+        self._share(units)
+        for unit in units:
+            self._activations(unit)
+            self._linear(unit)
+        observed = {t.name: t.spec for t in self.tensors.values() if isinstance(t.source, Observed)}
+        self.rules.check_used(self.tensors, self.placement.left_float)
+        return Plan(
+            target=self.target,
+            placement=self.placement,
+            tensors=self.tensors,
+            linears=tuple(self.linears),
+            observed=observed,
+        )
+
+    def _share(self, units: list[Unit]) -> None:
+        """Outputs of movement nodes belong to the tensor that their values come from.
+
+        Units come in topological order, so the owner of an input is known when its mover comes.
+        """
+        for unit in units:
+            if unit.demand is not None and isinstance(unit.demand.output, SameAs):
+                source = unit.view.inputs[unit.demand.output.slot].name
+                for name in unit.outputs:
+                    if self.graph.elem_type(name) in (0, onnx.TensorProto.FLOAT):
+                        self.owner[name] = self.owner.get(source, source)
+
+    def _activations(self, unit: Unit) -> None:
+        assert unit.demand is not None  # noqa: S101 -- integer units have a demand
+        for slot in unit.demand.activations:
+            tensor = unit.view.inputs[slot]
+            if tensor.constant:
+                self._add(tensor.name, self.scheme.activation, Constant())
+            else:
+                self._activation(tensor.name)
+        kernel = self.target.kernel(unit.view.op_type)
+        floats_out = kernel is not None and kernel.float_output
+        for name in unit.outputs:
+            # a kernel that can hand out float does so unless an integer unit reads its result
+            if not floats_out or name in self.read_as_codes:
+                self._activation(name)
+
+    def _activation(self, name: str) -> None:
+        if name in self.tensors or self.graph.elem_type(name) not in (0, onnx.TensorProto.FLOAT):
+            return
+        owner = self.owner.get(name, name)
+        if owner != name:
+            self._activation(owner)
+            self._add(name, self.tensors[owner].spec, Shared(owner))
+            return
+        self._add(name, self.scheme.activation, self._known_range(name) or Observed())
+
+    def _known_range(self, name: str) -> Source | None:
+        """The range that mathematics gives the producer's output, integer or not."""
+        index = self.graph.producer.get(name)
+        if index is None:
+            return None
+        demand = demand_of(node_view(self.graph, index))
+        if isinstance(demand, str) or not isinstance(demand.output, Bounded):
+            return None
+        return Fixed(demand.output.low, demand.output.high)
+
+    def _linear(self, unit: Unit) -> None:
+        demand = unit.demand
+        if demand is None or demand.weight is None:
+            return
+        view, weight = unit.view, demand.weight
+        name = view.inputs[weight.slot].name
+        spec = QuantSpec(
+            dtype=self.scheme.weight.dtype,
+            symmetric=self.scheme.weight.symmetric,
+            axis=weight.axis if self.scheme.per_channel else None,
+        )
+        self._add(name, spec, Constant())
+        bias = view.inputs[demand.bias].name if demand.bias is not None else None
+        self.linears.append(
+            Linear(
+                node=view.name,
+                input=view.inputs[0].name,
+                weight=name,
+                bias=bias,
+                kind=weight.kind,
+                groups=weight.groups,
+            )
+        )
+        if bias is not None:
+            axis = None if self.tensors[name].spec.axis is None else 0
+            derived = QuantSpec(dtype=INT32, symmetric=True, axis=axis)
+            self.tensors[bias] = TensorPlan(name=bias, spec=derived, source=Derived(view.name))
+
+    def _add(self, name: str, spec: QuantSpec, source: Source) -> None:
+        if name not in self.tensors:
+            spec, source = self.rules.apply(name, spec, source)
+            self.tensors[name] = TensorPlan(name=name, spec=spec, source=source)

@@ -1,0 +1,87 @@
+"""The canonical float graph: special cases die here, so that later stages know one shape."""
+
+from collections.abc import Callable
+
+import onnx
+
+from qdq.graph import sort_nodes
+from qdq.prepare.cleanup import drop_idle_nodes
+from qdq.prepare.constants import constant_nodes, fold_constants
+from qdq.prepare.editing import Editor
+from qdq.prepare.gelu import gelus
+from qdq.prepare.gemm import plain_gemms
+from qdq.prepare.hard import hard_activations, split_hard_swish
+from qdq.prepare.layernorm import layer_norms
+from qdq.prepare.linear import fold_affine
+from qdq.prepare.linear_input import fold_affine_before
+from qdq.prepare.matmul import matmul_units
+from qdq.prepare.naming import name_nodes, split_roles
+from qdq.prepare.opset import infer_types, plain_constants, raise_opset
+from qdq.prepare.padding import fold_pads
+from qdq.prepare.reshapes import merge_reshapes, whole_softmax
+
+__all__ = ["PASSES", "prepare"]
+
+Pass = Callable[[Editor], None]
+
+PASSES: tuple[Pass, ...] = (
+    name_nodes,
+    constant_nodes,
+    drop_idle_nodes,
+    fold_constants,
+    drop_idle_nodes,
+    whole_softmax,
+    split_hard_swish,
+    hard_activations,
+    gelus,
+    layer_norms,
+    plain_gemms,
+    matmul_units,
+    fold_affine,
+    fold_pads,
+    fold_affine_before,
+    merge_reshapes,
+    split_roles,
+)
+
+
+def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model in canonical form, for planning, calibration and quantization.
+
+    The float output does not change beyond rounding, and preparing twice is preparing once.
+    Initializers that are also graph inputs are constants from here on. The result has opset 21
+    or above where the converter can, every node has a name, tensors have their inferred shapes
+    in ``value_info``.
+
+    Args:
+        model: a float model as from ``load``; not changed.
+
+    Returns:
+        A new model.
+
+    Raises:
+        ModelError: if no opset from 13 up can be reached, or shapes contradict each other.
+    """
+    own = onnx.ModelProto()
+    own.CopyFrom(model)
+    sort_nodes(own.graph)
+    plain_constants(own)
+    raise_opset(own)
+    ed = Editor(own)
+    for step in PASSES:
+        step(ed)
+    ed.finish()
+    _note_types(own)
+    return own
+
+
+def _note_types(model: onnx.ModelProto) -> None:
+    """Write the inferred types to value_info, in node order."""
+    types = infer_types(model)
+    graph = model.graph
+    done = {v.name for v in graph.output}
+    del graph.value_info[:]
+    for n in graph.node:
+        for o in n.output:
+            if o in types and o not in done:
+                graph.value_info.add(name=o).type.CopyFrom(types[o])

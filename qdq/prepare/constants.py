@@ -1,0 +1,163 @@
+"""Constants made plain: Constant nodes to initializers, and arithmetic on constants done now."""
+
+import logging
+import math
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.reference
+
+from qdq.prepare.editing import Array, Editor, Node
+from qdq.prepare.opset import infer_types
+
+__all__ = ["constant_nodes", "fold_constants"]
+
+_log = logging.getLogger(__name__)
+
+_MAX_BYTES = 2**20  # results above this, and twice what they were made of, stay computed
+_MAX_ROUNDS = 16
+
+# Pure functions of their inputs, for which the reference evaluation is exact or within rounding.
+# fmt: off
+_FOLDABLE = frozenset({
+    "Abs", "Add", "And", "Cast", "Ceil", "Concat", "ConstantOfShape", "CumSum", "Div", "Equal",
+    "Erf", "Exp", "Expand", "EyeLike", "Flatten", "Floor", "Gather", "GatherElements", "GatherND",
+    "Greater", "GreaterOrEqual", "Identity", "Less", "LessOrEqual", "Log", "Max", "Min", "Mod",
+    "Mul", "Neg", "Not", "OneHot", "Or", "Pow", "Range", "Reciprocal", "ReduceMax", "ReduceMean",
+    "ReduceMin", "ReduceProd", "ReduceSum", "Reshape", "Round", "ScatterElements", "ScatterND",
+    "Shape", "Sign", "Size", "Slice", "Split", "Sqrt", "Squeeze", "Sub", "Tile", "Transpose",
+    "Trilu", "Unsqueeze", "Where", "Xor",
+})
+# fmt: on
+
+
+def constant_nodes(ed: Editor) -> None:
+    """Constant nodes become initializers, whatever attribute holds the value."""
+    for node in ed.nodes("Constant"):
+        tensor = _constant_value(node)
+        if tensor is not None:
+            _settle(ed, node, [tensor])
+
+
+def _constant_value(node: Node) -> onnx.TensorProto | None:
+    """The value as a tensor; None for a sparse one, which stays a node."""
+    (a,) = node.proto.attribute
+    value = onnx.helper.get_attribute_value(a)
+    if a.name == "value":
+        tensor: onnx.TensorProto = value
+        return tensor
+    if a.name == "sparse_value":
+        return None
+    if a.name in ("value_string", "value_strings"):
+        array: Array = np.array(value, dtype=object)
+    else:
+        array = np.array(value, np.float32 if "float" in a.name else np.int64)
+    return onnx.numpy_helper.from_array(array)
+
+
+def fold_constants(ed: Editor) -> None:
+    """Nodes whose inputs are all constant, and shapes that are known, become constants.
+
+    Shape of a tensor folds if all its dimensions are known; Gather and Slice on a Shape fold
+    if the dimensions that they pick are known. Folding makes more shapes known, so inference
+    and folding alternate until nothing changes. A result above 1 MB stays computed unless it
+    is at most twice as large as the inputs (a Cast of float16 weights). The
+    arithmetic is that of ``onnx.reference``.
+    """
+    for _ in range(_MAX_ROUNDS):
+        ed.finish()
+        ed.types = infer_types(ed.model)
+        known: dict[str, list[int | None]] = {}
+        changed = False
+        for node in ed.nodes():
+            results = _known_dims(ed, node, known) or _evaluate(ed, node)
+            if results is not None:
+                _settle(ed, node, results)
+                changed = True
+        if not changed:
+            return
+
+
+def _settle(ed: Editor, node: Node, results: list[onnx.TensorProto]) -> None:
+    """Put constants in the place of a node."""
+    if any(o in ed.outputs for o in node.outputs):
+        return
+    for name, tensor in zip(node.outputs, results, strict=False):
+        if name:
+            ed.become_constant(name, tensor)
+    ed.replace([node])
+
+
+def _evaluate(ed: Editor, node: Node) -> list[onnx.TensorProto] | None:
+    if node.op not in _FOLDABLE or any(o in ed.outputs for o in node.outputs):
+        return None
+    if not all(i in ed.constants for i in node.inputs if i):
+        return None
+    feeds = {i: v for i in node.inputs if (v := ed.array(i)) is not None}
+    limit = max(_MAX_BYTES, 2 * sum(v.nbytes for v in feeds.values()))
+    if sum(_expected_bytes(ed, o) for o in node.outputs if o) > limit:
+        return None
+    session = onnx.reference.ReferenceEvaluator(node.proto, opsets={"": ed.opset})
+    try:
+        with np.errstate(all="ignore"):
+            values = [np.asarray(v) for v in session.run(None, feeds)]
+    except Exception:
+        _log.warning("%s %r has constant inputs but stays: not computable", node.op, node.name)
+        return None
+    if sum(v.nbytes for v in values) > limit:
+        return None
+    return [onnx.numpy_helper.from_array(v) for v in values]
+
+
+def _expected_bytes(ed: Editor, name: str) -> int:
+    """A lower bound of a tensor's size, from its inferred shape; small inputs can make much."""
+    shape, elem_type = ed.shape(name), ed.elem_type(name)
+    if shape is None or not elem_type:
+        return 0
+    return math.prod(d or 1 for d in shape) * _dtype(elem_type).itemsize
+
+
+def _dtype(elem_type: int) -> np.dtype[Any]:
+    dtype: np.dtype[Any] = onnx.helper.tensor_dtype_to_np_dtype(elem_type)
+    return dtype
+
+
+def _known_dims(
+    ed: Editor, node: Node, known: dict[str, list[int | None]]
+) -> list[onnx.TensorProto] | None:
+    """The result of a node on dimensions, if it is all known; else noted in ``known``."""
+    if node.op == "Shape":
+        shape = ed.shape(node.input(0))
+        if shape is None:
+            return None
+        dims = list(shape)[slice(node.attr("start", 0), node.attr("end"))]
+        result: Array | list[int | None] = np.array(dims, object)
+    elif node.op in ("Gather", "Slice") and node.input(0) in known:
+        source = np.array(known[node.input(0)], object)
+        picked = _pick(ed, node, source)
+        if picked is None:
+            return None
+        result = picked
+    else:
+        return None
+    flat = np.asarray(result, object)
+    if all(d is not None for d in flat.reshape(-1)):
+        return [onnx.numpy_helper.from_array(flat.astype(np.int64))]
+    if flat.ndim == 1:
+        known[node.output] = list(flat)
+    return None
+
+
+def _pick(ed: Editor, node: Node, source: Array) -> Array | None:
+    """Gather or Slice on a vector of dimensions."""
+    arguments = [ed.array(i) for i in node.inputs[1:] if i]
+    if any(a is None for a in arguments):
+        return None
+    numbers = [a for a in arguments if a is not None]
+    if node.op == "Gather":
+        picked: Array = np.asarray(source[numbers[0].astype(np.int64)], object)
+        return picked
+    start, end = int(numbers[0].item()), int(numbers[1].item())
+    step = int(numbers[3].item()) if len(numbers) > 3 else 1
+    return np.asarray(source[slice(start, end, step)], object) if step > 0 else None

@@ -1,0 +1,94 @@
+"""What scales and shifts the channels behind a linear operator, folded into it."""
+
+import numpy as np
+import onnx
+
+from qdq.prepare.affine import Affine, affine_of
+from qdq.prepare.editing import Array, Editor, Node
+
+__all__ = ["fold_affine", "follow", "is_plain", "scale_channels"]
+
+
+def fold_affine(ed: Editor) -> None:
+    """Per-channel factors and offsets behind a linear operator go into its weight and bias.
+
+    With y = W x + b and z = s y + t for each output channel, ``z = (s W) x + (s b + t)``.
+    BatchNormalization is s = scale / sqrt(var + epsilon), t = bias - mean s; Add, Sub, Mul and
+    Div with a constant that is one value, or one per output channel, are the others. A whole
+    chain of them folds at once, as long as nothing else reads what lies between.
+    """
+    for node in ed.nodes("Conv", "ConvTranspose", "Gemm"):
+        weight = ed.array(node.input(1))
+        if weight is None or (node.op == "Gemm" and not is_plain(ed, node)):
+            continue
+        if node.input(2) and ed.array(node.input(2)) is None:
+            continue
+        chain = follow(ed, node, axis=1, rank=weight.ndim)
+        if chain is not None:
+            _fold(ed, node, weight, chain)
+
+
+def is_plain(ed: Editor, node: Node) -> bool:
+    """Whether a Gemm is alone with its weight and a bias of shape (N,)."""
+    factors = (node.attr("alpha", 1.0), node.attr("beta", 1.0), node.attr("transB", 0))
+    bias = ed.shape(node.input(2)) if node.input(2) else (1,)
+    return factors == (1.0, 1.0, 0) and bias is not None and len(bias) == 1
+
+
+def follow(ed: Editor, node: Node, *, axis: int, rank: int) -> tuple[list[Node], Affine] | None:
+    """The nodes behind a linear node that only scale and shift its channels, and their sum."""
+    channels = _out_channels(ed, node)
+    chain: list[Node] = []
+    total = Affine(np.ones(channels), np.zeros(channels))
+    end = node.output
+    while (user := ed.only_user(end)) is not None:
+        step = affine_of(ed, user, end, channels, axis=axis, rank=rank)
+        if step is None:
+            break
+        total = Affine(total.scale * step.scale, total.shift * step.scale + step.shift)
+        chain.append(user)
+        end = user.output
+    if not chain or not (np.isfinite(total.scale).all() and np.isfinite(total.shift).all()):
+        return None
+    return chain, total
+
+
+def _out_channels(ed: Editor, node: Node) -> int:
+    """The number of output channels of a linear node with a constant weight."""
+    shape = tuple(ed.constants[node.input(1)].dims)
+    if node.op == "Conv":
+        return int(shape[0])
+    if node.op == "ConvTranspose":
+        return int(shape[1] * node.attr("group", 1))
+    return int(shape[-1])
+
+
+def scale_channels(node: Node, weight: Array, scale: Array) -> Array:
+    """The weight with each output channel times its scale; scale float64, shape (M,)."""
+    wide = weight.astype(np.float64)
+    if node.op == "Conv":
+        wide = wide * scale.reshape(-1, *(1,) * (weight.ndim - 1))
+    elif node.op == "ConvTranspose":
+        groups = node.attr("group", 1)
+        rows = wide.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
+        wide = (rows * scale.reshape(groups, 1, -1, 1)).reshape(weight.shape)
+    else:
+        wide = wide * scale
+    return wide.astype(weight.dtype)
+
+
+def _fold(ed: Editor, node: Node, weight: Array, chain: tuple[list[Node], Affine]) -> None:
+    nodes, affine = chain
+    bias = ed.array(node.input(2))
+    shift = affine.shift if bias is None else bias * affine.scale + affine.shift
+    new = onnx.NodeProto()
+    new.CopyFrom(node.proto)
+    new.output[0] = nodes[-1].output
+    if (affine.scale != 1).any():
+        new.input[1] = ed.add_constant(
+            f"{node.input(1)}_folded", scale_channels(node, weight, affine.scale)
+        )
+    if bias is not None or shift.any():
+        del new.input[2:]
+        new.input.append(ed.add_constant(f"{node.name}_bias", shift.astype(weight.dtype)))
+    ed.replace([node, *nodes], [new])

@@ -1,0 +1,88 @@
+"""MatMul by a constant matrix together with its bias: one Gemm."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+
+from qdq.prepare.editing import Editor, Node
+from qdq.prepare.linear import follow, scale_channels
+
+__all__ = ["matmul_units"]
+
+
+def matmul_units(ed: Editor) -> None:
+    """MatMul by a constant matrix with its bias becomes one Gemm.
+
+    ``x B`` of shape (..., N) followed by Add of a constant (N,) is
+    ``reshape(reshape(x, (-1, K)) B + bias, (..., N))``; for x of rank 2 without the reshapes.
+    Factors in between fold as in fold_affine. MatMuls of one x share the reshaped x. A MatMul
+    without bias stays a MatMul.
+    """
+    flat: dict[str, str] = {}
+    for node in ed.nodes("MatMul"):
+        weight, x = ed.array(node.input(1)), ed.shape(node.input(0))
+        if (
+            weight is None
+            or weight.ndim != 2
+            or weight.dtype.kind != "f"
+            or x is None
+            or len(x) < 2
+        ):
+            continue
+        chain = follow(ed, node, axis=len(x) - 1, rank=len(x))
+        if chain is None:
+            continue
+        nodes, affine = chain
+        value = weight if (affine.scale == 1).all() else scale_channels(node, weight, affine.scale)
+        b = node.input(1)
+        if value is not weight:
+            b = ed.add_constant(f"{b}_folded", value)
+        if not affine.shift.any() and all(n.op in ("Mul", "Div") for n in nodes):
+            new = [ed.new_node("MatMul", [node.input(0), b], [nodes[-1].output], node.name)]
+        else:
+            bias = ed.add_constant(f"{node.name}_bias", affine.shift.astype(weight.dtype))
+            new = _unit(ed, node, [b, bias], nodes[-1].output, flat)
+        ed.replace([node, *nodes], new)
+
+
+def _unit(
+    ed: Editor, node: Node, constants: Sequence[str], y: str, flat: dict[str, str]
+) -> list[onnx.NodeProto]:
+    x = node.input(0)
+    shape = ed.shape(x) or ()
+    if len(shape) == 2:
+        return [ed.new_node("Gemm", [x, *constants], [y], node.name)]
+    k, width = ed.constants[constants[0]].dims
+    rows = None if None in shape[:-1] else math.prod(d or 0 for d in shape[:-1])
+    new: list[onnx.NodeProto] = []
+    if x not in flat:
+        flat[x] = ed.fresh(f"{x}_2d")
+        target = ed.add_constant(f"{node.name}_rows", np.array([-1, k], np.int64))
+        ed.set_type(flat[x], ed.elem_type(x), (rows, k))
+        name = ed.fresh(f"{node.name}_flatten")
+        ed.add_before(node, ed.new_node("Reshape", [x, target], [flat[x]], name))
+    product = ed.fresh(f"{y}_2d")
+    ed.set_type(product, ed.elem_type(x), (rows, width))
+    new.append(ed.new_node("Gemm", [flat[x], *constants], [product], node.name))
+    back = [*shape[:-1], width]
+    if back.count(None) <= 1:
+        dims = np.array([-1 if d is None else d for d in back], np.int64)
+        target = ed.add_constant(f"{node.name}_shape", dims)
+    else:
+        target = _dynamic_shape(ed, node, int(width), new)
+    name = ed.fresh(f"{node.name}_restore")
+    new.append(ed.new_node("Reshape", [product, target], [y], name))
+    return new
+
+
+def _dynamic_shape(ed: Editor, node: Node, width: int, new: list[onnx.NodeProto]) -> str:
+    """Nodes that give x's leading dimensions and N, for an x with several unknown ones."""
+    leading, target = ed.fresh(f"{node.name}_leading"), ed.fresh(f"{node.name}_shape")
+    last = ed.add_constant(f"{node.name}_width", np.array([width], np.int64))
+    shape_name = ed.fresh(f"{node.name}_dims")
+    new.append(ed.new_node("Shape", [node.input(0)], [leading], shape_name, start=0, end=-1))
+    concat = ed.fresh(f"{node.name}_concat")
+    new.append(ed.new_node("Concat", [leading, last], [target], concat, axis=0))
+    return target

@@ -1,0 +1,76 @@
+"""One node of a graph that is being edited."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import onnx
+
+from qdq.graph import captured_names
+
+__all__ = ["Node"]
+
+
+@dataclass(eq=False, slots=True)
+class Node:
+    """One node of the main graph; equal only to itself.
+
+    Attributes:
+        proto: the node. Its inputs are changed through the Editor only.
+        captures: names that its subgraphs read from the main graph.
+    """
+
+    proto: onnx.NodeProto
+    captures: frozenset[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.captures = captured_names(self.proto)
+
+    @property
+    def op(self) -> str:
+        """Operator type; ``domain::type`` outside of the default domain."""
+        domain = self.proto.domain
+        op: str = self.proto.op_type
+        return op if domain in ("", "ai.onnx") else f"{domain}::{op}"
+
+    @property
+    def name(self) -> str:
+        """The node's name."""
+        name: str = self.proto.name
+        return name
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Input names; absent optional ones are empty."""
+        return tuple(self.proto.input)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Output names; absent optional ones are empty."""
+        return tuple(self.proto.output)
+
+    @property
+    def output(self) -> str:
+        """The first output."""
+        name: str = self.proto.output[0]
+        return name
+
+    def input(self, slot: int) -> str:
+        """The name at an input slot; empty if absent."""
+        name: str = self.proto.input[slot] if slot < len(self.proto.input) else ""
+        return name
+
+    def attr(self, name: str, default: Any = None) -> Any:
+        """The value of an attribute, or the default."""
+        for a in self.proto.attribute:
+            if a.name == name:
+                value = onnx.helper.get_attribute_value(a)
+                return value.decode() if isinstance(value, bytes) else value
+        return default
+
+    def set_attr(self, name: str, value: Any) -> None:
+        """Set an attribute; None removes it."""
+        kept = [a for a in self.proto.attribute if a.name != name]
+        if value is not None:
+            kept.append(onnx.helper.make_attribute(name, value))
+        del self.proto.attribute[:]
+        self.proto.attribute.extend(kept)

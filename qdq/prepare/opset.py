@@ -1,0 +1,108 @@
+"""The operator set raised, and shapes inferred, both without moving the weights around."""
+
+import logging
+
+import onnx
+import onnx.version_converter
+
+from qdq.errors import ModelError
+from qdq.graph import without_large
+
+__all__ = ["OPSET", "infer_types", "plain_constants", "raise_opset"]
+
+_log = logging.getLogger(__name__)
+
+OPSET = 21
+_IR_VERSION = 10  # the first one for opset 21
+_LOWEST = 13  # the first opset whose QuantizeLinear has an axis
+_LARGE = 1024  # bytes; what the converter and shape inference need to read is smaller
+
+
+def plain_constants(model: onnx.ModelProto) -> None:
+    """Initializers that are also graph inputs (the rule before IR version 4) become constants.
+
+    The caller of the prepared model can then no longer override them: a quantized weight is
+    rounded once and for all.
+    """
+    own = {t.name for t in model.graph.initializer}
+    kept = [v for v in model.graph.input if v.name not in own]
+    if len(kept) != len(model.graph.input):
+        del model.graph.input[:]
+        model.graph.input.extend(kept)
+    model.ir_version = max(model.ir_version, _IR_VERSION)
+
+
+def opset_of(model: onnx.ModelProto) -> int:
+    """The version of the default operator set; 0 if the model does not import it."""
+    return max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
+
+
+def raise_opset(model: onnx.ModelProto) -> None:
+    """Convert the model to opset 21, or as near below as the converter can, down to 13.
+
+    Newer models stay as they are. Large weights are set aside while the converter runs.
+
+    Raises:
+        ModelError: if no opset from 13 to 21 can be reached.
+    """
+    have = opset_of(model)
+    if have >= OPSET or have == 0:
+        return
+    light = without_large(model, _LARGE)
+    failure = ""
+    for wanted in range(OPSET, max(_LOWEST, have) - 1, -1):
+        if wanted == have:
+            break
+        try:
+            converted = onnx.version_converter.convert_version(light, wanted)
+        except Exception as e:
+            failure = failure or str(e).strip()
+            continue
+        if wanted < OPSET:
+            _log.warning("opset %d reached in place of %d: %s", wanted, OPSET, failure)
+        _put_back(model, converted)
+        return
+    if have < _LOWEST:
+        raise ModelError(
+            f"the model's opset {have} cannot be raised to {_LOWEST} or above, which "
+            f"quantization wants ({failure}); export the model with opset {OPSET}"
+        )
+    _log.warning("opset %d stays, it cannot be raised to %d: %s", have, OPSET, failure)
+
+
+def _put_back(model: onnx.ModelProto, converted: onnx.ModelProto) -> None:
+    """Take the nodes and small constants of the converted model, keep the rest of the own."""
+    for theirs in converted.opset_import:
+        if theirs.domain in ("", "ai.onnx"):
+            for mine in model.opset_import:
+                if mine.domain == theirs.domain or {mine.domain, theirs.domain} == {"", "ai.onnx"}:
+                    mine.version = theirs.version
+    graph = model.graph
+    del graph.node[:]
+    graph.node.extend(converted.graph.node)
+    known = {t.name for t in graph.initializer}
+    graph.initializer.extend(t for t in converted.graph.initializer if t.name not in known)
+
+
+def infer_types(model: onnx.ModelProto) -> dict[str, onnx.TypeProto]:
+    """Element types and shapes of all tensors of the main graph, by name.
+
+    Raises:
+        ModelError: if shape inference finds the graph inconsistent.
+    """
+    light = without_large(model, _LARGE)
+    custom = {
+        o
+        for n in light.graph.node
+        if n.domain not in ("", "ai.onnx", "ai.onnx.ml")
+        for o in n.output
+    }
+    known = [v for v in light.graph.value_info if v.name in custom]
+    del light.graph.value_info[:]
+    light.graph.value_info.extend(known)
+    try:
+        graph = onnx.shape_inference.infer_shapes(light, data_prop=True).graph
+    except Exception as e:
+        raise ModelError(f"shapes of the model do not fit together: {str(e).strip()}") from e
+    infos = (*graph.value_info, *graph.input, *graph.output)
+    return {v.name: v.type for v in infos}

@@ -1,0 +1,309 @@
+"""Run models: the only file that knows onnxruntime.
+
+onnxruntime's errors leave this file as qdq's, with one line that says what could not run; its
+own log is silent.
+"""
+
+import logging
+import os
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+from qdq.data import Feed, InputSpec
+from qdq.errors import CalibrationError, ModelError, QdqError
+from qdq.graph import Graph, subgraphs
+from qdq.modelio import save
+
+__all__ = [
+    "Latency",
+    "Session",
+    "input_specs",
+    "observe",
+    "open_session",
+    "optimized_op_counts",
+    "paired_latency",
+    "run",
+]
+
+log = logging.getLogger(__name__)
+
+Model = onnx.ModelProto | bytes | str | os.PathLike[str]
+
+# Above this size modelio.save writes the weights to a file of their own: protobuf's limit.
+_MAX_PROTO_BYTES = 2**31 - 2**26
+# onnxruntime's exception classes share no base of their own.
+_ORT_ERRORS: tuple[type[Exception], ...] = (
+    RuntimeError,
+    ValueError,
+    *(v for v in vars(ort_errors).values() if isinstance(v, type) and issubclass(v, Exception)),
+)
+
+
+class Latency(NamedTuple):
+    """Paired timing of two models: medians in milliseconds, and the median of a's time / b's."""
+
+    ms_a: float
+    ms_b: float
+    ratio: float
+
+
+class Session:
+    """A loaded model.
+
+    Attributes:
+        outputs: names of the model's outputs, in order.
+    """
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+        self.outputs: tuple[str, ...] = tuple(o.name for o in session.get_outputs())
+
+    def run(
+        self, feed: Mapping[str, NDArray[np.generic]], names: Sequence[str] | None = None
+    ) -> Feed:
+        """Run one feed and return the named outputs (default: all) by name.
+
+        Raises:
+            ModelError: if onnxruntime cannot run the model on this feed.
+        """
+        wanted = list(self.outputs if names is None else names)
+        try:
+            values = self._session.run(wanted, dict(feed)) if wanted else []
+        except _ORT_ERRORS as e:
+            raise ModelError(f"onnxruntime could not run the model: {_one_line(e)}") from e
+        return dict(zip(wanted, values, strict=True))
+
+
+def input_specs(model: onnx.ModelProto) -> dict[str, InputSpec]:
+    """Name → type and shape of the inputs that a caller has to feed, in order.
+
+    Raises:
+        ModelError: if an input is not a tensor (a sequence, map or optional).
+    """
+    graph = Graph(model)
+    specs = {}
+    for name, info in graph.inputs.items():
+        number = info.type.tensor_type.elem_type
+        if not number:
+            raise ModelError(
+                f"Model input '{name}' is not a tensor but {info.type.WhichOneof('value')}; only "
+                "models whose inputs are tensors can be calibrated",
+                tensor=name,
+            )
+        dims = graph.shape(name)
+        shape = None if dims is None else tuple(None if d is None or d < 0 else d for d in dims)
+        specs[name] = InputSpec(onnx.helper.tensor_dtype_to_np_dtype(number), shape)
+    return specs
+
+
+def open_session(
+    model: Model,
+    *,
+    optimize: bool = True,
+    threads: int | None = None,
+    optimized_model_path: str | os.PathLike[str] | None = None,
+) -> Session:
+    """Load a model into onnxruntime on the CPU.
+
+    Args:
+        model: a ModelProto of any size, its bytes, or a path.
+        optimize: run all of onnxruntime's graph optimizations, or none.
+        threads: number of threads; None lets onnxruntime choose.
+        optimized_model_path: where onnxruntime is to write the graph that it made.
+
+    Raises:
+        ModelError: if onnxruntime cannot load the model.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    level = ort.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    if optimized_model_path is not None:
+        options.optimized_model_filepath = os.fspath(optimized_model_path)
+    with ExitStack() as stack:
+        source = _source(model, stack)
+        if isinstance(source, str) and optimized_model_path is not None:
+            options.add_session_config_entry(
+                "session.optimized_model_external_initializers_file_name",
+                Path(optimized_model_path).name + ".data",
+            )
+        try:
+            session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        except _ORT_ERRORS as e:
+            raise ModelError(_load_message(e)) from e
+    return Session(session)
+
+
+def _source(model: Model, stack: ExitStack) -> bytes | str:
+    """What onnxruntime loads: bytes or a path. Large models go through a temporary folder."""
+    if isinstance(model, bytes):
+        return model
+    if not isinstance(model, onnx.ModelProto):
+        return os.fspath(model)
+    if model.ByteSize() <= _MAX_PROTO_BYTES:
+        data: bytes = model.SerializeToString()
+        return data
+    # Some systems cannot remove files that the runtime still maps.
+    temporary = tempfile.TemporaryDirectory(prefix="qdq-", ignore_cleanup_errors=True)
+    folder = stack.enter_context(temporary)
+    path = Path(folder) / "model.onnx"
+    save(model, path)
+    return str(path)
+
+
+def _one_line(error: BaseException) -> str:
+    """The runtime's message as one line, without its "[ONNXRuntimeError] : 1 : FAIL : "."""
+    text = " ".join(str(error).split())
+    if text.startswith("[ONNXRuntimeError]"):
+        text = text.split(" : ", 3)[-1]
+    return text or type(error).__name__
+
+
+def _load_message(error: BaseException) -> str:
+    text = _one_line(error)
+    low = text.lower()
+    hint = ""
+    if "ir version" in low or "opset" in low:
+        hint = (
+            f". onnxruntime {ort.__version__} is older than the model: upgrade onnxruntime, or "
+            "export the model with a lower opset or IR version"
+        )
+    return f"onnxruntime could not load the model: {text}{hint}"
+
+
+def observe(model: onnx.ModelProto, names: Sequence[str], feeds: Iterable[Feed]) -> Iterator[Feed]:
+    """Run the feeds and yield the named tensors' values, one sample at a time.
+
+    The model is loaded at once, the feeds are run as they are asked for, and nothing is kept
+    between samples. ``model`` does not change.
+
+    Args:
+        model: the model.
+        names: names of tensors in the main graph: inputs, outputs or what is between.
+        feeds: one mapping of input name to array per sample.
+
+    Raises:
+        ModelError: if a name is not in the graph, or onnxruntime cannot load the model.
+        CalibrationError: if a sample cannot be run; ``sample`` is its index.
+    """
+    graph = Graph(model)
+    _check_known(graph, names)
+    fed = [n for n in names if n in graph.inputs]
+    made = [n for n in names if n not in graph.inputs]
+    session = open_session(_exposed(model, made)) if made else None
+    log.debug("observe %d tensors", len(names))
+    return _observed(session, made, fed, feeds)
+
+
+def _observed(
+    session: Session | None, made: list[str], fed: list[str], feeds: Iterable[Feed]
+) -> Iterator[Feed]:
+    for i, feed in enumerate(feeds):
+        values = {n: feed[n] for n in fed}
+        if session is not None:
+            values |= _run_sample(session, feed, made, i)
+        yield values
+
+
+def _run_sample(session: Session, feed: Feed, names: Sequence[str] | None, index: int) -> Feed:
+    try:
+        return session.run(feed, names)
+    except QdqError as e:
+        raise CalibrationError(f"Sample {index}: {e}", sample=index) from e
+
+
+def _check_known(graph: Graph, names: Sequence[str]) -> None:
+    known = graph.producer.keys() | graph.inputs.keys() | graph.constants.keys()
+    for name in names:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else ""
+            raise ModelError(f"The model has no tensor '{name}'{hint}", tensor=name)
+
+
+def _exposed(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+    """A copy of the model whose outputs are the named tensors.
+
+    Types are left to the runtime's own inference.
+    """
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    own = {v.name: v for v in model.graph.output}
+    del copy.graph.output[:]
+    copy.graph.output.extend(own.get(n, onnx.ValueInfoProto(name=n)) for n in dict.fromkeys(names))
+    return copy
+
+
+def run(
+    model: Model,
+    feeds: Iterable[Feed],
+    *,
+    optimize: bool = True,
+    threads: int | None = None,
+) -> Iterator[Feed]:
+    """Run the feeds and yield the model's outputs by name, one sample at a time.
+
+    Raises:
+        ModelError: if onnxruntime cannot load the model.
+        CalibrationError: if a sample cannot be run; ``sample`` is its index.
+    """
+    session = open_session(model, optimize=optimize, threads=threads)
+    return (_run_sample(session, feed, None, i) for i, feed in enumerate(feeds))
+
+
+def optimized_op_counts(model: Model) -> dict[str, int]:
+    """Operator type → number of nodes in the graph that onnxruntime really runs.
+
+    All optimizations are on; nodes of subgraphs are counted too.
+
+    Raises:
+        ModelError: if onnxruntime cannot load the model.
+    """
+    with tempfile.TemporaryDirectory(prefix="qdq-") as folder:
+        path = Path(folder) / "optimized.onnx"
+        open_session(model, optimized_model_path=path)
+        graphs = [onnx.load(path, load_external_data=False).graph]
+    counts: Counter[str] = Counter()
+    while graphs:
+        nodes = graphs.pop().node
+        counts.update(n.op_type for n in nodes)
+        graphs.extend(g for n in nodes for g in subgraphs(n))
+    return dict(sorted(counts.items()))
+
+
+def paired_latency(
+    a: Model, b: Model, feed: Feed, *, repeats: int = 50, threads: int | None = None
+) -> Latency:
+    """Time two models on one feed, in turns, so that both meet the same state of the machine.
+
+    ``ratio`` is the median over the pairs of a's time over b's: above 1, b is the faster one.
+
+    Raises:
+        ModelError: if onnxruntime cannot load or run a model.
+    """
+    sessions = [open_session(m, threads=threads) for m in (a, b)]
+    for session in sessions:  # the first runs allocate memory
+        session.run(feed)
+        session.run(feed)
+    times = np.zeros((repeats, 2))
+    for row in times:
+        for column, session in enumerate(sessions):
+            start = time.perf_counter()
+            session.run(feed)
+            row[column] = time.perf_counter() - start
+    ms_a, ms_b = np.median(times, axis=0) * 1e3
+    return Latency(float(ms_a), float(ms_b), float(np.median(times[:, 0] / times[:, 1])))

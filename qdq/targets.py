@@ -1,0 +1,130 @@
+"""What a runtime turns into integer kernels. One table per target; data, not branches.
+
+``ORT_CPU`` holds what the onnxruntime CPU provider fuses, measured with version 1.32 on x86-64.
+``PORTABLE`` takes every operator that has a row in ``qdq.ops``, for runtimes that compile the
+QDQ graph themselves and for looking at the numerics of an operator.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from qdq.ops.demand import Demand, NodeView
+from qdq.spec import INT8, INT16, UINT8, UINT16, IntType
+
+__all__ = ["ORT_CPU", "PORTABLE", "TARGETS", "Kernel", "Target"]
+
+Condition = Callable[[NodeView, Demand], str | None]
+
+
+def _always(_node: NodeView, _demand: Demand) -> None:
+    return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kernel:
+    """One row: how a target runs an operator on integers.
+
+    Attributes:
+        fused: the operator that the runtime's optimized graph then holds.
+        float_output: the kernel can hand out float, so that no Q is needed behind it.
+        fused_float: the operator's name in that case.
+        condition: returns why this very node cannot run on integers, or None.
+    """
+
+    fused: str
+    float_output: bool = False
+    fused_float: str = ""
+    condition: Condition = _always
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """A runtime's integer abilities.
+
+    Attributes:
+        name: as shown to users.
+        kernels: operator → row; an operator without a row stays float.
+        activations: integer types that activations may have.
+        weights: integer types that weights may have.
+        absorbs_clamps: a Relu or Clip behind an integer kernel costs nothing.
+        weighs_costs: place integer kernels only where they pay (needs measured costs).
+    """
+
+    name: str
+    kernels: Mapping[str, Kernel] | None
+    activations: frozenset[IntType]
+    weights: frozenset[IntType]
+    absorbs_clamps: bool = True
+    weighs_costs: bool = True
+    _portable: Kernel = field(default=Kernel(fused=""), repr=False)
+
+    def kernel(self, op_type: str) -> Kernel | None:
+        """The row of an operator."""
+        return self._portable if self.kernels is None else self.kernels.get(op_type)
+
+    def refusal(self, node: NodeView, demand: Demand) -> str | None:
+        """Why the target cannot run this node on integers; None if it can."""
+        kernel = self.kernel(node.op_type)
+        if kernel is None:
+            return f"{self.name} has no integer kernel for {node.op_type}"
+        return kernel.condition(node, demand)
+
+
+def _nearest(node: NodeView, _demand: Demand) -> str | None:
+    mode = node.text("mode", "nearest")
+    return None if mode == "nearest" else f"only nearest Resize has an integer kernel, not {mode}"
+
+
+def _two_real_inputs(node: NodeView, _demand: Demand) -> str | None:
+    if any(t.shape is not None and 0 in t.shape for t in node.inputs[:2]):
+        return "an input is empty"
+    return None
+
+
+def _matrix(node: NodeView, demand: Demand) -> str | None:
+    if demand.weight is None and any(t.constant for t in node.inputs[:2]):
+        return "its constant side is not a matrix"
+    return None
+
+
+_SAME = ("DepthToSpace", "Expand", "Flatten", "Gather", "GatherElements", "MaxPool", "ReduceMax",
+         "ReduceMin", "Reshape", "Slice", "Split", "Squeeze", "Tile", "Transpose",
+         "Unsqueeze")  # fmt: skip
+
+ORT_CPU = Target(
+    name="onnxruntime CPU",
+    activations=frozenset({UINT8, INT8}),
+    weights=frozenset({INT8, UINT8}),
+    kernels={
+        "Conv": Kernel(fused="QLinearConv"),
+        "Gemm": Kernel(fused="QGemm", float_output=True, fused_float="QGemm"),
+        "MatMul": Kernel(
+            fused="QLinearMatMul",
+            float_output=True,
+            fused_float="MatMulIntegerToFloat",
+            condition=_matrix,
+        ),
+        "Add": Kernel(fused="QLinearAdd", condition=_two_real_inputs),
+        "Mul": Kernel(fused="QLinearMul", condition=_two_real_inputs),
+        "AveragePool": Kernel(fused="QLinearAveragePool"),
+        "Concat": Kernel(fused="QLinearConcat"),
+        "GlobalAveragePool": Kernel(fused="QLinearGlobalAveragePool"),
+        "LeakyRelu": Kernel(fused="QLinearLeakyRelu"),
+        "Sigmoid": Kernel(fused="QLinearSigmoid"),
+        "Softmax": Kernel(fused="QLinearSoftmax"),
+        "Where": Kernel(fused="QLinearWhere"),
+        "Resize": Kernel(fused="Resize", condition=_nearest),
+        **{op: Kernel(fused=op) for op in _SAME},
+    },
+)
+
+PORTABLE = Target(
+    name="portable",
+    activations=frozenset({UINT8, INT8, UINT16, INT16}),
+    weights=frozenset({INT8, UINT8, INT16, UINT16}),
+    kernels=None,
+    absorbs_clamps=True,
+    weighs_costs=False,
+)
+
+TARGETS: Mapping[str, Target] = {"ort-cpu": ORT_CPU, "portable": PORTABLE}

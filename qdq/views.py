@@ -1,0 +1,91 @@
+"""From the graph to the records that handlers, targets and costs see; nominal shapes."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+
+from qdq.graph import Graph, attributes
+from qdq.ops.demand import NodeView, TensorView
+
+__all__ = ["FLOATS", "node_view", "nominal_graph"]
+
+FLOATS = frozenset({onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE})
+BATCH, IMAGE, SEQUENCE = 1, 224, 64  # what an unknown dimension is taken to be, for costs only
+BIG = 1 << 12  # bytes; larger constants travel without their data through shape inference
+
+
+def node_view(graph: Graph, index: int) -> NodeView:
+    """What handlers and targets may know of a node."""
+    node = graph.nodes[index]
+    return NodeView(
+        name=node.name,
+        op_type=node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}",
+        inputs=tuple(_tensor_view(graph, name) for name in node.input),
+        outputs=tuple(node.output),
+        attributes=attributes(node),
+        scalars=_scalars(graph, node),
+        opset=graph.opset,
+    )
+
+
+def _tensor_view(graph: Graph, name: str) -> TensorView:
+    elem = graph.elem_type(name)
+    # an unknown type is taken as float32: models without full shape inference are mostly that
+    floating = elem in (0, onnx.TensorProto.FLOAT)
+    return TensorView(name, graph.shape(name), name in graph.constants, floating)
+
+
+def _scalars(graph: Graph, node: onnx.NodeProto) -> Mapping[int, float]:
+    found = {}
+    for slot, name in enumerate(node.input):
+        tensor = graph.constants.get(name)
+        if tensor is not None and int(np.prod(tensor.dims)) == 1:
+            value = graph.array(name)
+            if value.dtype.kind in "fiub":
+                found[slot] = float(value.reshape(()))
+    return found
+
+
+def nominal_graph(model: onnx.ModelProto) -> Graph:
+    """An index of ``model`` whose every shape is a number, as far as inference can tell.
+
+    Costs need sizes before any data is seen. Unknown dimensions of graph inputs are taken as 1
+    (the first), 224 (the last two of rank 4 and 5) or 64 (others); the shapes behind them follow.
+    """
+    scratch = onnx.ModelProto()
+    scratch.CopyFrom(_without_data(model))
+    for value in scratch.graph.input:
+        dims = value.type.tensor_type.shape.dim
+        for axis, dim in enumerate(dims):
+            if not dim.HasField("dim_value"):
+                image = len(dims) >= 4 and axis >= 2
+                dim.dim_value = BATCH if axis == 0 else IMAGE if image else SEQUENCE
+    del scratch.graph.value_info[:]
+    for value in scratch.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    try:
+        inferred = onnx.shape_inference.infer_shapes(scratch, data_prop=True)
+    except (onnx.shape_inference.InferenceError, RuntimeError):
+        return Graph(model)
+    return Graph(model, types=inferred)
+
+
+def _without_data(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy whose large constants have type and shape but no values."""
+    copy = onnx.ModelProto()
+    copy.opset_import.extend(model.opset_import)
+    copy.ir_version = model.ir_version
+    graph = copy.graph
+    graph.name = model.graph.name
+    graph.node.extend(model.graph.node)
+    graph.input.extend(model.graph.input)
+    graph.output.extend(model.graph.output)
+    for tensor in model.graph.initializer:
+        if tensor.ByteSize() <= BIG:
+            graph.initializer.append(tensor)
+        else:
+            graph.input.append(
+                onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            )
+    return copy

@@ -1,0 +1,118 @@
+"""Prices for placement: what a node costs on either side, and what a border costs.
+
+Time comes from ``qdq.costs`` (measured). On top of it every integer kernel that is there only to
+keep an island together (elementwise, pooling, merging) pays ``noise`` for each element that it
+rounds to 8 bits once more: a Lagrange multiplier between time and accuracy, in ns per element.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import isfinite, prod
+
+from qdq import costs
+from qdq.mincut import INFINITE
+from qdq.ops.demand import Demand, NodeView, SameAs
+
+__all__ = ["Shape", "Shapes", "Weighing", "count", "features_of", "kind_of"]
+
+Shape = tuple[int | None, ...] | None
+Shapes = Callable[[str], Shape]
+UNKNOWN_COUNT = 4096  # elements of a tensor whose size nobody knows before a run
+LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+
+
+def count(shape: Shape) -> int:
+    """Number of elements; unknown dimensions count as 1, an unknown rank as a small tensor."""
+    return UNKNOWN_COUNT if shape is None else prod(d or 1 for d in shape)
+
+
+def kind_of(view: NodeView, shapes: Shapes, *, silu: bool = False) -> str:
+    """The row of the cost table for a node; ``silu``: a Mul that closes x * Sigmoid(x)."""
+    if view.op_type == "Conv":
+        weight = shapes(view.inputs[1].name) or ()
+        groups = view.integer("group", 1)
+        channels = (weight[1] or 1) * groups if len(weight) > 1 else groups
+        return costs.conv_kind(channels_in=channels, groups=groups, taps=prod(_known(weight[2:])))
+    if view.op_type == "MatMul" and not view.inputs[1].constant:
+        return "MatMul.dynamic"
+    if view.op_type in ("Add", "Mul") and len(view.inputs) == 2:
+        if silu:
+            return "Mul.silu"
+        small = min(count(shapes(t.name)) for t in view.inputs)
+        large = max(count(shapes(t.name)) for t in view.inputs)
+        if small == 1 and large > 1:
+            return f"{view.op_type}.scalar"
+        return f"{view.op_type}.channel" if small < large else view.op_type
+    return view.op_type
+
+
+def _known(dims: tuple[int | None, ...]) -> tuple[int, ...]:
+    return tuple(d or 1 for d in dims)
+
+
+def features_of(view: NodeView, outputs: tuple[str, ...], shapes: Shapes) -> costs.Features:
+    """The counts that the cost of a node depends on."""
+    made = sum(count(shapes(o)) for o in outputs)
+    read = max((count(shapes(t.name)) for t in view.inputs if t.name and not t.constant), default=0)
+    rank = len(shapes(outputs[0]) or ()) if outputs else 0
+    if view.op_type == "Conv":
+        weight = _known(shapes(view.inputs[1].name) or (1, 1))
+        groups = view.integer("group", 1)
+        return costs.Features(
+            inputs=read,
+            outputs=made,
+            channels_in=weight[1] * groups,
+            channels_out=weight[0],
+            taps=prod(weight[2:]),
+            groups=groups,
+            weights=prod(weight),
+        )
+    if view.op_type in LINEAR:
+        right = _known(shapes(view.inputs[1].name) or (1, 1))
+        depth, width = right[-2:] if len(right) > 1 else (1, 1)
+        constant = prod(right) if view.inputs[1].constant else 0
+        return costs.Features(
+            inputs=read, outputs=made, channels_in=depth, channels_out=width, weights=constant
+        )
+    window = view.attributes.get("kernel_shape")
+    taps = prod(window) if isinstance(window, list | tuple) else 1
+    return costs.Features(inputs=read, outputs=made, taps=taps, beside_conv=rank == 4)
+
+
+@dataclass(frozen=True, slots=True)
+class Weighing:
+    """Prices in ns, as whole numbers, so that a placement is the same everywhere.
+
+    Attributes:
+        noise: price of one more rounding to 8 bits, in ns per element.
+    """
+
+    noise: float = 0.1
+
+    def float(self, kind: str, features: costs.Features) -> int:
+        """A node on the float side."""
+        if kind == "Mul.silu":  # onnxruntime makes x * Sigmoid(x) one kernel, already paid
+            return 0
+        return round(costs.float_cost(kind, features))
+
+    def integer(self, kind: str, features: costs.Features, demand: Demand) -> int:
+        """A node on the integer side; INFINITE where there is no kernel."""
+        kind = "Mul" if kind == "Mul.silu" else kind
+        price = costs.int8_cost(kind, features)
+        if not isfinite(price):
+            return INFINITE
+        if demand.weight is None and not isinstance(demand.output, SameAs):
+            price += self.noise * features.outputs
+        return round(price)
+
+    def quantize(self, shape: Shape, *, behind_conv: bool) -> int:
+        """A QuantizeLinear; ``behind_conv``: its float input comes from a blocked Conv."""
+        image = shape is not None and len(shape) == 4
+        price = costs.quantize_cost(count(shape), float_conv=behind_conv, int8_conv=image)
+        return round(price)
+
+    def dequantize(self, shape: Shape, *, before_conv: bool) -> int:
+        """A DequantizeLinear; ``before_conv``: a float Conv reads it."""
+        image = shape is not None and len(shape) == 4
+        price = costs.dequantize_cost(count(shape), float_conv=before_conv, int8_conv=image)
+        return round(price)

@@ -1,0 +1,280 @@
+"""The command line: what it writes where, exit statuses, and nothing left behind."""
+
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from qdq import cli
+from qdq.calibrate import CALIBRATORS
+from qdq.errors import ModelError
+from qdq.version import __version__
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with in.onnx (two convolutions) and data.npz (6 samples), as working directory."""
+    rng = np.random.default_rng(3)
+    weights = [rng.normal(size=(32, c, 3, 3)).astype(np.float32) for c in (16, 32)]
+    graph = helper.make_graph(
+        [
+            helper.make_node("Conv", ["x", "w0"], ["a"], "first"),
+            helper.make_node("Relu", ["a"], ["b"], "relu"),
+            helper.make_node("Conv", ["b", "w1"], ["y"], "second"),
+        ],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 16, 32, 32])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 32, 28, 28])],
+        [numpy_helper.from_array(w, f"w{i}") for i, w in enumerate(weights)],
+    )
+    opsets = [helper.make_opsetid("", 21)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path / "in.onnx")
+    np.savez(tmp_path / "data.npz", x=rng.normal(size=(6, 1, 16, 32, 32)).astype(np.float32))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+BASE = ["quantize", "in.onnx", "out.onnx", "--calib", "data.npz"]
+
+
+def left(folder: Path) -> set[str]:
+    return {p.name for p in folder.iterdir()}
+
+
+def types(path: str) -> list[str]:
+    """Elementwise types of the zero points of the model's QuantizeLinear and DequantizeLinear."""
+    graph = onnx.load(path).graph
+    kinds = {t.name: TensorProto.DataType.Name(t.data_type) for t in graph.initializer}
+    q = [n for n in graph.node if n.op_type.endswith("eLinear")]
+    return sorted({kinds[n.input[2]] for n in q})
+
+
+def test_quantize_writes_a_model_and_a_summary(
+    files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(BASE) == 0
+    out, err = capsys.readouterr()
+    assert err == ""  # a pipe: no progress
+    assert "out.onnx: " in out
+    assert "2 Conv" in out
+    assert "QLinearConv" in out
+    assert left(files) == {"in.onnx", "data.npz", "out.onnx"}
+    onnx.checker.check_model("out.onnx", full_check=True)
+
+
+def test_json(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*BASE, "--json", "--samples", "4", "--skip", "fir.*"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["samples"] == 4
+    assert facts["integer"]["Conv"] == 1
+    assert "first" in facts["float"]["nodes"]
+    assert facts["float"]["count"] == len(facts["float"]["nodes"])
+    assert sum(facts["float"]["reasons"].values()) == facts["float"]["count"]
+    assert facts["bytes"]["output"] == Path("out.onnx").stat().st_size
+    assert facts["kernels"]["QLinearConv"] == 1
+
+
+@pytest.mark.parametrize("calibrator", sorted(CALIBRATORS))
+def test_calibrators(files: Path, calibrator: str) -> None:
+    assert cli.main([*BASE, "--calibrator", calibrator]) == 0
+    assert calibrator in onnx.load("out.onnx").SerializeToString().decode("latin1").lower()
+
+
+def test_percentile_reaches_the_calibrator(files: Path) -> None:
+    assert cli.main([*BASE, "--calibrator", "percentile", "--percentile", "97.25"]) == 0
+    assert b"97.25" in Path("out.onnx").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ([], ["INT8", "UINT8"]),
+        (["--activation-type", "int8"], ["INT8"]),
+        (["--target", "portable", "--activation-type", "uint16"], ["INT8", "UINT16"]),
+        (["--target", "portable", "--activation-type", "int16"], ["INT16", "INT8"]),
+        (["--weight-type", "uint8"], ["UINT8"]),
+    ],
+)
+def test_types(files: Path, options: list[str], expected: list[str]) -> None:
+    assert cli.main([*BASE, *options]) == 0
+    assert types("out.onnx") == expected
+
+
+def test_per_tensor(files: Path) -> None:
+    def scales() -> set[tuple[int, ...]]:
+        graph = onnx.load("out.onnx").graph
+        shapes = {t.name: tuple(t.dims) for t in graph.initializer}
+        return {shapes[n.input[1]] for n in graph.node if n.op_type == "DequantizeLinear"}
+
+    assert cli.main(BASE) == 0
+    assert scales() == {(), (32,)}
+    assert cli.main([*BASE, "--per-tensor"]) == 0
+    assert scales() == {()}
+
+
+@pytest.mark.parametrize(
+    ("options", "left_float"),
+    [
+        (["--skip-op", "Conv", "--skip-op", "Relu"], {"first", "relu", "second"}),
+        (["--skip", ".*"], {"first", "relu", "second"}),
+        (["--skip", "first"], {"first"}),
+        (["--skip-tensor", "b"], {"relu", "second"}),
+    ],
+)
+def test_skip(
+    files: Path, options: list[str], left_float: set[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([*BASE, "--json", *options]) == 0
+    assert set(json.loads(capsys.readouterr().out)["float"]["nodes"]) >= left_float
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["quantize", "no.onnx", "out.onnx", "--calib", "data.npz"], "no.onnx"),
+        (["quantize", "in.onnx", "out.onnx", "--calib", "no.npz"], "no.npz"),
+        (["quantize", "in.onnx", "in.onnx", "--calib", "data.npz"], "float model itself"),
+        (["quantize", "in.onnx", "./x/../in.onnx", "--calib", "data.npz"], "float model itself"),
+        (["quantize", "in.onnx", "data.npz", "--calib", "data.npz"], "calibration data itself"),
+        (["quantize", "in.onnx", "no/out.onnx", "--calib", "data.npz"], "does not exist"),
+        (["quantize", "in.onnx", ".", "--calib", "data.npz"], "is a folder"),
+        ([*BASE, "--skip", "thirst"], "thirst"),
+        ([*BASE, "--percentile", "99"], "--calibrator percentile"),
+        ([*BASE, "--activation-type", "int16"], "no integer kernels for int16"),
+        (["demo", "--out", "no"], "does not exist"),
+    ],
+)
+def test_failures_are_one_line_and_leave_nothing(
+    files: Path, argv: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (files / "in.onnx").read_bytes()
+    assert cli.main(argv) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("qdq: error: ")
+    assert err.count("\n") == 1
+    assert words in err
+    assert left(files) == {"in.onnx", "data.npz"}
+    assert (files / "in.onnx").read_bytes() == before
+
+
+def test_a_link_to_the_float_model_is_no_output(files: Path) -> None:
+    os.link("in.onnx", "link.onnx")
+    assert cli.main(["quantize", "in.onnx", "link.onnx", "--calib", "data.npz"]) == 1
+
+
+def test_sizes_count_external_data(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = Path("in.onnx").stat().st_size
+    model = onnx.load("in.onnx")
+    onnx.save(model, "ext.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
+    assert cli.main(["quantize", "ext.onnx", *BASE[2:], "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["bytes"]["model"]
+    assert before <= found < before + 10_000
+
+
+def test_a_failure_keeps_the_older_output(files: Path) -> None:
+    Path("out.onnx").write_bytes(b"older")
+    assert cli.main([*BASE, "--skip", "thirst"]) == 1
+    assert Path("out.onnx").read_bytes() == b"older"
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [],
+        ["nonsense"],
+        BASE[:3],
+        [*BASE, "--calibrator", "magic"],
+        [*BASE, "--percentile", "120"],
+        [*BASE, "--percentile", "much"],
+        [*BASE, "--samples", "0"],
+        [*BASE, "--skip", "("],
+        [*BASE, "--activation-type", "int32"],
+    ],
+)
+def test_wrong_usage(files: Path, argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as e:
+        cli.main(argv)
+    assert e.value.code == 2
+    assert "usage: qdq" in capsys.readouterr().err
+    assert left(files) == {"in.onnx", "data.npz"}
+
+
+def test_debug_gives_the_traceback(files: Path) -> None:
+    with pytest.raises(ModelError):
+        cli.main(["quantize", "no.onnx", "out.onnx", "--calib", "data.npz", "--debug"])
+
+
+def test_interrupt(
+    files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pathlib.Path.replace", interrupted)  # the last moment before the output
+    assert cli.main(BASE) == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert left(files) == {"in.onnx", "data.npz"}
+
+
+def test_an_unforeseen_error_is_one_line_too(
+    files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise KeyError("no such key")
+
+    monkeypatch.setattr(cli, "run", broken)
+    assert cli.main(BASE) == 1
+    err = capsys.readouterr().err
+    assert "unforeseen KeyError: 'no such key'" in err
+    assert err.count("\n") == 1
+
+
+def test_progress_on_a_terminal(
+    files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    assert cli.main(BASE) == 0
+    err = capsys.readouterr().err
+    assert "\rcalibrating: 6 samples" in err
+    assert err.endswith("\n")
+
+
+def shell(*argv: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "qdq", *argv]
+    return subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+
+
+def test_python_m_qdq(files: Path) -> None:
+    done = shell("--version")
+    assert (done.returncode, done.stdout) == (0, f"qdq {__version__}\n")
+    failed = shell("quantize", "no.onnx", "out.onnx", "--calib", "data.npz")
+    assert failed.returncode == 1
+    assert "Traceback" not in failed.stderr
+
+
+@pytest.mark.skipif(os.name != "posix", reason="SIGPIPE")
+def test_a_closed_pipe_is_silent(files: Path) -> None:
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "qdq", *BASE]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, env=env, check=False)
+    os.close(write)
+    assert done.returncode == 1
+    assert done.stderr == b""
+
+
+def test_the_installed_command_is_this_one() -> None:
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert scripts["qdq"] == "qdq.cli:main"

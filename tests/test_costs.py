@@ -1,0 +1,154 @@
+"""The table's laws, and that it answers the questions it was measured for."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qdq.costs import (
+    FLOAT,
+    INT8,
+    Features,
+    conv_kind,
+    dequantize_cost,
+    float_cost,
+    int8_cost,
+    quantize_cost,
+    reorder_cost,
+)
+
+sizes = st.integers(1, 1 << 20)
+
+
+def conv(cin, cout, side, k=1, groups=1):
+    kind = conv_kind(channels_in=cin, groups=groups, taps=k * k)
+    features = Features(
+        inputs=cin * side * side,
+        outputs=cout * side * side,
+        channels_in=cin,
+        channels_out=cout,
+        taps=k * k,
+        groups=groups,
+        weights=cin * cout // groups * k * k,
+    )
+    return kind, features
+
+
+def saves(cin, cout, side, k=1, groups=1):
+    """What one convolution on integers saves, between float convolutions."""
+    kind, f = conv(cin, cout, side, k, groups)
+    borders = quantize_cost(f.inputs, float_conv=True, int8_conv=True)
+    borders += dequantize_cost(f.outputs, float_conv=True, int8_conv=True)
+    return float_cost(kind, f) - int8_cost(kind, f) - borders
+
+
+@given(st.sampled_from(sorted(FLOAT)), sizes, st.booleans())
+def test_a_float_cost_is_finite_and_grows_with_the_tensor(kind, n, beside):
+    small = float_cost(kind, Features(inputs=n, outputs=n, beside_conv=beside))
+    large = float_cost(kind, Features(inputs=2 * n, outputs=2 * n, beside_conv=beside))
+    assert 0 <= small <= large < math.inf
+
+
+@given(st.sampled_from(sorted(INT8)), sizes, st.booleans())
+def test_an_int8_cost_is_finite_and_grows_with_the_tensor(kind, n, beside):
+    small = int8_cost(kind, Features(inputs=n, outputs=n, beside_conv=beside))
+    large = int8_cost(kind, Features(inputs=2 * n, outputs=2 * n, beside_conv=beside))
+    assert 0 <= small <= large < math.inf
+
+
+@pytest.mark.parametrize(("cost"), [quantize_cost, dequantize_cost])
+@given(n=sizes)
+def test_a_border_costs_more_where_the_layout_changes(cost, n):
+    plain = cost(n)
+    assert 0 < plain < cost(n, int8_conv=True) < cost(n, int8_conv=True, float_conv=True)
+    assert cost(n, float_conv=True) == plain + reorder_cost(n)
+
+
+def test_no_integer_kernel_costs_infinity_and_no_float_kernel_the_default():
+    f = Features(inputs=1000, outputs=1000)
+    assert int8_cost("Tanh", f) == math.inf
+    assert int8_cost("NoSuchOperator", f) == math.inf
+    assert 0 < float_cost("NoSuchOperator", f) < math.inf
+
+
+def test_every_integer_kernel_has_a_float_twin():
+    assert {k.removesuffix(".float") for k in INT8} <= set(FLOAT)
+
+
+@pytest.mark.parametrize("kind", ["Gemm", "MatMul", "MatMul.dynamic"])
+def test_float_output_is_the_same_float_kernel_and_a_cheaper_integer_one(kind):
+    f = Features(inputs=128 * 384, outputs=128 * 384, channels_in=384, channels_out=384)
+    assert float_cost(kind + ".float", f) == float_cost(kind, f)
+    assert int8_cost(kind + ".float", f) < int8_cost(kind, f)
+
+
+@pytest.mark.parametrize(
+    ("cin", "groups", "taps", "kind"),
+    [
+        (64, 1, 9, "Conv.dense"),
+        (64, 2, 9, "Conv.dense"),
+        (64, 1, 1, "Conv.pointwise"),
+        (64, 64, 9, "Conv.depthwise"),
+        (64, 64, 1, "Conv.depthwise"),
+        (3, 1, 9, "Conv.narrow"),
+        (1, 1, 9, "Conv.narrow"),
+        (64, 8, 9, "Conv.narrow"),
+    ],
+)
+def test_conv_kinds(cin, groups, taps, kind):
+    assert conv_kind(channels_in=cin, groups=groups, taps=taps) == kind
+
+
+def test_macs():
+    assert conv(64, 128, 10, 3)[1].macs == 100 * 128 * 64 * 9
+    assert conv(64, 64, 10, 3, groups=64)[1].macs == 100 * 64 * 9
+
+
+@pytest.mark.parametrize(
+    ("cin", "cout", "side", "k"), [(64, 64, 56, 3), (256, 256, 14, 3), (128, 128, 40, 1)]
+)
+def test_a_convolution_of_a_large_network_pays_even_alone(cin, cout, side, k):
+    assert saves(cin, cout, side, k) > 0
+
+
+@pytest.mark.parametrize(
+    ("cin", "cout", "side", "k", "groups"),
+    [
+        (16, 16, 10, 1, 1),  # tiny
+        (8, 8, 10, 3, 1),
+        (16, 96, 112, 1, 1),  # few operations per element
+        (64, 64, 56, 3, 64),  # depthwise
+        (200, 200, 14, 5, 200),
+        (3, 32, 112, 3, 1),  # the first one
+    ],
+)
+def test_a_convolution_that_does_not_pay_alone(cin, cout, side, k, groups):
+    assert saves(cin, cout, side, k, groups) < 0
+
+
+@pytest.mark.parametrize("kind", ["Add", "Silu", "Sigmoid", "Mul", "Concat", "Softmax"])
+@pytest.mark.parametrize("n", [1000, 50_000, 1_000_000])
+def test_an_elementwise_island_never_pays(kind, n):
+    f = Features(inputs=n, outputs=n)
+    assert int8_cost(kind, f) + quantize_cost(n) + dequantize_cost(n) > float_cost(kind, f)
+
+
+@pytest.mark.parametrize("kind", ["Add", "Silu", "Concat", "MaxPool"])
+def test_between_integer_convolutions_it_stays_on_integers(kind):
+    n = 400_000
+    f = Features(inputs=n, outputs=n, taps=25 if kind == "MaxPool" else 1, beside_conv=True)
+    borders = dequantize_cost(n, int8_conv=True) + quantize_cost(n, int8_conv=True)
+    assert int8_cost(kind, f) < float_cost(kind, f) + borders
+
+
+def test_pools_and_resize_depend_on_the_layout():
+    f = {b: Features(inputs=4000, outputs=1000, taps=4, beside_conv=b) for b in (False, True)}
+    assert int8_cost("MaxPool", f[True]) < int8_cost("MaxPool", f[False])
+    assert int8_cost("Resize", f[True]) > int8_cost("Resize", f[False])
+
+
+def test_ragged_channels_cost_an_integer_depthwise_kernel_twice():
+    full, ragged = conv(208, 208, 14, 3, groups=208), conv(200, 200, 14, 3, groups=200)
+    assert int8_cost(*ragged) > 1.3 * int8_cost(*full)
+    assert float_cost(*ragged) < float_cost(*full)

@@ -1,0 +1,400 @@
+"""The frame of prepare: opset, constants, names, roles, order, idle nodes, speed."""
+
+import time
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from models import conv_chain, mlp, model, node, weights
+from prepared import check, constant, only, ops, run
+from qdq.errors import ModelError
+from qdq.prepare import PASSES, prepare
+from qdq.prepare.opset import OPSET
+
+
+def vec(*values: float) -> np.ndarray:
+    return np.array(values, np.float32)
+
+
+def ints(*values: int) -> np.ndarray:
+    return np.array(values, np.int64)
+
+
+def opset_of(net: onnx.ModelProto) -> int:
+    (entry,) = [o.version for o in net.opset_import if o.domain == ""]
+    return entry
+
+
+def if_node(then: list, other: list, out: str, name: str = "branch") -> onnx.NodeProto:
+    """An If whose branches are given as nodes; the last node's output is the branch's."""
+
+    def graph(nodes: list, title: str) -> onnx.GraphProto:
+        last = helper.make_tensor_value_info(nodes[-1].output[0], TensorProto.FLOAT, None)
+        return helper.make_graph(nodes, title, [], [last])
+
+    return helper.make_node(
+        "If", ["c"], [out], name=name, then_branch=graph(then, "t"), else_branch=graph(other, "e")
+    )
+
+
+class TestOpset:
+    @pytest.mark.parametrize("opset", [9, 10, 11, 12, 13, 17, 20, 21, 22])
+    def test_raised_to_21_and_never_lowered(self, opset) -> None:
+        net = conv_chain(channels=4, size=6, opset=opset, depth=2)
+        made = check(net)
+        assert opset_of(made) == max(opset, OPSET)
+        assert made.ir_version >= 10
+
+    def test_old_spellings(self) -> None:
+        # Upsample, Clip with attributes, Dropout, Softmax over the rest, Squeeze by attribute
+        nodes = [
+            node("Upsample", ["x", "s"], "u", mode="nearest"),
+            node("Clip", ["u"], "c", min=-1.0, max=1.0),
+            node("Dropout", ["c"], "d"),
+            node("Squeeze", ["d"], "q", axes=[0]),
+            node("Softmax", ["q"], "y", axis=2),
+        ]
+        made = check(
+            model(nodes, {"x": [1, 3, 4, 4]}, {"y": [3, 8, 8]}, {"s": vec(1, 1, 2, 2)}, opset=9)
+        )
+        assert ops(made) == {"Resize": 1, "Clip": 1, "Squeeze": 1, "Softmax": 1}
+
+    def test_weights_are_kept_bit_for_bit(self) -> None:
+        net = mlp(rows=2, width=64, opset=11)
+        made = check(net)
+        for t in net.graph.initializer:
+            np.testing.assert_array_equal(constant(made, t.name), numpy_helper.to_array(t))
+
+    def test_other_domains_stay(self) -> None:
+        net = model([node("Relu", ["x"], "h")], {"x": [2, 3]}, {"h": [2, 3]}, opset=14)
+        own = helper.make_node("Gelu", ["h"], ["y"], name="own", domain="com.microsoft")
+        net.graph.node.append(own)
+        net.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+        net.graph.output[0].name = "y"
+        made = check(net)
+        assert opset_of(made) == OPSET
+        assert made.graph.node[1].domain == "com.microsoft"
+
+    def test_overridable_weights_become_constants(self) -> None:
+        net = mlp(rows=2, width=8, opset=9)
+        net.ir_version = 3
+        for t in net.graph.initializer:
+            net.graph.input.append(helper.make_tensor_value_info(t.name, t.data_type, t.dims))
+        made = check(net)
+        assert [v.name for v in made.graph.input] == ["x"]
+
+    def test_opset_that_cannot_be_raised(self, monkeypatch) -> None:
+        def refuse(net, version):
+            raise RuntimeError(f"no adapter to {version}")
+
+        monkeypatch.setattr(onnx.version_converter, "convert_version", refuse)
+        with pytest.raises(ModelError, match="opset 11 cannot be raised to 13.*no adapter to 21"):
+            prepare(mlp(rows=2, width=8, opset=11))
+
+    def test_the_next_best_opset(self, monkeypatch, caplog) -> None:
+        convert = onnx.version_converter.convert_version
+
+        def partly(net, version):
+            if version > 18:
+                raise RuntimeError("no adapter")
+            return convert(net, version)
+
+        monkeypatch.setattr(onnx.version_converter, "convert_version", partly)
+        assert opset_of(prepare(mlp(rows=2, width=8, opset=11))) == 18
+        assert "opset 18 reached in place of 21: no adapter" in caplog.text
+
+
+class TestConstants:
+    def test_constant_nodes_of_every_kind(self) -> None:
+        def const(name: str, **value) -> onnx.NodeProto:
+            return helper.make_node("Constant", [], [name], **value)
+
+        nodes = [
+            const("t", value=numpy_helper.from_array(vec(1, 2, 3))),
+            const("f", value_float=2.0),
+            const("fs", value_floats=[1.0, 2.0, 3.0]),
+            const("i", value_int=1),
+            const("is", value_ints=[3, 1]),
+            node("Mul", ["x", "t"], "a"),
+            node("Pow", ["a", "f"], "b"),
+            node("Add", ["b", "fs"], "d"),
+            node("Unsqueeze", ["d", "i"], "e"),
+            node("Reshape", ["d", "is"], "g"),
+            node("Concat", ["e", "e"], "h", axis=0),
+        ]
+        net = model(nodes, {"x": [3]}, {"g": [3, 1], "h": [6, 1]})
+        made = check(net)
+        assert "Constant" not in ops(made)
+        np.testing.assert_array_equal(constant(made, "is"), [3, 1])
+        assert constant(made, "i").shape == ()
+
+    def test_shape_arithmetic_folds(self) -> None:
+        nodes = [
+            node("Shape", ["x"], "s"),
+            node("Gather", ["s", "zero"], "n"),
+            node("Slice", ["s", "one", "four"], "rest"),
+            node("ReduceProd", ["rest"], "p", keepdims=1),
+            node("Unsqueeze", ["n", "axis"], "nu"),
+            node("Concat", ["nu", "p"], "target", axis=0),
+            node("Reshape", ["x", "target"], "y"),
+        ]
+        constants = {"zero": np.int64(0), "one": ints(1), "four": ints(4), "axis": ints(0)}
+        made = check(model(nodes, {"x": [2, 3, 4, 5]}, {"y": [2, 60]}, constants))
+        assert ops(made) == {"Reshape": 1}
+        assert [t.name for t in made.graph.initializer] == ["target"]
+
+    def test_known_dimensions_of_a_dynamic_shape_fold(self) -> None:
+        nodes = [
+            node("Shape", ["x"], "s"),
+            node("Gather", ["s", "two"], "h"),
+            node("Slice", ["s", "two", "four"], "hw"),
+            node("Gather", ["s", "zero"], "n"),
+            node("Cast", ["h"], "hf", to=TensorProto.FLOAT),
+            node("Cast", ["hw"], "hwf", to=TensorProto.FLOAT),
+            node("Cast", ["n"], "nf", to=TensorProto.FLOAT),
+            node("Add", ["x", "hf"], "a"),
+            node("Add", ["a", "hwf"], "b"),
+            node("Add", ["b", "nf"], "y"),
+        ]
+        constants = {"zero": ints(0), "two": ints(2), "four": ints(4)}
+        made = check(model(nodes, {"x": ["N", 1, 7, 2]}, {"y": ["N", 1, 7, 2]}, constants))
+        assert ops(made) == {"Shape": 1, "Gather": 1, "Cast": 1, "Add": 3}
+
+    def test_large_results_stay_computed(self) -> None:
+        nodes = [node("Expand", ["k", "big"], "e"), node("Add", ["x", "e"], "y")]
+        constants = {"k": vec(3), "big": ints(1024, 1024)}
+        made = check(model(nodes, {"x": [1]}, {"y": [1024, 1024]}, constants))
+        assert ops(made) == {"Expand": 1, "Add": 1}
+
+    def test_half_precision_weights_fold(self) -> None:
+        w = weights(800, 800).astype(np.float16)  # above 1 MB as float32
+        nodes = [
+            node("Cast", ["h"], "w", to=TensorProto.FLOAT),
+            node("Transpose", ["w"], "t", perm=[1, 0]),
+            node("MatMul", ["x", "t"], "y"),
+        ]
+        made = check(model(nodes, {"x": [1, 800]}, {"y": [1, 800]}, {"h": w}))
+        assert ops(made) == {"MatMul": 1}
+
+    def test_random_stays(self) -> None:
+        nodes = [
+            node("RandomNormalLike", ["k"], "r", seed=1.0),
+            node("Mul", ["r", "zero"], "m"),
+            node("Add", ["x", "m"], "y"),
+        ]
+        constants = {"k": vec(1, 2), "zero": vec(0)}
+        made = check(model(nodes, {"x": [2]}, {"y": [2]}, constants))
+        assert ops(made)["RandomNormalLike"] == 1
+
+    def test_a_constant_output_stays_an_output(self) -> None:
+        value = numpy_helper.from_array(vec(1, 2))
+        nodes = [
+            helper.make_node("Constant", [], ["k"], name="k", value=value),
+            node("Add", ["x", "k"], "y"),
+        ]
+        check(model(nodes, {"x": [2]}, {"y": [2], "k": [2]}))
+
+    def test_dead_nodes_and_constants_go(self) -> None:
+        net = mlp(rows=2, width=8)
+        net.graph.node.append(node("Exp", ["h"], "unread"))
+        net.graph.node.append(node("Mul", ["unread", "alone"], "unread2"))
+        net.graph.initializer.append(numpy_helper.from_array(vec(1), "alone"))
+        made = check(net)
+        assert ops(made) == {"Gemm": 2, "Relu": 1}
+        assert "alone" not in {t.name for t in made.graph.initializer}
+
+
+class TestIdle:
+    def test_everything_idle_goes(self) -> None:
+        nodes = [
+            node("Identity", ["x"], "a"),
+            node("Dropout", ["a"], "b"),
+            node("Cast", ["b"], "c", to=TensorProto.FLOAT),
+            node("Reshape", ["c", "same"], "d"),
+            node("Transpose", ["d"], "e", perm=[0, 1, 2]),
+            node("Mul", ["one", "e"], "f"),
+            node("Sub", ["f", "zero"], "g"),
+            node("Concat", ["g"], "h", axis=0),
+            node("Expand", ["h", "grow"], "i"),
+            node("Pad", ["i", "nothing"], "j"),
+            node("Relu", ["j"], "k"),
+            node("Identity", ["k"], "y"),
+        ]
+        constants = {
+            "same": ints(0, -1, 3),
+            "one": np.ones((1, 3), np.float32),
+            "zero": np.float32(0),
+            "grow": ints(2, 1),
+            "nothing": np.zeros(6, np.int64),
+        }
+        made = check(model(nodes, {"x": [1, 2, 3]}, {"y": [1, 2, 3]}, constants))
+        assert [(n.op_type, n.input[0], n.output[0]) for n in made.graph.node] == [
+            ("Relu", "x", "y")
+        ]
+
+    def test_near_misses_stay(self) -> None:
+        nodes = [
+            node("Mul", ["x", "wide"], "a"),  # by one, but broadcasts
+            node("Div", ["one", "a"], "b"),  # one divided by
+            node("Reshape", ["b", "other"], "c"),
+            node("Add", ["c", "x"], "d"),
+            node("Sub", ["zero", "d"], "y"),  # negation
+        ]
+        constants = {
+            "wide": np.ones((2, 3), np.float32),
+            "one": np.float32(1),
+            "zero": np.float32(0),
+            "other": ints(3, 2, 1),
+        }
+        made = check(model(nodes, {"x": [3]}, {"y": [3, 2, 3]}, constants))
+        assert len(made.graph.node) == len(nodes)
+
+    def test_outputs_and_inputs_keep_their_names(self) -> None:
+        nodes = [
+            node("Relu", ["x"], "r"),
+            node("Identity", ["r"], "y"),
+            node("Identity", ["r"], "z"),
+            node("Identity", ["x"], "same"),
+            node("Exp", ["r"], "e"),
+        ]
+        made = check(model(nodes, {"x": [3]}, {n: [3] for n in ("y", "z", "same", "e")}))
+        assert ops(made) == {"Relu": 1, "Identity": 2, "Exp": 1}
+
+    def test_dropout_whose_mask_is_read_stays(self) -> None:
+        drop = helper.make_node("Dropout", ["x"], ["d", "mask"], name="drop")
+        nodes = [drop, node("Where", ["mask", "d", "x"], "y")]
+        assert ops(check(model(nodes, {"x": [3]}, {"y": [3]}))) == {"Dropout": 1, "Where": 1}
+
+
+class TestNames:
+    def test_unnamed_and_twice_named(self) -> None:
+        net = model(
+            [
+                helper.make_node("Relu", ["x"], ["Relu_1"]),  # a tensor has the next node's name
+                helper.make_node("Relu", ["Relu_1"], ["b"]),
+                helper.make_node("Exp", ["b"], ["d"], name="same"),
+                helper.make_node("Exp", ["d"], ["y"], name="same"),
+            ],
+            {"x": [2]},
+            {"y": [2]},
+        )
+        made = check(net)
+        assert [n.name for n in made.graph.node] == ["Relu_0", "Relu_1_2", "same", "same_2"]
+
+    def test_shapes_are_noted(self) -> None:
+        made = check(conv_chain(channels=4, size=6, depth=2))
+        noted = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim]
+                 for v in made.graph.value_info}  # fmt: skip
+        assert noted == {name: [1, 4, 6, 6] for name in ("c0", "r0", "c1")}
+
+
+class TestRoles:
+    def test_a_weight_read_by_gather_and_gemm_is_copied(self) -> None:
+        w = weights(6, 6)
+        nodes = [
+            node("ArgMax", ["x"], "i", axis=1, keepdims=0),
+            node("Gather", ["w", "i"], "g"),
+            node("Gemm", ["x", "w"], "h"),
+            node("MatMul", ["h", "w"], "m"),  # the same role as in Gemm
+            node("Add", ["g", "m"], "y"),
+        ]
+        constants = {"w": w}
+        made = check(model(nodes, {"x": [2, 6]}, {"y": [2, 6]}, constants))
+        assert only(made, "Gather").input[0] == "w"
+        copy = only(made, "Gemm").input[1]
+        assert copy == only(made, "MatMul").input[1] != "w"
+        np.testing.assert_array_equal(constant(made, copy), w)
+
+    def test_convs_share_a_weight_but_not_a_bias(self) -> None:
+        constants = {"w": weights(3, 3, 3, 3), "b": vec(1, 2, 3)}
+        nodes = [
+            node("Conv", ["x", "w", "b"], "h", pads=[1] * 4),
+            node("Conv", ["h", "w", "b"], "y", pads=[1] * 4),
+        ]
+        shape = [1, 3, 5, 5]
+        first, second = check(model(nodes, {"x": shape}, {"y": shape}, constants)).graph.node
+        assert first.input[1] == second.input[1] == "w"
+        assert first.input[2] == "b" != second.input[2]
+
+    def test_what_a_subgraph_captures_keeps_its_name(self) -> None:
+        inner = helper.make_node("Mul", ["h", "w"], ["t"])
+        inner2 = helper.make_node("Add", ["h", "w"], ["e"])
+        nodes = [node("MatMul", ["x", "w"], "h"), if_node([inner], [inner2], "y")]
+        net = model(nodes, {"x": [2, 2]}, {"y": [2, 2]}, {"w": weights(2, 2), "c": np.array(True)})
+        made = check(net)
+        assert "w" in {t.name for t in made.graph.initializer}
+        assert only(made, "MatMul").input[1] != "w"
+
+    def test_integers_are_shared(self) -> None:
+        nodes = [node("Reshape", ["x", "s"], "a"), node("Tile", ["a", "s"], "y")]
+        made = check(model(nodes, {"x": [4]}, {"y": [4, 4]}, {"s": ints(2, 2)}))
+        assert len(made.graph.initializer) == 1
+
+
+class TestOrder:
+    def test_any_order_gives_the_same(self) -> None:
+        net = conv_chain(channels=4, size=6, depth=3)
+        wanted = prepare(net)
+        nodes = list(net.graph.node)
+        for seed in range(5):
+            order = np.random.default_rng(seed).permutation(len(nodes))
+            del net.graph.node[:]
+            net.graph.node.extend(nodes[i] for i in order)
+            assert prepare(net).graph == wanted.graph
+
+    def test_captures_count(self) -> None:
+        inner = helper.make_node("Relu", ["h"], ["t"])
+        inner2 = helper.make_node("Exp", ["late"], ["e"])
+        nodes = [
+            if_node([inner], [inner2], "y"),
+            node("Identity", ["h"], "late"),
+            node("Add", ["x", "x"], "h"),
+        ]
+        net = helper.make_model(
+            helper.make_graph(
+                nodes,
+                "g",
+                [helper.make_tensor_value_info("x", TensorProto.FLOAT, [2])],
+                [helper.make_tensor_value_info("y", TensorProto.FLOAT, [2])],
+                [numpy_helper.from_array(np.array(True), "c")],
+            ),
+            opset_imports=[helper.make_opsetid("", 21)],
+            ir_version=10,
+        )
+        made = prepare(net)
+        onnx.checker.check_model(made, full_check=True)
+        assert [n.op_type for n in made.graph.node] == ["Add", "Identity", "If"]
+        np.testing.assert_array_equal(run(made, {"x": vec(1, -2)})[0], vec(2, 0))
+
+
+def test_contradicting_shapes_are_an_error() -> None:
+    net = model([node("MatMul", ["x", "w"], "y")], {"x": [2, 3]}, {"y": [2, 4]}, {"w": weights(3, 4)})
+    net.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 5
+    with pytest.raises(ModelError, match="shapes"):
+        prepare(net)
+
+
+def test_every_pass_says_what_it_does() -> None:
+    assert all(p.__doc__ for p in PASSES)
+
+
+def test_time_is_linear_in_the_nodes() -> None:
+    """10,000 nodes, with what could be quadratic: one much-read tensor, one much-reading node."""
+    count = 2000
+    nodes = [node("Relu", ["x"], "h")]
+    for i in range(count):
+        nodes += [
+            helper.make_node("Constant", [], [f"k{i}"], value_float=float(i % 7) + 2),
+            helper.make_node("Mul", ["h", f"k{i}"], [f"m{i}"], name="same"),
+            helper.make_node("Identity", [f"m{i}"], [f"i{i}"]),
+            helper.make_node("Relu", [f"i{i}"], [f"r{i}"]),
+            helper.make_node("Identity", [f"r{i}"], [f"o{i}"]),
+        ]
+    nodes.append(node("Concat", [f"o{i}" for i in range(count)], "y", axis=0))
+    net = model(nodes, {"x": [1, 2]}, {"y": [count, 2]})
+    start = time.process_time()
+    made = prepare(net)
+    assert time.process_time() - start < 10
+    assert ops(made) == {"Relu": count + 1, "Mul": count, "Concat": 1}
