@@ -1,13 +1,16 @@
 """quantize(): the stages in order."""
 
 import logging
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
 
-from qdq.calibrate import MinMax, calibrate
+from qdq.calibrate import MSE, Calibrator, calibrate
+from qdq.calibrate.means import ChannelSum, watch_means
 from qdq.data import open_feeds
 from qdq.emit import emit
 from qdq.graph import Graph
@@ -15,6 +18,7 @@ from qdq.modelio import load
 from qdq.plan import Plan, make_plan
 from qdq.prepare import prepare
 from qdq.problem import Problem
+from qdq.ranges import TensorRange
 from qdq.scheme import Scheme
 from qdq.session import input_specs, observe
 from qdq.solve import Solution, Step, solve
@@ -42,20 +46,24 @@ def run(
     calib_reader: Any,
     *,
     scheme: Scheme | None = None,
-    calibrator: Any = None,
+    calibrator: Calibrator[Any] | None = None,
     steps: Sequence[Step] = DEFAULT_STEPS,
     target: Target = ORT_CPU,
 ) -> Result:
     """As ``quantize``, and hand out the plan and the solution too."""
-    scheme, calibrator = scheme or Scheme(), calibrator or MinMax()
+    scheme, calibrator = scheme or Scheme(), calibrator or MSE()
     source = load(model)
     feeds = open_feeds(calib_reader, input_specs(source))
     prepared = prepare(source)
     plan = make_plan(prepared, scheme, target)
     log.info("plan: %d integer nodes, %d float", len(plan.quantized), len(plan.left_float))
-    batches = observe(prepared, list(plan.observed), feeds)
+    axes = _mean_axes(plan, steps)
+    names = list(dict.fromkeys([*plan.observed, *axes]))
+    sums: dict[str, ChannelSum] = {}
+    batches = watch_means(observe(prepared, names, feeds), axes, sums)
     ranges = calibrate(batches, plan.observed, calibrator)
-    solution = solve(make_problem(prepared, plan, ranges), steps)
+    means = {name: total.mean for name, total in sums.items()}
+    solution = solve(make_problem(prepared, plan, ranges, means), steps)
     log.info("solved: %d tensors, %d changes", len(solution.params), len(solution.changes))
     recipe = {
         "target": target.name,
@@ -72,11 +80,30 @@ def run(
     return Result(model=verify(emitted), plan=plan, solution=solution)
 
 
-def make_problem(model: onnx.ModelProto, plan: Plan, ranges: Any) -> Problem:
+def _mean_axes(plan: Plan, steps: Sequence[Step]) -> dict[str, int]:
+    """Inputs of linear nodes whose channel means a step asks for → the channel axis."""
+    if not any(getattr(step, "needs_means", False) for step in steps):
+        return {}
+    with_bias = [n for n in plan.linears if n.bias is not None]
+    return {n.input: -1 if n.kind == "matmul" else 1 for n in with_bias}
+
+
+def make_problem(
+    model: onnx.ModelProto,
+    plan: Plan,
+    ranges: Mapping[str, TensorRange],
+    means: Mapping[str, NDArray[np.float64]] | None = None,
+) -> Problem:
     """The numbers that the solver works on: the plan's tensors, their ranges and constants."""
     graph = Graph(model)
-    values = {name: graph.array(name) for name in plan.tensors if name in graph.constants}
-    return Problem(tensors=plan.tensors, linears=plan.linears, ranges=ranges, constants=values)
+    values = {name: graph.floats(name) for name in plan.tensors if name in graph.constants}
+    return Problem(
+        tensors=plan.tensors,
+        linears=plan.linears,
+        ranges=ranges,
+        constants=values,
+        means=means or {},
+    )
 
 
 def quantize(
@@ -84,7 +111,7 @@ def quantize(
     calib_reader: Any,
     *,
     scheme: Scheme | None = None,
-    calibrator: Any = None,
+    calibrator: Calibrator[Any] | None = None,
     steps: Sequence[Step] = DEFAULT_STEPS,
     target: Target = ORT_CPU,
 ) -> onnx.ModelProto:

@@ -42,7 +42,7 @@ __all__ = [
 
 _BLOCK = 16  # channels that the convolution kernels work on at once
 _RAGGED = 2.0  # integer depthwise kernels are this much slower where blocks are not full
-_PLAIN = 4  # input channels up to which a convolution is taken to be the first one
+_PLAIN = 4  # input channels up to which a convolution is taken to be a model's first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,23 +116,19 @@ def _each(coefficients: Coefficients, *kinds: str) -> dict[str, Coefficients]:
 
 
 _FREE = Coefficients(fixed=0.0)
-_VIEW = Coefficients()  # nothing is moved; the call remains
 UNKNOWN = _elementwise(0.1)  #: a kind that is not in FLOAT
 
-_MOVEMENT = _each(_VIEW, "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout")
+_MOVEMENT = _each(
+    Coefficients(), "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout"
+)
 
 #: Float kernels. ``.fused``: what a convolution gets slower by, with the operator fused into it.
 FLOAT: Mapping[str, Coefficients] = {
-    "Conv.dense": Coefficients(fixed=800, mac=0.0089, serial=1000),
-    "Conv.narrow": Coefficients(fixed=800, mac=0.0089, serial=1000),
+    **_each(Coefficients(fixed=800, mac=0.0089, serial=1000), "Conv.dense", "Conv.narrow"),
     "Conv.pointwise": Coefficients(fixed=800, mac=0.0090, weight=0.017, serial=500),
     "Conv.depthwise": Coefficients(fixed=800, mac=0.0090, output=0.03, serial=4000),
     "ConvTranspose": Coefficients(fixed=2000, mac=0.012, output=0.2),
-    **_each(
-        Coefficients(fixed=300, mac=0.0092, weight=0.025, serial=2000),
-        "Gemm",
-        "MatMul",
-    ),
+    **_each(Coefficients(fixed=300, mac=0.0092, weight=0.025, serial=2000), "Gemm", "MatMul"),
     "MatMul.dynamic": Coefficients(fixed=600, mac=0.0095, serial=2000),
     **_each(_elementwise(0.079), "Add", "Sub", "Mul"),
     **_each(_elementwise(0.055), "Add.channel", "Mul.channel"),
@@ -143,10 +139,8 @@ FLOAT: Mapping[str, Coefficients] = {
     "LeakyRelu": _elementwise(0.08),
     "HardSigmoid": _elementwise(0.075),
     "HardSwish": _elementwise(0.15, fixed=600),
-    "Sigmoid": _elementwise(0.14),
-    "Silu": _elementwise(0.14),
+    **_each(_elementwise(0.14), "Sigmoid", "Silu", "Silu.fused", "Erf"),
     "Tanh": _elementwise(0.135),
-    "Erf": _elementwise(0.14),
     "Gelu": _elementwise(0.2),
     "Softmax": _elementwise(0.12, fixed=1000),
     "LayerNormalization": _elementwise(0.14, fixed=1000),
@@ -167,7 +161,6 @@ FLOAT: Mapping[str, Coefficients] = {
     "HardSigmoid.fused": Coefficients(fixed=0, output=0.07),
     "HardSwish.fused": Coefficients(fixed=0, output=0.08),
     "Sigmoid.fused": Coefficients(fixed=0, output=0.14),
-    "Silu.fused": _elementwise(0.14),
     "Add.fused": Coefficients(fixed=0, output=0.09),
 } | _MOVEMENT
 
@@ -207,7 +200,7 @@ INT8: Mapping[str, Coefficients] = {
     "AveragePool": Coefficients(tap=1.0),
     "GlobalAveragePool": Coefficients(input=0.04),
     **_each(_serial(0.1), "ReduceMax", "ReduceMin"),
-    **_each(_FREE, "Relu", "Clip", "Relu.fused", "Clip.fused"),
+    **_each(_FREE, "Relu.fused", "Clip.fused"),
 } | _MOVEMENT
 
 _INT8_BESIDE_CONV: Mapping[str, Coefficients] = {
@@ -265,7 +258,8 @@ def int8_cost(kind: str, features: Features) -> float:
 
     Args:
         kind: as in ``float_cost``; the suffix ``.float`` on Gemm, MatMul and MatMul.dynamic is
-            the kernel with float output. Behind any integer kernel Relu and Clip are free.
+            the kernel with float output. ``Relu`` and ``Clip`` have none but
+            behind an integer kernel, where they are free (``.fused``).
         features: the node's counts.
     """
     found = _INT8_BESIDE_CONV.get(kind) if features.beside_conv else None

@@ -19,14 +19,14 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
-from qdq.solve import Solution
-from qdq.bias_scale import quantize_bias
 
 from qdq.affine import quantize
+from qdq.bias_scale import quantize_bias
 from qdq.graph import Graph
 from qdq.placement import Unit
 from qdq.plan import Plan
 from qdq.problem import Derived
+from qdq.solve import Solution
 from qdq.spec import QuantParams
 
 __all__ = ["emit"]
@@ -215,9 +215,7 @@ class _Emitter:
             return self.dequantized[name]
         params = self.solution.params[name]
         plan = self.plan.tensors[name]
-        value = self.solution.constants.get(name)
-        if value is None:
-            value = self.graph.array(name)
+        value = self.solution.constants.get(name, self.graph.floats(name))
         derived = isinstance(plan.source, Derived)
         codes = quantize_bias(value, params) if derived else quantize(value, params)
         stored = self.graph.fresh(f"{name}_quantized")

@@ -1,6 +1,7 @@
 """A read-only index of a model's main graph, and fresh names. Built once, O(nodes)."""
 
 import heapq
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,6 +18,7 @@ __all__ = [
     "captured_names",
     "sort_nodes",
     "subgraphs",
+    "tensor_bytes",
     "topological_order",
     "without_large",
 ]
@@ -114,13 +116,21 @@ def without_large(model: onnx.ModelProto, limit: int, *, as_inputs: bool = True)
     _copy_fields(graph, light.graph, "initializer")
     given = {v.name for v in graph.input}
     for t in graph.initializer:
-        if t.ByteSize() <= limit:
+        if tensor_bytes(t) <= limit:
             light.graph.initializer.add().CopyFrom(t)
         elif as_inputs and t.name not in given:
             light.graph.input.append(
                 onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims)
             )
     return light
+
+
+def tensor_bytes(tensor: onnx.TensorProto) -> int:
+    """Size of a tensor's data, from its type and shape; the data is not touched."""
+    if tensor.data_type in (onnx.TensorProto.UNDEFINED, onnx.TensorProto.STRING):
+        return int(tensor.ByteSize())
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    return int(math.prod(tensor.dims) * dtype.itemsize)
 
 
 def _copy_fields(source: Any, target: Any, left_out: str) -> None:
@@ -209,6 +219,11 @@ class Graph:
     def array(self, name: str) -> NDArray[np.generic]:
         """The value of a constant."""
         value: NDArray[np.generic] = onnx.numpy_helper.to_array(self.constants[name])
+        return value
+
+    def floats(self, name: str) -> NDArray[np.floating]:
+        """The value of a constant that holds real numbers."""
+        value: NDArray[np.floating] = onnx.numpy_helper.to_array(self.constants[name])
         return value
 
     @cached_property

@@ -14,7 +14,7 @@ import onnx.external_data_helper
 import onnx.inliner
 
 from qdq.errors import ModelError
-from qdq.graph import sort_nodes, subgraphs, without_large
+from qdq.graph import sort_nodes, subgraphs, tensor_bytes, without_large
 
 __all__ = ["load", "save"]
 
@@ -89,12 +89,13 @@ def save(model: onnx.ModelProto, path: str | os.PathLike[str]) -> None:
         OSError: if the folder does not exist or cannot be written to.
     """
     target = Path(path)
-    if model.ByteSize() <= _PROTO_LIMIT:
+    light = without_large(model, 1024, as_inputs=False)
+    large = sum(tensor_bytes(t) for t in model.graph.initializer)
+    if light.ByteSize() + large <= _PROTO_LIMIT:
         with _replacing(target) as temporary:
             temporary.write_bytes(model.SerializeToString())
         return
     data = target.with_name(target.name + ".data")
-    light = without_large(model, 1024, as_inputs=False)
     with _replacing(data) as temporary:
         _write_external(model, light, temporary, data.name)
         with _replacing(target) as graph_file:

@@ -103,7 +103,8 @@ def _clamp_behind(graph: Graph, tensor: str, pinned: Mapping[str, str]) -> int |
 
 
 def _reads(view: NodeView, slots: tuple[int, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    reads, others = [], []
+    reads: list[str] = []
+    others: list[str] = []
     for slot, tensor in enumerate(view.inputs):
         if tensor.name and tensor.floating and not tensor.constant:
             (reads if slot in slots else others).append(tensor.name)
@@ -173,7 +174,7 @@ def _closes_silu(graph: Graph, unit: Unit) -> bool:
     for gate, x in (unit.reads, unit.reads[::-1]):
         index = graph.producer.get(gate)
         if index is not None and graph.nodes[index].op_type == "Sigmoid":
-            return graph.nodes[index].input[0] == x
+            return bool(graph.nodes[index].input[0] == x)
     return False
 
 

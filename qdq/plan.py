@@ -85,8 +85,8 @@ def _check_types(scheme: Scheme, target: Target) -> None:
         if spec.dtype not in allowed:
             names = ", ".join(sorted(t.name for t in allowed))
             raise ConfigError(
-                f"{target.name} has no integer kernels for {spec.dtype} {what}; use one of {names}, "
-                f"or the portable target for other runtimes"
+                f"{target.name} has no integer kernels for {spec.dtype} {what}; use one of "
+                f"{names}, or the portable target for other runtimes"
             )
 
 
@@ -188,6 +188,7 @@ class _Tensors:
                 bias=bias,
                 kind=weight.kind,
                 groups=weight.groups,
+                output=unit.outputs[0],
             )
         )
         if bias is not None:

@@ -1,7 +1,7 @@
 """The records between plan and solve: what has to be solved, without any graph. Numpy only."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -118,9 +118,12 @@ class Problem:
         linears: every linear node that will run on integers, in graph order.
         ranges: calibrated ranges by tensor name (Observed tensors and calibrated Shared ones).
         constants: values of the Constant and Derived tensors by name (float32 or float16).
+        means: calibrated mean per input channel, (K,), of the inputs of linear nodes, where a
+            step asked for them.
     """
 
     tensors: Mapping[str, TensorPlan]
     linears: tuple[Linear, ...] = ()
     ranges: Mapping[str, TensorRange]
     constants: Mapping[str, NDArray[np.floating]]
+    means: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)

@@ -39,6 +39,8 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
+# what a sample's tensors are is known only when they come
+Observation = dict[str, NDArray[Any]]
 Model = onnx.ModelProto | bytes | str | os.PathLike[str]
 
 # Above this size modelio.save writes the weights to a file of their own: protobuf's limit.
@@ -185,7 +187,9 @@ def _load_message(error: BaseException) -> str:
     return f"onnxruntime could not load the model: {text}{hint}"
 
 
-def observe(model: onnx.ModelProto, names: Sequence[str], feeds: Iterable[Feed]) -> Iterator[Feed]:
+def observe(
+    model: onnx.ModelProto, names: Sequence[str], feeds: Iterable[Feed]
+) -> Iterator[Observation]:
     """Run the feeds and yield the named tensors' values, one sample at a time.
 
     The model is loaded at once, the feeds are run as they are asked for, and nothing is kept
@@ -211,7 +215,7 @@ def observe(model: onnx.ModelProto, names: Sequence[str], feeds: Iterable[Feed])
 
 def _observed(
     session: Session | None, made: list[str], fed: list[str], feeds: Iterable[Feed]
-) -> Iterator[Feed]:
+) -> Iterator[Observation]:
     for i, feed in enumerate(feeds):
         values = {n: feed[n] for n in fed}
         if session is not None:

@@ -72,7 +72,18 @@ class Target:
 
 def _nearest(node: NodeView, _demand: Demand) -> str | None:
     mode = node.text("mode", "nearest")
-    return None if mode == "nearest" else f"only nearest Resize has an integer kernel, not {mode}"
+    if mode != "nearest":
+        return f"only nearest Resize has an integer kernel, not {mode}"
+    if node.text("coordinate_transformation_mode", "") == "tf_crop_and_resize":
+        return "a cropping Resize reads float regions beside its data"
+    return None
+
+
+def _average(node: NodeView, _demand: Demand) -> str | None:
+    if node.integer("ceil_mode", 0) and node.integer("count_include_pad", 0):
+        # measured: it divides the windows at the lower and right edge by another count
+        return "the integer AveragePool counts the padding of ceil_mode differently"
+    return None
 
 
 def _two_real_inputs(node: NodeView, _demand: Demand) -> str | None:
@@ -106,7 +117,7 @@ ORT_CPU = Target(
         ),
         "Add": Kernel(fused="QLinearAdd", condition=_two_real_inputs),
         "Mul": Kernel(fused="QLinearMul", condition=_two_real_inputs),
-        "AveragePool": Kernel(fused="QLinearAveragePool"),
+        "AveragePool": Kernel(fused="QLinearAveragePool", condition=_average),
         "Concat": Kernel(fused="QLinearConcat"),
         "GlobalAveragePool": Kernel(fused="QLinearGlobalAveragePool"),
         "LeakyRelu": Kernel(fused="QLinearLeakyRelu"),

@@ -12,6 +12,8 @@ __all__ = ["FLOATS", "node_view", "nominal_graph"]
 
 FLOATS = frozenset({onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE})
 BATCH, IMAGE, SEQUENCE = 1, 224, 64  # what an unknown dimension is taken to be, for costs only
+# operators that may hold the values of an attention mask; weights are not looked through
+MASKED = frozenset({"Add", "Max", "Min", "Mul", "Sub", "Sum", "Where"})
 BIG = 1 << 12  # bytes; larger constants travel without their data through shape inference
 
 
@@ -21,7 +23,7 @@ def node_view(graph: Graph, index: int) -> NodeView:
     return NodeView(
         name=node.name,
         op_type=node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}",
-        inputs=tuple(_tensor_view(graph, name) for name in node.input),
+        inputs=tuple(_tensor_view(graph, name, node.op_type in MASKED) for name in node.input),
         outputs=tuple(node.output),
         attributes=attributes(node),
         scalars=_scalars(graph, node),
@@ -29,11 +31,15 @@ def node_view(graph: Graph, index: int) -> NodeView:
     )
 
 
-def _tensor_view(graph: Graph, name: str) -> TensorView:
+def _tensor_view(graph: Graph, name: str, measured: bool) -> TensorView:
     elem = graph.elem_type(name)
     # an unknown type is taken as float32: models without full shape inference are mostly that
     floating = elem in (0, onnx.TensorProto.FLOAT)
-    return TensorView(name, graph.shape(name), name in graph.constants, floating)
+    constant = name in graph.constants
+    largest = 0.0
+    if measured and floating and constant:
+        largest = float(np.abs(graph.array(name)).max(initial=0))
+    return TensorView(name, graph.shape(name), constant, floating, largest)
 
 
 def _scalars(graph: Graph, node: onnx.NodeProto) -> Mapping[int, float]:

@@ -85,9 +85,12 @@ class Weighing:
 
     Attributes:
         noise: price of one more rounding to 8 bits, in ns per element.
+        least: price in ns that every such rounding has at least, so that tiny tensors (the
+            softmax over two classes at the end of a model) are not rounded for a microsecond.
     """
 
     noise: float = 0.1
+    least: float = 2000.0
 
     def float(self, kind: str, features: costs.Features) -> int:
         """A node on the float side."""
@@ -102,7 +105,7 @@ class Weighing:
         if not isfinite(price):
             return INFINITE
         if demand.weight is None and not isinstance(demand.output, SameAs):
-            price += self.noise * features.outputs
+            price += self.least + self.noise * features.outputs
         return round(price)
 
     def quantize(self, shape: Shape, *, behind_conv: bool) -> int:

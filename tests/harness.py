@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -10,6 +10,11 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
+
+from qdq.targets import ORT_CPU
+
+FORCED = replace(ORT_CPU, weighs_costs=False)
+"""Every node that can fuse on the CPU is integer, paying or not: small models stay so."""
 
 Feed = Mapping[str, NDArray]
 

@@ -196,6 +196,13 @@ def test_headroom_of_a_576_term_convolution(f: float) -> None:
         assert np.abs(acc * scale - exact).max() <= 1e-6
 
 
+def test_the_worst_matrix_of_a_batch_counts() -> None:
+    node = Linear(node="n", input="x", weight="w", bias=None, kind="matmul")
+    weight = np.stack([np.ones((4, 3)), np.zeros((4, 3)), np.eye(4, 3)]).astype(np.float32)
+    kernel = Kernel.of(node, scalar(1.0), weight, None)
+    assert kernel.products(scalar(1.0, spec=WEIGHT)).tolist() == [4 * 255] * 3
+
+
 def test_a_kernel_without_bias_and_70000_terms_gets_room_too() -> None:
     node = Linear(node="n", input="x", weight="w", bias=None, kind="matmul")
     weight = np.full((70_000, 1), 127, np.float32)

@@ -68,6 +68,8 @@ def test_a_border_costs_more_where_the_layout_changes(cost, n):
 def test_no_integer_kernel_costs_infinity_and_no_float_kernel_the_default():
     f = Features(inputs=1000, outputs=1000)
     assert int8_cost("Tanh", f) == math.inf
+    assert int8_cost("Relu", f) == math.inf
+    assert int8_cost("Relu.fused", f) == 0 == float_cost("Relu.fused", f)
     assert int8_cost("NoSuchOperator", f) == math.inf
     assert 0 < float_cost("NoSuchOperator", f) < math.inf
 

@@ -7,9 +7,9 @@ import types
 import numpy as np
 import onnx
 import pytest
+from models import conv_chain, model, node, weights
 from onnx import TensorProto, helper, numpy_helper
 
-from models import conv_chain, model, node, weights
 from qdq import modelio
 from qdq.errors import ModelError
 from qdq.modelio import load, save
@@ -23,9 +23,7 @@ def net() -> onnx.ModelProto:
 def external(path: pathlib.Path, net: onnx.ModelProto) -> pathlib.Path:
     own = onnx.ModelProto()
     own.CopyFrom(net)  # onnx.save changes the model it is given
-    onnx.save(
-        own, path, save_as_external_data=True, location="weights.bin", size_threshold=0
-    )
+    onnx.save(own, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
     return path
 
 
@@ -61,7 +59,7 @@ class TestLoad:
 
     def test_bytes_of_a_model_with_external_data_are_an_error(self, net, tmp_path) -> None:
         data = external(tmp_path / "m.onnx", net).read_bytes()
-        with pytest.raises(ModelError, match="'w0'.*give the path"):
+        with pytest.raises(ModelError, match=r"'w0'.*give the path"):
             load(data)
 
     def test_ir_model_is_converted_without_importing_onnx_ir(self, net, monkeypatch) -> None:
@@ -106,7 +104,7 @@ class TestLoad:
 
     def test_invalid_graph(self, net) -> None:
         net.graph.node[1].input[0] = "nowhere"
-        with pytest.raises(ModelError, match="not a valid ONNX model.*nowhere"):
+        with pytest.raises(ModelError, match=r"not a valid ONNX model.*nowhere"):
             load(net)
 
     def test_unsorted_graph_is_sorted(self, net) -> None:

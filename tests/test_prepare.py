@@ -5,10 +5,10 @@ import time
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
-
 from models import conv_chain, mlp, model, node, weights
+from onnx import TensorProto, helper, numpy_helper
 from prepared import check, constant, only, ops, run
+
 from qdq.errors import ModelError
 from qdq.prepare import PASSES, prepare
 from qdq.prepare.opset import OPSET
@@ -90,7 +90,7 @@ class TestOpset:
             raise RuntimeError(f"no adapter to {version}")
 
         monkeypatch.setattr(onnx.version_converter, "convert_version", refuse)
-        with pytest.raises(ModelError, match="opset 11 cannot be raised to 13.*no adapter to 21"):
+        with pytest.raises(ModelError, match=r"opset 11 cannot be raised to 13.*no adapter to 21"):
             prepare(mlp(rows=2, width=8, opset=11))
 
     def test_the_next_best_opset(self, monkeypatch, caplog) -> None:
@@ -161,6 +161,36 @@ class TestConstants:
         constants = {"zero": ints(0), "two": ints(2), "four": ints(4)}
         made = check(model(nodes, {"x": ["N", 1, 7, 2]}, {"y": ["N", 1, 7, 2]}, constants))
         assert ops(made) == {"Shape": 1, "Gather": 1, "Cast": 1, "Add": 3}
+
+    def test_indices_out_of_range_are_left_to_the_runtime(self, caplog) -> None:
+        nodes = [
+            node("Gather", ["k", "i"], "g"),
+            node("Shape", ["x"], "s"),
+            node("Gather", ["s", "i"], "d"),
+            node("Cast", ["d"], "f", to=TensorProto.FLOAT),
+            node("Add", ["x", "g"], "a"),
+            node("Add", ["a", "f"], "y"),
+        ]
+        constants = {"k": vec(1, 2), "i": ints(2)}
+        made = prepare(model(nodes, {"x": [2, 1]}, {"y": [2, 1]}, constants))
+        assert ops(made)["Gather"] == 2
+        assert "'Gather_g' has constant inputs but stays" in caplog.text
+
+    def test_strings_and_sparse_values(self) -> None:
+        dense = numpy_helper.from_array(vec(5), "values")
+        sparse = helper.make_sparse_tensor(dense, numpy_helper.from_array(ints(1), "at"), [3])
+        nodes = [
+            helper.make_node("Constant", [], ["s"], value_strings=["a", "b"]),
+            helper.make_node("Constant", [], ["p"], sparse_value=sparse),
+            node("StringConcat", ["s", "s"], "t"),
+            node("Equal", ["t", "s"], "e"),
+            node("Cast", ["e"], "f", to=TensorProto.FLOAT),
+            node("Add", ["x", "p"], "a"),
+            node("Concat", ["a", "f"], "y", axis=0),
+        ]
+        made = prepare(model(nodes, {"x": [3]}, {"y": [5]}))
+        assert list(constant(made, "s")) == ["a", "b"]
+        assert ops(made)["Constant"] == 1
 
     def test_large_results_stay_computed(self) -> None:
         nodes = [node("Expand", ["k", "big"], "e"), node("Add", ["x", "e"], "y")]
@@ -280,8 +310,9 @@ class TestNames:
             {"x": [2]},
             {"y": [2]},
         )
-        made = check(net)
+        made = prepare(net)
         assert [n.name for n in made.graph.node] == ["Relu_0", "Relu_1_2", "same", "same_2"]
+        assert prepare(made) == made
 
     def test_shapes_are_noted(self) -> None:
         made = check(conv_chain(channels=4, size=6, depth=2))
@@ -369,11 +400,10 @@ class TestOrder:
         np.testing.assert_array_equal(run(made, {"x": vec(1, -2)})[0], vec(2, 0))
 
 
-def test_contradicting_shapes_are_an_error() -> None:
-    net = model([node("MatMul", ["x", "w"], "y")], {"x": [2, 3]}, {"y": [2, 4]}, {"w": weights(3, 4)})
-    net.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 5
-    with pytest.raises(ModelError, match="shapes"):
-        prepare(net)
+def test_a_wrongly_declared_output_shape_is_let_pass() -> None:
+    net = conv_chain(channels=4, size=6, depth=2)
+    net.graph.output[0].type.tensor_type.shape.dim[2].dim_value = 5
+    assert ops(prepare(net)) == {"Conv": 2, "Relu": 2}
 
 
 def test_every_pass_says_what_it_does() -> None:

@@ -418,7 +418,7 @@ def test_an_impossible_margin_is_refused(margin: float) -> None:
 def test_a_margin_is_added_to_what_is_needed() -> None:
     p = linear_problem(SEED_WEIGHT, [5.0, -4.5], (0, 12.75))
     plain, wide = (
-        solve(p, (*DEFAULT_STEPS[:3], FitWeightsToBias(margin=m), DEFAULT_STEPS[4])).params["w"]
+        solve(p, (*DEFAULT_STEPS[:4], FitWeightsToBias(margin=m), DEFAULT_STEPS[4])).params["w"]
         for m in (0.0, 0.1)
     )
     assert wide.scale / plain.scale == pytest.approx(1.1, rel=1e-3)
@@ -509,7 +509,7 @@ def test_the_integer_kernel_stays_in_int32_and_within_the_error_bound(p, seed: i
 @given(problems())
 def test_scales_only_grow_and_the_raise_costs_at_most_its_bound(p) -> None:
     state = State()
-    for step in DEFAULT_STEPS[:3]:
+    for step in DEFAULT_STEPS[:4]:
         state = step(p, state)
     fitted = FitWeightsToBias()(p, state)
     if fitted.floats:

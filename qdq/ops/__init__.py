@@ -18,6 +18,8 @@ from qdq.ops.demand import Demand, Handler, NodeView
 __all__ = ["TABLE", "demand_of", "register"]
 
 _MODULES = (linear, elementwise, clamp, movement, merging, bounded, pooling, normalization)
+MASK = 1e4
+"""Constants from this magnitude on say "not here", and are no data."""
 TABLE: dict[str, Demand | Handler] = {}
 
 
@@ -60,4 +62,11 @@ def demand_of(node: NodeView) -> Demand | str:
         return "it works on integers or booleans already"
     if all(t.constant for t in wanted):
         return "all its data inputs are constants"
+    for tensor in wanted:
+        # "not below" so that NaN is caught too
+        if tensor.constant and not tensor.largest < MASK:
+            return (
+                f"its constant '{tensor.name}' holds {tensor.largest:.3g}, as masks do: one scale "
+                "for that and for the data would round the data away"
+            )
     return demand

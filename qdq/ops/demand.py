@@ -77,12 +77,21 @@ class Demand:
 
 @dataclass(frozen=True, slots=True)
 class TensorView:
-    """One input of a node: name ("" if absent), shape if known, constant or not, float or not."""
+    """One input of a node.
+
+    Attributes:
+        name: the tensor's name, "" if the input is absent.
+        shape: its shape as far as it is known.
+        constant: whether its value is in the model.
+        floating: whether it holds floats.
+        largest: largest magnitude in a constant that could be a mask; 0 where nobody looked.
+    """
 
     name: str
     shape: tuple[int | None, ...] | None = None
     constant: bool = False
     floating: bool = True
+    largest: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -41,6 +41,8 @@ def gemm(node: NodeView) -> Demand | str:
     a, b = node.attributes.get("alpha", 1.0), node.attributes.get("beta", 1.0)
     if a != 1.0 or (b != 1.0 and node.has(2)):
         return f"alpha={a} and beta={b} could not be folded into constants"
+    if node.integer("transA", 0):
+        return "its left side is transposed at run time"
     if node.integer("transB", 0):
         return "its transposed weight is computed at run time"
     return _linear(node, Weight(1, 1, "matmul"))

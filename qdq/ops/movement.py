@@ -10,8 +10,12 @@ SAME = Demand(activations=(0,), output=SameAs(0))
 
 
 def resize(node: NodeView) -> Demand:
-    """Only the nearest mode just copies values; the others interpolate within their range."""
-    return SAME if node.text("mode", "nearest") == "nearest" else Demand()
+    """Only the nearest mode just copies values; the others interpolate, or overshoot (cubic).
+
+    A crop fills what is outside of the input with a value of its own.
+    """
+    crops = node.text("coordinate_transformation_mode", "") == "tf_crop_and_resize"
+    return SAME if node.text("mode", "nearest") == "nearest" and not crops else Demand()
 
 
 def pad(node: NodeView) -> Demand:

@@ -156,6 +156,8 @@ def _pick(ed: Editor, node: Node, source: Array) -> Array | None:
         return None
     numbers = [a for a in arguments if a is not None]
     if node.op == "Gather":
+        if (np.abs(numbers[0] + 0.5) > source.size).any():
+            return None  # out of range: the runtime says so
         picked: Array = np.asarray(source[numbers[0].astype(np.int64)], object)
         return picked
     start, end = int(numbers[0].item()), int(numbers[1].item())

@@ -38,7 +38,6 @@ class Editor:
         self.derived: dict[tuple[str, str], str] = {}
         self._names = Graph(model)
         self._next: dict[str, int] = {}  # name → first suffix that may be free
-        self._arrays: dict[str, Array] = {}
         self._slots: list[list[Node]] = []
         self._slot_of: dict[Node, int] = {}
         self._maker: dict[str, Node] = {}
@@ -87,14 +86,12 @@ class Editor:
         return bool(self._users.get(name)) or name in self.outputs
 
     def array(self, name: str) -> Array | None:
-        """The value of a constant; None for anything else. Read-only."""
+        """The value of a constant; None for anything else. Read-only, a copy of the data."""
         if name not in self.constants:
             return None
-        if name not in self._arrays:
-            value = onnx.numpy_helper.to_array(self.constants[name])
-            value.setflags(write=False)
-            self._arrays[name] = value
-        return self._arrays[name]
+        value: Array = onnx.numpy_helper.to_array(self.constants[name])
+        value.setflags(write=False)
+        return value
 
     def scalar(self, name: str) -> float | None:
         """The value of a constant with a single element; None for anything else."""
@@ -109,6 +106,11 @@ class Editor:
             return int(self.constants[name].data_type)
         t = self.types.get(name)
         return int(t.tensor_type.elem_type) if t is not None else 0
+
+    def dtype(self, name: str) -> np.dtype[Any] | None:
+        """The numpy type of a tensor; None if unknown."""
+        elem_type = self.elem_type(name)
+        return onnx.helper.tensor_dtype_to_np_dtype(elem_type) if elem_type else None
 
     def shape(self, name: str) -> tuple[int | None, ...] | None:
         """Shape with None for unknown dimensions; None if the rank is unknown."""
@@ -233,11 +235,22 @@ class Editor:
         order = topological_order([((*n.inputs, *n.captures), n.outputs) for n in nodes])
         graph = self.model.graph
         protos = [nodes[i].proto for i in order]
-        tensors = [t for name, t in self.constants.items() if self.read(name)]
         del graph.node[:]
         graph.node.extend(protos)
-        del graph.initializer[:]
-        graph.initializer.extend(tensors)
+        self._finish_constants()
+
+    def _finish_constants(self) -> None:
+        """Drop unread initializers and append new ones; the data of the others stays in place."""
+        tensors = self.model.graph.initializer
+        self.constants = {n: t for n, t in self.constants.items() if self.read(n)}
+        for i in reversed(range(len(tensors))):
+            if tensors[i].name not in self.constants:
+                del tensors[i]
+        present = {t.name for t in tensors}
+        for name, t in self.constants.items():
+            if name not in present:
+                tensors.append(t)
+                self.constants[name] = tensors[-1]
 
     def _insert(self, node: Node, slot: int, at: int | None = None) -> Node:
         here = self._slots[slot]

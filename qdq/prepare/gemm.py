@@ -3,7 +3,7 @@
 import numpy as np
 import onnx
 
-from qdq.prepare.editing import Array, Editor, Node
+from qdq.prepare.editing import Editor, Node
 
 __all__ = ["plain_gemms"]
 
@@ -22,19 +22,16 @@ def plain_gemms(ed: Editor) -> None:
 
 
 def _plain_weight(ed: Editor, node: Node) -> None:
-    b = ed.array(node.input(1))
-    alpha = float(node.attr("alpha", 1.0))
-    if b is None or b.dtype.kind != "f":
+    b, dtype = node.input(1), ed.dtype(node.input(1))
+    if b not in ed.constants or dtype is None or dtype.kind != "f":
         return
-    if node.attr("transB", 0):
-        b = b.T
-    if alpha != 1.0:
-        b = (b.astype(np.float64) * alpha).astype(b.dtype)
-    if node.attr("transB", 0) or alpha != 1.0:
-        ed.set_input(node, 1, _shared(ed, node.input(1), f"B{alpha!r}", b))
-    for name in ("alpha", "transB"):
+    alpha, turned = float(node.attr("alpha", 1.0)), bool(node.attr("transB", 0))
+    if turned or alpha != 1.0:
+        ed.set_input(node, 1, _derived(ed, b, alpha, turned))
+    transposed = node.attr("transA", 0)
+    for name in ("alpha", "transA", "transB"):
         node.set_attr(name, None)
-    if node.attr("transA", 0):
+    if transposed:
         a = node.input(0)
         out = ed.fresh(f"{a}_transposed")
         name = ed.fresh(f"{node.name}_transpose")
@@ -42,20 +39,26 @@ def _plain_weight(ed: Editor, node: Node) -> None:
         shape = ed.shape(a)
         ed.set_type(out, ed.elem_type(a), None if shape is None else shape[::-1])
         ed.set_input(node, 0, out)
-        node.set_attr("transA", None)
 
 
-def _shared(ed: Editor, source: str, what: str, value: Array) -> str:
-    """A constant derived from ``source``; derived once for all nodes that want the same."""
-    key = (source, what)
-    if key not in ed.derived:
-        ed.derived[key] = ed.add_constant(f"{source}_folded", value)
+def _derived(ed: Editor, name: str, alpha: float, turned: bool) -> str:
+    """``alpha B`` or ``alpha B^T`` as a constant, made once for all nodes that want the same."""
+    key = (name, f"{alpha!r} {turned}")
+    value = ed.array(name)
+    if key not in ed.derived and value is not None:
+        value = value.T if turned else value
+        if alpha != 1.0:
+            value = (value.astype(np.float64) * alpha).astype(value.dtype)
+        ed.derived[key] = ed.add_constant(f"{name}_folded", value)
     return ed.derived[key]
 
 
 def _plain_bias(ed: Editor, node: Node) -> None:
+    if not node.input(2):
+        node.set_attr("beta", None)
+        return
     c, b = ed.array(node.input(2)), ed.shape(node.input(1))
-    if c is None or b is None:
+    if c is None or b is None or c.dtype.kind != "f":
         return
     width = b[0] if node.attr("transB", 0) else b[1]
     beta = float(node.attr("beta", 1.0))

@@ -6,7 +6,7 @@ import onnx
 from qdq.prepare.affine import Affine, affine_of
 from qdq.prepare.editing import Array, Editor, Node
 
-__all__ = ["fold_affine", "follow", "is_plain", "scale_channels"]
+__all__ = ["fold_affine", "follow", "is_plain", "scaled_weight"]
 
 
 def fold_affine(ed: Editor) -> None:
@@ -18,14 +18,14 @@ def fold_affine(ed: Editor) -> None:
     chain of them folds at once, as long as nothing else reads what lies between.
     """
     for node in ed.nodes("Conv", "ConvTranspose", "Gemm"):
-        weight = ed.array(node.input(1))
+        weight = ed.constants.get(node.input(1))
         if weight is None or (node.op == "Gemm" and not is_plain(ed, node)):
             continue
-        if node.input(2) and ed.array(node.input(2)) is None:
+        if node.input(2) and node.input(2) not in ed.constants:
             continue
-        chain = follow(ed, node, axis=1, rank=weight.ndim)
+        chain = follow(ed, node, axis=1, rank=len(weight.dims))
         if chain is not None:
-            _fold(ed, node, weight, chain)
+            _fold(ed, node, *chain)
 
 
 def is_plain(ed: Editor, node: Node) -> bool:
@@ -63,8 +63,16 @@ def _out_channels(ed: Editor, node: Node) -> int:
     return int(shape[-1])
 
 
-def scale_channels(node: Node, weight: Array, scale: Array) -> Array:
-    """The weight with each output channel times its scale; scale float64, shape (M,)."""
+def scaled_weight(ed: Editor, node: Node, scale: Array) -> str:
+    """The name of the node's weight with each output channel times its scale, shape (M,)."""
+    name = node.input(1)
+    weight = None if (scale == 1).all() else ed.array(name)
+    if weight is None:
+        return name
+    return ed.add_constant(f"{name}_folded", _scale_channels(node, weight, scale))
+
+
+def _scale_channels(node: Node, weight: Array, scale: Array) -> Array:
     wide = weight.astype(np.float64)
     if node.op == "Conv":
         wide = wide * scale.reshape(-1, *(1,) * (weight.ndim - 1))
@@ -77,18 +85,16 @@ def scale_channels(node: Node, weight: Array, scale: Array) -> Array:
     return wide.astype(weight.dtype)
 
 
-def _fold(ed: Editor, node: Node, weight: Array, chain: tuple[list[Node], Affine]) -> None:
-    nodes, affine = chain
+def _fold(ed: Editor, node: Node, nodes: list[Node], affine: Affine) -> None:
     bias = ed.array(node.input(2))
     shift = affine.shift if bias is None else bias * affine.scale + affine.shift
     new = onnx.NodeProto()
     new.CopyFrom(node.proto)
     new.output[0] = nodes[-1].output
-    if (affine.scale != 1).any():
-        new.input[1] = ed.add_constant(
-            f"{node.input(1)}_folded", scale_channels(node, weight, affine.scale)
-        )
+    new.input[1] = scaled_weight(ed, node, affine.scale)
     if bias is not None or shift.any():
         del new.input[2:]
-        new.input.append(ed.add_constant(f"{node.name}_bias", shift.astype(weight.dtype)))
+        new.input.append(
+            ed.add_constant(f"{node.name}_bias", shift.astype(ed.dtype(node.input(1))))
+        )
     ed.replace([node, *nodes], [new])

@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 
 from qdq.prepare.editing import Editor, Node
-from qdq.prepare.linear import follow, scale_channels
+from qdq.prepare.linear import follow, scaled_weight
 
 __all__ = ["matmul_units"]
 
@@ -22,29 +22,26 @@ def matmul_units(ed: Editor) -> None:
     """
     flat: dict[str, str] = {}
     for node in ed.nodes("MatMul"):
-        weight, x = ed.array(node.input(1)), ed.shape(node.input(0))
-        if (
-            weight is None
-            or weight.ndim != 2
-            or weight.dtype.kind != "f"
-            or x is None
-            or len(x) < 2
-        ):
+        rank = ed.rank(node.input(0)) or 0
+        if rank < 2 or not _is_float_matrix(ed, node.input(1)):
             continue
-        chain = follow(ed, node, axis=len(x) - 1, rank=len(x))
+        chain = follow(ed, node, axis=rank - 1, rank=rank)
         if chain is None:
             continue
         nodes, affine = chain
-        value = weight if (affine.scale == 1).all() else scale_channels(node, weight, affine.scale)
-        b = node.input(1)
-        if value is not weight:
-            b = ed.add_constant(f"{b}_folded", value)
+        b = scaled_weight(ed, node, affine.scale)
         if not affine.shift.any() and all(n.op in ("Mul", "Div") for n in nodes):
             new = [ed.new_node("MatMul", [node.input(0), b], [nodes[-1].output], node.name)]
         else:
-            bias = ed.add_constant(f"{node.name}_bias", affine.shift.astype(weight.dtype))
+            bias = ed.add_constant(f"{node.name}_bias", affine.shift.astype(ed.dtype(b)))
             new = _unit(ed, node, [b, bias], nodes[-1].output, flat)
         ed.replace([node, *nodes], new)
+
+
+def _is_float_matrix(ed: Editor, name: str) -> bool:
+    dtype = ed.dtype(name)
+    known = name in ed.constants and dtype is not None and dtype.kind == "f"
+    return known and len(ed.constants[name].dims) == 2
 
 
 def _unit(

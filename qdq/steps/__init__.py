@@ -1,12 +1,14 @@
 """The built-in solver steps and the default recipe. Numpy only."""
 
 from qdq.solve import Step
+from qdq.steps.correct_bias import CorrectBias
 from qdq.steps.derive_bias import DeriveBias
 from qdq.steps.fit_weights import FitWeightsToBias
 from qdq.steps.from_ranges import FromConstants, FromRanges, ShareParams
 
 __all__ = [
     "DEFAULT_STEPS",
+    "CorrectBias",
     "DeriveBias",
     "FitWeightsToBias",
     "FromConstants",
@@ -18,7 +20,8 @@ DEFAULT_STEPS: tuple[Step, ...] = (
     FromRanges(),
     FromConstants(),
     ShareParams(),
+    CorrectBias(),
     FitWeightsToBias(),
     DeriveBias(),
 )
-"""The default recipe: ranges, constants, sharing, then the two steps of the bias."""
+"""Ranges, constants, sharing, the mean error into the bias, the bias's own scale."""

@@ -1,0 +1,31 @@
+"""Sphinx configuration: ``sphinx-build -W docs docs/_build``.
+
+The examples are not run here: pytest runs every page (see conftest.py), and what a page shows as
+output is checked there.
+"""
+
+from qdq.version import __version__
+
+project = "qdq"
+author = "the qdq developers"
+copyright = "the qdq developers, MIT licence"
+release = version = __version__
+
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax"]
+exclude_patterns = ["_build"]
+
+nb_execution_mode = "off"
+# Code cells in a page that is not converted to a notebook are shown as code, which is meant.
+suppress_warnings = ["mystnb.nbcell"]
+myst_enable_extensions = ["deflist", "dollarmath"]
+myst_heading_anchors = 3
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+napoleon_use_rtype = False
+
+html_theme = "furo"
+html_title = "qdq"

@@ -1,0 +1,406 @@
+"""Linear operators: factors, offsets, biases and padding folded where that is exact."""
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import model, node, rng, weights
+from prepared import check, constant, only, ops, random_feed
+
+from qdq.prepare import prepare
+
+
+def f32(*shape: int, seed: int = 7, low: float = 0.5, high: float = 2.0) -> np.ndarray:
+    """Positive values, safe to divide by."""
+    return rng(seed).uniform(low, high, shape).astype(np.float32)
+
+
+def batchnorm(channels: int, prefix: str = "bn", seed: int = 3) -> dict[str, np.ndarray]:
+    r = rng(seed)
+    values = (
+        r.uniform(-2, 2, channels),
+        r.standard_normal(channels),
+        r.standard_normal(channels),
+        r.uniform(0.1, 3, channels),
+    )
+    names = ("scale", "bias", "mean", "var")
+    return {f"{prefix}_{n}": v.astype(np.float32) for n, v in zip(names, values, strict=True)}
+
+
+def bn_inputs(x: str, prefix: str = "bn") -> list[str]:
+    return [x, *(f"{prefix}_{n}" for n in ("scale", "bias", "mean", "var"))]
+
+
+class TestBatchNormBehind:
+    @pytest.mark.parametrize("bias", [False, True])
+    @pytest.mark.parametrize(
+        ("op", "shape", "out", "attrs"),
+        [
+            ("Conv", (6, 4, 3, 3), 6, {"pads": [1, 1, 1, 1]}),
+            ("Conv", (6, 2, 3, 3), 6, {"group": 2}),
+            ("Conv", (4, 1, 3, 3), 4, {"group": 4, "auto_pad": "SAME_UPPER"}),
+            ("ConvTranspose", (4, 3, 2, 2), 3, {"strides": [2, 2]}),
+            ("ConvTranspose", (4, 3, 2, 2), 6, {"group": 2}),
+        ],
+    )
+    def test_convolutions(self, op, shape, out, attrs, bias) -> None:
+        constants = {"w": weights(*shape), "b": f32(out), **batchnorm(out)}
+        inputs = ["x", "w", "b"] if bias else ["x", "w"]
+        nodes = [node(op, inputs, "h", **attrs), node("BatchNormalization", bn_inputs("h"), "y")]
+        net = model(nodes, {"x": [2, 4, 5, 5]}, {"y": [2, out, None, None]}, constants)
+        made = check(net)
+        assert ops(made) == {op: 1}
+        assert constant(made, made.graph.node[0].input[2]).shape == (out,)
+
+    def test_gemm(self) -> None:
+        constants = {"w": weights(5, 7), "b": f32(5), **batchnorm(5)}
+        nodes = [
+            node("Gemm", ["x", "w", "b"], "h", transB=1),
+            node("BatchNormalization", bn_inputs("h"), "y", epsilon=0.1),
+        ]
+        assert ops(check(model(nodes, {"x": [3, 7]}, {"y": [3, 5]}, constants))) == {"Gemm": 1}
+
+    def test_training_stays(self) -> None:
+        constants = {"w": weights(4, 4, 1, 1), **batchnorm(4)}
+        outputs = ["y", "mean", "var"]
+        bn = node("BatchNormalization", bn_inputs("h"), outputs, training_mode=1)
+        shape = [2, 4, 3, 3]
+        net = model([node("Conv", ["x", "w"], "h"), bn], {"x": shape}, {"y": shape}, constants)
+        assert ops(prepare(net)) == {"Conv": 1, "BatchNormalization": 1}
+
+    def test_two_readers_in_between_keep_it(self) -> None:
+        constants = {"w": weights(4, 4, 1, 1), **batchnorm(4)}
+        nodes = [
+            node("Conv", ["x", "w"], "h"),
+            node("BatchNormalization", bn_inputs("h"), "n"),
+            node("Add", ["h", "n"], "y"),
+        ]
+        shape = [1, 4, 3, 3]
+        made = check(model(nodes, {"x": shape}, {"y": shape}, constants))
+        assert ops(made)["BatchNormalization"] == 1
+
+    def test_an_output_in_between_keeps_it(self) -> None:
+        constants = {"w": weights(4, 4, 1, 1), **batchnorm(4)}
+        nodes = [
+            node("Conv", ["x", "w"], "h"),
+            node("BatchNormalization", bn_inputs("h"), "y"),
+        ]
+        shape = [1, 4, 3, 3]
+        made = check(model(nodes, {"x": shape}, {"h": shape, "y": shape}, constants))
+        assert ops(made)["BatchNormalization"] == 1
+
+    def test_a_subgraph_that_reads_in_between_keeps_it(self) -> None:
+        constants = {"w": weights(4, 4, 1, 1), "c": np.array(True), **batchnorm(4)}
+        branches = [
+            onnx.helper.make_graph(
+                [onnx.helper.make_node(op, ["h"], [op])],
+                op,
+                [],
+                [onnx.helper.make_tensor_value_info(op, 1, None)],
+            )
+            for op in ("Relu", "Exp")
+        ]
+        branch = node("If", ["c"], "z", then_branch=branches[0], else_branch=branches[1])
+        nodes = [
+            node("Conv", ["x", "w"], "h"),
+            node("BatchNormalization", bn_inputs("h"), "y"),
+            branch,
+        ]
+        shape = [1, 4, 3, 3]
+        made = check(model(nodes, {"x": shape}, {"y": shape, "z": shape}, constants))
+        assert ops(made)["BatchNormalization"] == 1
+
+    def test_a_shared_weight_is_not_scaled_for_the_other_reader(self) -> None:
+        constants = {"w": weights(4, 4, 1, 1), **batchnorm(4)}
+        nodes = [
+            node("Conv", ["x", "w"], "h"),
+            node("BatchNormalization", bn_inputs("h"), "n"),
+            node("Conv", ["n", "w"], "y"),
+        ]
+        shape = [1, 4, 3, 3]
+        made = check(model(nodes, {"x": shape}, {"y": shape}, constants))
+        assert ops(made) == {"Conv": 2}
+        np.testing.assert_array_equal(constant(made, "w"), constants["w"])
+
+
+class TestBatchNormBefore:
+    def test_conv_without_padding(self) -> None:
+        constants = {"w": weights(6, 2, 3, 3), "b": f32(6), **batchnorm(4)}
+        nodes = [
+            node("BatchNormalization", bn_inputs("x"), "n"),
+            node("Conv", ["n", "w", "b"], "y", group=2),
+        ]
+        made = check(model(nodes, {"x": [1, 4, 5, 5]}, {"y": [1, 6, 3, 3]}, constants))
+        assert ops(made) == {"Conv": 1}
+
+    @pytest.mark.parametrize("attrs", [{"pads": [0, 1, 0, 0]}, {"auto_pad": "SAME_LOWER"}])
+    def test_conv_with_padding_keeps_it(self, attrs) -> None:
+        constants = {"w": weights(4, 4, 3, 3), **batchnorm(4)}
+        nodes = [
+            node("BatchNormalization", bn_inputs("x"), "n"),
+            node("Conv", ["n", "w"], "y", **attrs),
+        ]
+        shape = [1, 4, None, None]
+        made = check(model(nodes, {"x": [1, 4, 5, 5]}, {"y": shape}, constants))
+        assert ops(made) == {"BatchNormalization": 1, "Conv": 1}
+
+    def test_gemm(self) -> None:
+        constants = {"w": weights(4, 6), **batchnorm(4)}
+        nodes = [node("BatchNormalization", bn_inputs("x"), "n"), node("Gemm", ["n", "w"], "y")]
+        assert ops(check(model(nodes, {"x": [2, 4]}, {"y": [2, 6]}, constants))) == {"Gemm": 1}
+
+    def test_a_factor_before_padding_folds_and_an_offset_stays(self) -> None:
+        constants = {"w": weights(4, 4, 3, 3), "s": np.float32(0.3), "t": f32(4, 1, 1)}
+        nodes = [
+            node("Mul", ["x", "s"], "m"),
+            node("Add", ["m", "t"], "a"),
+            node("Conv", ["a", "w"], "y", pads=[1] * 4),
+        ]
+        shape = [1, 4, 5, 5]
+        made = check(model(nodes, {"x": shape}, {"y": shape}, constants))
+        assert ops(made) == {"Add": 1, "Conv": 1}
+
+    def test_different_factors_before_padding_stay(self) -> None:
+        constants = {"w": weights(4, 4, 3, 3), "s": f32(1, 4, 1, 1), "t": f32(4, 1, 1)}
+        nodes = [
+            node("Mul", ["x", "s"], "m"),
+            node("Add", ["m", "t"], "a"),
+            node("Conv", ["a", "w"], "y", pads=[1] * 4),
+        ]
+        shape = [1, 4, 5, 5]
+        made = check(model(nodes, {"x": shape}, {"y": shape}, constants))
+        assert ops(made) == {"Mul": 1, "Add": 1, "Conv": 1}
+
+    def test_a_zero_factor(self) -> None:
+        constants = {"w": weights(4, 4, 3, 3), "s": np.float32(0), "t": np.float32(1)}
+        nodes = [
+            node("Mul", ["x", "s"], "m"),
+            node("Add", ["m", "t"], "a"),
+            node("Conv", ["a", "w"], "y", pads=[1] * 4),
+        ]
+        shape = [1, 4, 5, 5]
+        check(model(nodes, {"x": shape}, {"y": shape}, constants))
+
+
+class TestGemm:
+    @pytest.mark.parametrize("trans_a", [0, 1])
+    @pytest.mark.parametrize("trans_b", [0, 1])
+    @pytest.mark.parametrize("c", [None, (), (1,), (5,), (1, 1), (1, 5), (3, 1), (3, 5)])
+    def test_every_form(self, trans_a, trans_b, c) -> None:
+        constants = {"w": weights(*((5, 7) if trans_b else (7, 5)))}
+        inputs = ["x", "w"]
+        if c is not None:
+            constants["c"] = f32(*c)
+            inputs.append("c")
+        gemm = node("Gemm", inputs, "y", alpha=0.5, beta=3.0, transA=trans_a, transB=trans_b)
+        shape = [7, 3] if trans_a else [3, 7]
+        made = check(model([gemm], {"x": shape}, {"y": [3, 5]}, constants))
+        n = only(made, "Gemm")
+        assert not n.attribute
+        assert constant(made, n.input[1]).shape == (7, 5)
+        rows = c in ((3, 1), (3, 5))
+        assert ops(made)["Add"] == rows
+        assert len(n.input) == 2 + (c is not None and not rows)
+        if len(n.input) == 3:
+            assert constant(made, n.input[2]).shape == (5,)
+
+    def test_weight_shared_by_two_stays_shared(self) -> None:
+        nodes = [node("Gemm", ["x", "w"], "h", transB=1), node("Gemm", ["h", "w"], "y", transB=1)]
+        made = check(model(nodes, {"x": [2, 4]}, {"y": [2, 4]}, {"w": weights(4, 4)}))
+        assert len(made.graph.initializer) == 1
+
+    def test_one_weight_in_two_forms(self) -> None:
+        nodes = [
+            node("Gemm", ["x", "w"], "h", alpha=0.5, transB=1),
+            node("Gemm", ["h", "w"], "y", alpha=0.5),
+        ]
+        check(model(nodes, {"x": [2, 4]}, {"y": [2, 4]}, {"w": weights(4, 4)}))
+
+    def test_activation_times_activation_stays(self) -> None:
+        gemm = node("Gemm", ["x", "z", "v"], "y", alpha=2.0, beta=0.5, transB=1)
+        made = check(model([gemm], {"x": [2, 4], "z": [3, 4], "v": [3]}, {"y": [2, 3]}))
+        assert made.graph.node[0] == gemm
+
+
+class TestMatMul:
+    @pytest.mark.parametrize(
+        ("x", "y"),
+        [
+            ([3, 8], [3, 6]),
+            (["N", 8], ["N", 6]),
+            ([2, 3, 8], [2, 3, 6]),
+            (["N", 3, 8], ["N", 3, 6]),
+            (["N", "T", 8], ["N", "T", 6]),
+            ([2, 2, 2, 8], [2, 2, 2, 6]),
+        ],
+    )
+    @pytest.mark.parametrize("bias", [(6,), (1, 6), (1,), ()])
+    def test_bias(self, x, y, bias) -> None:
+        nodes = [node("MatMul", ["x", "w"], "h"), node("Add", ["b", "h"], "y")]
+        made = check(model(nodes, {"x": x}, {"y": y}, {"w": weights(8, 6), "b": f32(*bias)}))
+        gemm = only(made, "Gemm")
+        assert gemm.name == "MatMul_h"
+        assert constant(made, gemm.input[2]).shape == (6,)
+        assert ops(made)["MatMul"] == ops(made)["Add"] == 0
+        assert ops(made)["Reshape"] == (0 if len(x) == 2 else 2)
+
+    def test_bias_that_is_none(self) -> None:
+        # varies along the rows; widens; comes from an activation
+        nodes = [
+            node("MatMul", ["x", "w"], "a"),
+            node("Add", ["a", "rows"], "b"),
+            node("MatMul", ["b", "w"], "c"),
+            node("Add", ["c", "wide"], "d"),
+            node("MatMul", ["d", "w"], "e"),
+            node("Add", ["e", "x"], "y"),
+        ]
+        constants = {"w": weights(4, 4), "rows": f32(3, 1), "wide": f32(2, 1, 1, 4)}
+        made = check(model(nodes, {"x": [1, 3, 4]}, {"y": [2, 1, 3, 4]}, constants))
+        assert ops(made) == {"MatMul": 3, "Add": 3}
+
+    def test_three_of_one_x_share_its_reshape(self) -> None:
+        nodes, constants = [], {}
+        for k in "qkv":
+            constants |= {f"w{k}": weights(8, 8), f"b{k}": f32(8)}
+            nodes += [node("MatMul", ["x", f"w{k}"], f"m{k}"), node("Add", [f"m{k}", f"b{k}"], k)]
+        shape = [2, 3, 8]
+        made = check(model(nodes, {"x": shape}, {k: shape for k in "qkv"}, constants))
+        assert ops(made) == {"Reshape": 4, "Gemm": 3}
+
+    def test_a_factor_alone_leaves_a_matmul(self) -> None:
+        nodes = [node("MatMul", ["x", "w"], "h"), node("Div", ["h", "s"], "y")]
+        constants = {"w": weights(8, 8), "s": np.float32(8)}
+        made = check(model(nodes, {"x": [2, 3, 8]}, {"y": [2, 3, 8]}, constants))
+        assert ops(made) == {"MatMul": 1}
+
+    def test_batchnorm_on_another_axis_stays(self) -> None:
+        constants = {"w": weights(8, 3), **batchnorm(3)}
+        nodes = [
+            node("MatMul", ["x", "w"], "h"),
+            node("BatchNormalization", bn_inputs("h"), "y"),
+        ]
+        made = check(model(nodes, {"x": [2, 3, 8]}, {"y": [2, 3, 3]}, constants))
+        assert ops(made) == {"MatMul": 1, "BatchNormalization": 1}
+
+    def test_reshapes_in_a_row_become_one(self) -> None:
+        nodes = [
+            node("MatMul", ["x", "w"], "h"),
+            node("Add", ["h", "b"], "a"),
+            node("Reshape", ["a", "heads"], "y"),
+        ]
+        constants = {"w": weights(8, 6), "b": f32(6), "heads": np.array([0, 0, 2, -1])}
+        made = check(model(nodes, {"x": [2, 3, 8]}, {"y": [2, 3, 2, 3]}, constants))
+        assert ops(made) == {"Reshape": 2, "Gemm": 1}
+
+
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["Add", "Sub", "Mul", "Div"]),
+        st.booleans(),  # constant first
+        st.sampled_from(["scalar", "one", "channel", "full", "wide"]),
+    ),
+    max_size=4,
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(kind=st.sampled_from(["Conv", "ConvTranspose", "Gemm", "MatMul"]), steps=STEPS,
+       bias=st.booleans())  # fmt: skip
+def test_any_chain_of_constants_keeps_the_output(kind, steps, bias) -> None:
+    """Whatever is folded or not, forwards or backwards, the floats stay."""
+    spatial = kind in ("Conv", "ConvTranspose")
+    shape = [2, 4, 3, 3] if spatial else [2, 4] if kind == "Gemm" else [2, 3, 4]
+    forms = {
+        "scalar": (),
+        "one": (1,),
+        "channel": (1, 4, 1, 1) if spatial else (4,),
+        "full": (4, 3, 3) if spatial else (2, 4) if kind == "Gemm" else (3, 4),
+        "wide": (1, *shape),
+    }
+    constants = {"w": weights(4, 4, 1, 1) if spatial else weights(4, 4), "b": f32(4)}
+    nodes = []
+
+    def affine(last: str, tag: str) -> str:
+        for i, (op, first, form) in enumerate(steps):
+            name = f"k{tag}{i}"
+            constants[name] = f32(*forms[form], seed=i)
+            nodes.append(node(op, [name, last] if first else [last, name], f"{tag}{i}"))
+            last = f"{tag}{i}"
+        return last
+
+    plain = not any(form == "wide" for *_, form in steps)
+    if not plain and spatial:
+        steps = [s for s in steps if s[2] != "wide"]
+    before = affine("x", "f") if plain or spatial else "x"
+    inputs = [before, "w", "b"] if bias and kind != "MatMul" else [before, "w"]
+    nodes.append(node(kind, inputs, "h"))
+    nodes.append(node("Relu", [affine("h", "g")], "y"))
+    net = model(nodes, {"x": shape}, {"y": [None] * (len(shape) + (not plain and not spatial))},
+                constants)  # fmt: skip
+    feed = {k: np.abs(v) + 0.5 for k, v in random_feed(net).items()}  # no poles of k / x
+    check(net, 1e-4, feed)
+
+
+class TestPad:
+    def conv(self, pads: list[int], attrs: dict, value: float | None = 0.0) -> onnx.ModelProto:
+        constants = {"p": np.array(pads), "w": weights(4, 4, 3, 3)}
+        if value is not None:
+            constants["v"] = np.float32(value)
+        inputs = ["x", "p"] if value is None else ["x", "p", "v"]
+        nodes = [node("Pad", inputs, "h"), node("Conv", ["h", "w"], "y", **attrs)]
+        return model(nodes, {"x": [1, 4, 6, 6]}, {"y": [1, 4, None, None]}, constants)
+
+    @pytest.mark.parametrize("value", [None, 0.0])
+    @pytest.mark.parametrize("attrs", [{}, {"pads": [1, 0, 0, 1]}, {"auto_pad": "VALID"}])
+    def test_folds_into_conv(self, attrs, value) -> None:
+        made = check(self.conv([0, 0, 1, 2, 0, 0, 0, 1], attrs, value))
+        assert ops(made) == {"Conv": 1}
+
+    @pytest.mark.parametrize(
+        ("pads", "attrs", "value"),
+        [
+            ([0, 0, 1, 1, 0, 0, 1, 1], {}, 1.0),
+            ([0, 0, 1, 1, 0, 0, 1, 1], {"auto_pad": "SAME_UPPER"}, 0.0),
+            ([0, 0, -1, 1, 0, 0, 1, 1], {}, 0.0),
+            ([1, 0, 0, 1, 0, 0, 1, 1], {}, 0.0),
+            ([0, 0, 4, 1, 0, 0, 1, 1], {}, 0.0),
+        ],
+    )
+    def test_stays(self, pads, attrs, value) -> None:
+        net = self.conv(pads, attrs, value)
+        net.graph.output[0].type.tensor_type.shape.dim[0].ClearField("dim_value")
+        assert ops(check(net)) == {"Pad": 1, "Conv": 1}
+
+    def test_axes(self) -> None:
+        constants = {"p": np.array([1, 2]), "a": np.array([-1]), "w": weights(4, 4, 3, 3)}
+        nodes = [node("Pad", ["x", "p", "", "a"], "h"), node("Conv", ["h", "w"], "y")]
+        made = check(model(nodes, {"x": [1, 4, 6, 6]}, {"y": [1, 4, 4, 7]}, constants))
+        assert ops(made) == {"Conv": 1}
+
+    def pool(self, op: str, **attrs: object) -> onnx.ModelProto:
+        nodes = [node("Pad", ["x", "p"], "h"), node(op, ["h"], "y", kernel_shape=[3, 3], **attrs)]
+        constants = {"p": np.array([0, 0, 1, 1, 0, 0, 1, 1])}
+        return model(nodes, {"x": [1, 2, 6, 6]}, {"y": [1, 2, None, None]}, constants)
+
+    def test_average_pool(self) -> None:
+        assert ops(check(self.pool("AveragePool"))) == {"AveragePool": 1}
+        both = self.pool("AveragePool", pads=[1, 0, 0, 1], count_include_pad=1)
+        assert ops(check(both)) == {"AveragePool": 1}
+
+    @pytest.mark.parametrize(
+        ("op", "attrs"),
+        [
+            ("MaxPool", {}),
+            ("AveragePool", {"pads": [1, 1, 1, 1]}),
+            ("AveragePool", {"pads": [2, 2, 2, 2], "count_include_pad": 1}),
+            ("AveragePool", {"ceil_mode": 1, "strides": [2, 2]}),
+        ],
+    )
+    def test_other_pools_stay(self, op, attrs) -> None:
+        assert ops(check(self.pool(op, **attrs)))["Pad"] == 1
+
+    def test_reflection_stays(self) -> None:
+        net = self.conv([0, 0, 1, 1, 0, 0, 1, 1], {})
+        net.graph.node[0].attribute.append(onnx.helper.make_attribute("mode", "reflect"))
+        assert ops(check(net))["Pad"] == 1

@@ -1,0 +1,248 @@
+"""Activations and normalizations in their usual spellings become one operator."""
+
+import math
+
+import numpy as np
+import pytest
+from models import model, node, rng
+from onnx import helper
+from prepared import check, only, ops
+
+K = {
+    "half": np.float32(0.5),
+    "one": np.float32(1),
+    "two": np.float32(2),
+    "three": np.float32(3),
+    "six": np.float32(6),
+    "sixth": np.float32(1 / 6),
+    "zero": np.float32(0),
+    "root2": np.float32(math.sqrt(2)),
+    "iroot2": np.float32(1 / math.sqrt(2)),
+    "cubic": np.float32(0.044715),
+    "tanh": np.float32(math.sqrt(2 / math.pi)),
+    "five": np.float32(5),
+}
+
+
+def unit(*steps: tuple[str, str, str], shape=(2, 3, 8), constants=None, opset=21):
+    """A model from rows (op, inputs, output), which reads x and hands out y."""
+    nodes = [node(op, inputs.split(), out) for op, inputs, out in steps]
+    read = {i for n in nodes for i in n.input}
+    values = {k: v for k, v in {**K, **(constants or {})}.items() if k in read}
+    feeds = {i: shape for i in ("x", "z") if i in read}
+    return model(nodes, feeds, {"y": list(shape)}, values, opset)
+
+
+HARD_SWISH = {
+    "op": [("HardSwish", "x", "y")],
+    "mul then div": [
+        ("Add", "x three", "a"), ("Clip", "a zero six", "b"), ("Mul", "x b", "c"),
+        ("Div", "c six", "y"),
+    ],
+    "mul then mul": [
+        ("Add", "three x", "a"), ("Clip", "a zero six", "b"), ("Mul", "b x", "c"),
+        ("Mul", "sixth c", "y"),
+    ],
+    "div then mul": [
+        ("Add", "x three", "a"), ("Clip", "a zero six", "b"), ("Div", "b six", "c"),
+        ("Mul", "x c", "y"),
+    ],
+    "scaled first": [
+        ("Div", "x six", "a"), ("Add", "a half", "b"), ("Clip", "b zero one", "c"),
+        ("Mul", "x c", "y"),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("steps", HARD_SWISH.values(), ids=HARD_SWISH)
+def test_hard_swish(steps) -> None:
+    made = check(unit(*steps))
+    assert ops(made) == {"HardSigmoid": 1, "Mul": 1}
+    gate = {a.name: a.f for a in only(made, "HardSigmoid").attribute}
+    assert gate == pytest.approx({"alpha": 1 / 6, "beta": 0.5})
+
+
+def test_hard_swish_of_opset_11() -> None:
+    nodes = [
+        node("Add", ["x", "three"], "a"),
+        node("Clip", ["a", "zero", "six"], "b"),
+        node("Mul", ["x", "b"], "c"),
+        node("Div", ["c", "six"], "y"),
+    ]
+    constants = {k: K[k] for k in ("three", "zero", "six")}
+    made = check(model(nodes, {"x": [4]}, {"y": [4]}, constants, opset=11))
+    assert ops(made) == {"HardSigmoid": 1, "Mul": 1}
+
+
+def test_the_gate_of_another_tensor() -> None:
+    made = check(unit(
+        ("Add", "x three", "a"), ("Clip", "a zero six", "b"), ("Mul", "z b", "c"),
+        ("Div", "c six", "y"),
+    ))  # fmt: skip
+    assert ops(made) == {"HardSigmoid": 1, "Mul": 1}
+
+
+NOT_HARD = {
+    "other divisor": [
+        ("Add", "x three", "a"), ("Clip", "a zero six", "b"), ("Div", "b five", "y"),
+    ],
+    "dividend": [("Add", "x three", "a"), ("Clip", "a one six", "b"), ("Div", "six b", "y")],
+    "not from zero": [
+        ("Add", "x three", "a"), ("Clip", "a one six", "b"), ("Div", "b six", "y"),
+    ],
+    "clip read twice": [
+        ("Add", "x three", "a"), ("Clip", "a zero six", "b"), ("Div", "b six", "c"),
+        ("Add", "b c", "y"),
+    ],
+    "an offset alone": [("Add", "x half", "a"), ("Clip", "a zero one", "y")],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("steps", NOT_HARD.values(), ids=NOT_HARD)
+def test_what_is_not_a_hard_sigmoid_stays(steps) -> None:
+    made = check(unit(*steps))
+    assert len(made.graph.node) == len(steps)
+
+
+GELU = {
+    "x first": [("Mul", "x e1", "m"), ("Mul", "m half", "y")],
+    "half last, divided": [("Mul", "e1 x", "m"), ("Div", "m two", "y")],
+    "half first": [("Mul", "x half", "m"), ("Mul", "m e1", "y")],
+    "half with the sum": [("Mul", "half e1", "m"), ("Mul", "x m", "y")],
+}
+ARGUMENT = {
+    "div": [("Div", "x root2", "a"), ("Erf", "a", "e")],
+    "mul": [("Mul", "iroot2 x", "a"), ("Erf", "a", "e")],
+    "tanh, pow": [
+        ("Pow", "x three", "p"), ("Mul", "p cubic", "q"), ("Add", "x q", "r"),
+        ("Mul", "r tanh", "a"), ("Tanh", "a", "e"),
+    ],
+    "tanh, mul": [
+        ("Mul", "x x", "p2"), ("Mul", "x p2", "p"), ("Mul", "cubic p", "q"), ("Add", "q x", "r"),
+        ("Mul", "tanh r", "a"), ("Tanh", "a", "e"),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("tail", GELU.values(), ids=GELU)
+@pytest.mark.parametrize("argument", ARGUMENT.values(), ids=ARGUMENT)
+@pytest.mark.parametrize("opset", [17, 21])
+def test_gelu(argument, tail, opset) -> None:
+    made = check(unit(*argument, ("Add", "one e", "e1"), *tail, opset=opset))
+    assert ops(made) == {"Gelu": 1}
+    tanh = any(op == "Tanh" for op, *_ in argument)
+    assert only(made, "Gelu").attribute[0].s == (b"tanh" if tanh else b"none")
+
+
+NOT_GELU = {
+    "other root": [("Div", "x two", "a"), ("Erf", "a", "e"), ("Add", "e one", "e1")],
+    "other sum": [("Div", "x root2", "a"), ("Erf", "a", "e"), ("Add", "e two", "e1")],
+    "other factor": [("Div", "z root2", "a"), ("Erf", "a", "e"), ("Add", "e one", "e1")],
+}
+
+
+@pytest.mark.parametrize("steps", NOT_GELU.values(), ids=NOT_GELU)
+def test_what_is_not_a_gelu_stays(steps) -> None:
+    made = check(unit(*steps, *GELU["x first"]))
+    assert ops(made)["Gelu"] == 0
+
+
+def test_gelu_with_another_reader_inside_stays() -> None:
+    steps = [*ARGUMENT["div"], ("Add", "e one", "e1"), ("Mul", "x e1", "m"), ("Mul", "m half", "n")]
+    made = check(unit(*steps, ("Add", "n m", "y")))
+    assert ops(made)["Gelu"] == 0
+
+
+def layer_norm(opset=21, power="Pow", axes=-1, width=8, epsilon=1e-5, scale=None):
+    r = rng(4)
+    constants = {
+        "two": np.float32(2),
+        "eps": np.float32(epsilon),
+        "g": r.standard_normal(width).astype(np.float32) if scale is None else scale,
+        "b": r.standard_normal(width).astype(np.float32),
+    }
+
+    def mean(x: str, y: str):
+        if opset >= 18:
+            constants["axes"] = np.array([axes])
+            return node("ReduceMean", [x, "axes"], y)
+        return node("ReduceMean", [x], y, axes=[axes])
+
+    nodes = [
+        mean("x", "m"),
+        node("Sub", ["x", "m"], "d"),
+        node("Pow", ["d", "two"], "p") if power == "Pow" else node("Mul", ["d", "d"], "p"),
+        mean("p", "v"),
+        node("Add", ["v", "eps"], "ve"),
+        node("Sqrt", ["ve"], "sd"),
+        node("Div", ["d", "sd"], "q"),
+        node("Mul", ["g", "q"], "h"),
+        node("Add", ["h", "b"], "y"),
+    ]
+    if power != "Pow":
+        del constants["two"]
+    return model(nodes, {"x": [2, 3, width]}, {"y": [2, 3, width]}, constants, opset)
+
+
+@pytest.mark.parametrize("opset", [11, 17, 21])
+@pytest.mark.parametrize("power", ["Pow", "Mul"])
+@pytest.mark.parametrize("axes", [-1, 2])
+def test_layer_norm(opset, power, axes) -> None:
+    made = check(layer_norm(opset, power, axes, epsilon=0.03))
+    assert ops(made) == {"LayerNormalization": 1}
+    values = {a.name: helper.get_attribute_value(a) for a in made.graph.node[0].attribute}
+    assert values == pytest.approx({"axis": -1, "epsilon": 0.03})
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        lambda: layer_norm(axes=1),
+        lambda: layer_norm(scale=np.float32(2)),
+        lambda: layer_norm(scale=rng(1).standard_normal((3, 8)).astype(np.float32)),
+    ],
+    ids=["other axis", "one scale", "scale per row"],
+)
+def test_what_is_not_a_layer_norm_stays(net) -> None:
+    assert ops(check(net()))["LayerNormalization"] == 0
+
+
+def test_a_layer_norm_read_inside_stays() -> None:
+    net = layer_norm()
+    net.graph.output.append(helper.make_tensor_value_info("ve", 1, [2, 3, 1]))
+    assert ops(check(net))["LayerNormalization"] == 0
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["by number", "by -1"])
+@pytest.mark.parametrize("shape", [[2, 3, 8], ["N", "T", 8], [4, 8]])
+def test_softmax_of_old_opsets_stays_one_node(shape, last) -> None:
+    axis = -1 if last else len(shape) - 1
+    net = model([node("Softmax", ["x"], "y", axis=axis)], {"x": shape}, {"y": shape}, opset=11)
+    assert ops(check(net)) == {"Softmax": 1}
+
+
+def wrapped_softmax(axis: int, op: str = "Softmax"):
+    """As above, but the opset converter does not know the rank and wraps the node."""
+    nodes = [
+        node("Concat", ["front", "back"], "target", axis=0),
+        node("Reshape", ["x", "target"], "h"),
+        node(op, ["h"], "s", axis=axis),
+        node("Relu", ["s"], "y"),
+    ]
+    constants = {"front": np.array([2]), "back": np.array([3, 8])}
+    return model(nodes, {"x": [6, 8]}, {"y": [2, 3, 8]}, constants, opset=11)
+
+
+@pytest.mark.parametrize("op", ["Softmax", "LogSoftmax"])
+@pytest.mark.parametrize("axis", [-1, 2])
+def test_a_wrapped_softmax_is_unwrapped(axis, op) -> None:
+    assert ops(check(wrapped_softmax(axis, op))) == {"Reshape": 1, op: 1, "Relu": 1}
+
+
+def test_a_wrapped_softmax_over_several_axes_stays_wrapped() -> None:
+    assert len(check(wrapped_softmax(1)).graph.node) > 3
+
+
+def test_softmax_over_several_axes_keeps_its_reshapes() -> None:
+    net = model([node("Softmax", ["x"], "y", axis=1)], {"x": [2, 3, 4]}, {"y": [2, 3, 4]}, opset=11)
+    assert ops(check(net))["Softmax"] == 1
