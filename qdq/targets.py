@@ -79,13 +79,6 @@ def _nearest(node: NodeView, _demand: Demand) -> str | None:
     return None
 
 
-def _average(node: NodeView, _demand: Demand) -> str | None:
-    if node.integer("ceil_mode", 0) and node.integer("count_include_pad", 0):
-        # measured: it divides the windows at the lower and right edge by another count
-        return "the integer AveragePool counts the padding of ceil_mode differently"
-    return None
-
-
 def _two_real_inputs(node: NodeView, _demand: Demand) -> str | None:
     if any(t.shape is not None and 0 in t.shape for t in node.inputs[:2]):
         return "an input is empty"
@@ -117,7 +110,7 @@ ORT_CPU = Target(
         ),
         "Add": Kernel(fused="QLinearAdd", condition=_two_real_inputs),
         "Mul": Kernel(fused="QLinearMul", condition=_two_real_inputs),
-        "AveragePool": Kernel(fused="QLinearAveragePool", condition=_average),
+        "AveragePool": Kernel(fused="QLinearAveragePool"),
         "Concat": Kernel(fused="QLinearConcat"),
         "GlobalAveragePool": Kernel(fused="QLinearGlobalAveragePool"),
         "LeakyRelu": Kernel(fused="QLinearLeakyRelu"),

@@ -7,6 +7,7 @@ from models import feeds
 from op_cases import CASES, Case, alone, island
 
 from qdq.api import run
+from qdq.calibrate import MinMax
 from qdq.errors import ConfigError
 from qdq.ops import TABLE, demand_of, register
 from qdq.ops.demand import Bounded, Demand, NodeView, SameAs, TensorView
@@ -28,17 +29,21 @@ def test_every_row_and_every_kernel_has_a_case() -> None:
 def test_alone(case: Case) -> None:
     """Codes in, codes out: within a few steps of float, and fused as unfused."""
     net, data = alone(case), feeds(case.activations, 6)
-    found = run(net, data, target=PORTABLE)
+    found = run(net, data, target=PORTABLE, calibrator=MinMax())
     outcome = compare(net, found.model, data)
-    node = next(u for u in found.plan.placement.units if u.view.op_type == case.op)
-    assert node.view.name in found.plan.quantized, dict(found.plan.left_float)
+    if case.op == "AveragePool" and case.refused:
+        assert case.refused in found.plan.left_float["AveragePool_y"]
+        return
+    # prepare writes HardSwish as x * HardSigmoid(x): the Mul keeps its name
+    node = next(u for u in found.plan.placement.units if u.view.name == f"{case.op}_y")
+    assert node.demand is not None, node.reason
+    assert node.view.name in found.plan.quantized
     if outcome.exact.dtype.kind == "f":
         assert outcome.sqnr > case.floor
         assert outcome.unfused_sqnr > case.floor
     else:  # ArgMax: equal codes may be picked differently, most are not
         assert np.mean(outcome.exact == outcome.fused) > 0.8
     assert outcome.steps_apart <= APART.get(case.op, 1.01)
-    assert node.demand is not None
     params = found.solution.params
     made = [params[o] for o in node.outputs if o in params]
     if isinstance(node.demand.output, SameAs):
@@ -52,14 +57,13 @@ def test_alone(case: Case) -> None:
         assert high == pytest.approx(node.demand.output.high, abs=0.01)
 
 
-@pytest.mark.parametrize("opset", [13, 21, 24])
-@pytest.mark.parametrize("case", FUSED, ids=str)
+@pytest.mark.parametrize(
+    ("case", "opset"), [(c, o) for c in FUSED for o in (13, 21, 24) if o >= c.opset], ids=str
+)
 def test_between_integer_kernels(case: Case, opset: int) -> None:
     """The operator that the target's table names is in the runtime's graph, and nothing float."""
-    if case.opset > opset:
-        pytest.skip(f"this spelling is from opset {case.opset}")
     net, data = island(case, opset), feeds(case.activations, 4)
-    found = run(net, data, target=FORCED)
+    found = run(net, data, target=FORCED, calibrator=MinMax())
     outcome = compare(net, found.model, data)
     assert outcome.sqnr > 27
     assert outcome.steps_apart <= APART.get(case.op, 1.01)

@@ -418,7 +418,7 @@ def test_an_impossible_margin_is_refused(margin: float) -> None:
 def test_a_margin_is_added_to_what_is_needed() -> None:
     p = linear_problem(SEED_WEIGHT, [5.0, -4.5], (0, 12.75))
     plain, wide = (
-        solve(p, (*DEFAULT_STEPS[:4], FitWeightsToBias(margin=m), DEFAULT_STEPS[4])).params["w"]
+        solve(p, (*DEFAULT_STEPS[:4], FitWeightsToBias(margin=m), DEFAULT_STEPS[5])).params["w"]
         for m in (0.0, 0.1)
     )
     assert wide.scale / plain.scale == pytest.approx(1.1, rel=1e-3)

@@ -1,0 +1,89 @@
+"""Channel means: exact in any order; bias correction from them."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from qdq.affine import fake_quantize
+from qdq.calibrate.means import ChannelSum, watch_means
+from qdq.errors import CalibrationError
+from qdq.problem import Constant, Derived, Linear, Observed, Problem, TensorPlan
+from qdq.ranges import TensorRange
+from qdq.solve import solve
+from qdq.spec import INT8, INT32, UINT8, QuantSpec
+from qdq.steps import DEFAULT_STEPS, CorrectBias
+
+vectors = hnp.arrays(
+    np.float32, (3, 5), elements=st.floats(-3.0e38, 3.0e38, width=32, allow_subnormal=True)
+)
+
+
+@given(vectors, st.permutations(range(3)))
+def test_any_order_gives_the_same_sum(x: np.ndarray, order: list[int]) -> None:
+    parts = [ChannelSum.of(row[None, :], 1) for row in x]
+    there = parts[0].merge(parts[1]).merge(parts[2])
+    a, b, c = (parts[i] for i in order)
+    back = a.merge(b.merge(c))
+    assert np.array_equal(there.bins, back.bins)
+    assert there.mean.tobytes() == back.mean.tobytes()
+
+
+@given(vectors)
+def test_the_mean_is_the_mean(x: np.ndarray) -> None:
+    total = ChannelSum.of(x[:1], 1).merge(ChannelSum.of(x[1:2], 1)).merge(ChannelSum.of(x[2:], 1))
+    exact = x.astype(np.float64).mean(0)
+    biggest = np.abs(x.astype(np.float64)).max(0)
+    assert np.all(np.abs(total.mean - exact) <= 1e-12 * biggest + 1e-60)
+
+
+def test_axes_and_weights_of_samples() -> None:
+    x = np.arange(24, dtype=np.float32).reshape(1, 2, 3, 4)
+    assert np.allclose(ChannelSum.of(x, 1).mean, x.mean((0, 2, 3)))
+    assert np.allclose(ChannelSum.of(x, -1).mean, x.mean((0, 1, 2)))
+
+
+def test_channels_must_not_change() -> None:
+    batches = [{"x": np.zeros((1, 3), np.float32)}, {"x": np.zeros((1, 4), np.float32)}]
+    with pytest.raises(CalibrationError, match=r"'x' has 4 channels in calibration sample 1"):
+        list(watch_means(batches, {"x": 1}, {}))
+
+
+@pytest.mark.parametrize("kind", ["conv", "matmul"])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_the_mean_error_is_gone(kind: str, groups: int) -> None:
+    if kind == "matmul" and groups > 1:
+        pytest.skip("a matmul has no groups")
+    r = np.random.default_rng(3)
+    mean = r.uniform(0.5, 2.0, 6)
+    if kind == "conv":
+        weight = r.standard_normal((4, 6 // groups, 3, 3)).astype(np.float32)
+        per_group = np.repeat(mean.reshape(groups, -1), 4 // groups, axis=0)  # row i's channels
+        expected = lambda w: np.einsum("mckl,mc->m", w.astype(np.float64), per_group)  # noqa: E731
+    else:
+        weight = r.standard_normal((6, 4)).astype(np.float32)
+        expected = lambda w: mean @ w.astype(np.float64)  # noqa: E731
+    w_spec = QuantSpec(dtype=INT8, symmetric=True, axis=0 if kind == "conv" else 1)
+    b_spec = QuantSpec(dtype=INT32, symmetric=True, axis=0)
+    problem = Problem(
+        tensors={
+            "x": TensorPlan(name="x", spec=QuantSpec(dtype=UINT8), source=Observed()),
+            "w": TensorPlan(name="w", spec=w_spec, source=Constant()),
+            "b": TensorPlan(name="b", spec=b_spec, source=Derived("n")),
+        },
+        linears=(
+            Linear(node="n", input="x", weight="w", bias="b", kind=kind, groups=groups),  # type: ignore[arg-type]
+        ),
+        ranges={"x": TensorRange(0, 3)},
+        constants={"w": weight, "b": np.zeros(4, np.float32)},
+        means={"x": mean},
+    )
+    solution = solve(problem, DEFAULT_STEPS)
+    rounded = fake_quantize(weight, solution.params["w"])
+    before = expected(weight) - expected(rounded)
+    after = before - solution.constants["b"]
+    assert np.abs(before).max() > 1e-3
+    assert np.abs(after).max() < 1e-6
+    without = solve(problem, tuple(s for s in DEFAULT_STEPS if not isinstance(s, CorrectBias)))
+    assert "b" not in without.constants
