@@ -55,7 +55,7 @@ def run(
     source = load(model)
     feeds = open_feeds(calib_reader, input_specs(source))
     prepared = prepare(source)
-    plan = make_plan(prepared, scheme, target)
+    plan = make_plan(prepared, scheme, target, source=source)
     log.info("plan: %d integer nodes, %d float", len(plan.quantized), len(plan.left_float))
     axes = _mean_axes(plan, steps)
     names = list(dict.fromkeys([*plan.observed, *axes]))

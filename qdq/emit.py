@@ -12,7 +12,7 @@ the raw tensor would keep the runtime from fusing the kernel.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +22,7 @@ from onnx import helper, numpy_helper
 
 from qdq.affine import quantize
 from qdq.bias_scale import quantize_bias
-from qdq.graph import Graph
+from qdq.graph import Graph, captured_names
 from qdq.placement import Unit
 from qdq.plan import Plan
 from qdq.problem import Derived
@@ -112,7 +112,7 @@ class _Emitter:
         result.CopyFrom(_shell(self.model))
         result.graph.node.extend(self.nodes)
         read = {name for node in self.nodes for name in node.input}
-        read |= {name for node in self.graph.nodes for name in _captures(self.graph, node)}
+        read |= {name for node in self.graph.nodes for name in captured_names(node)}
         read |= self.graph.outputs
         kept = [t for t in self.model.graph.initializer if t.name in read]
         result.graph.initializer.extend(kept)
@@ -125,7 +125,6 @@ class _Emitter:
     def _node(self, original: onnx.NodeProto) -> None:
         node = onnx.NodeProto()
         node.CopyFrom(original)
-        _drop_origin(node)
         unit = self.wiring.units.get(node.name)
         for slot, name in enumerate(original.input):
             node.input[slot] = self._input(node.name, unit, slot, name)
@@ -244,12 +243,6 @@ class _Emitter:
         self.constants.append(numpy_helper.from_array(np.array(value, order="C"), name))
 
 
-def _captures(graph: Graph, node: onnx.NodeProto) -> Iterable[str]:
-    from qdq.graph import captured_names
-
-    return captured_names(node) if any(a.type == a.GRAPH for a in node.attribute) else ()
-
-
 def _shell(model: onnx.ModelProto) -> onnx.ModelProto:
     """All of the model but nodes and initializers."""
     shell = onnx.ModelProto()
@@ -266,12 +259,6 @@ def _shell(model: onnx.ModelProto) -> onnx.ModelProto:
     shell.graph.value_info.extend(model.graph.value_info)
     shell.graph.sparse_initializer.extend(model.graph.sparse_initializer)
     return shell
-
-
-def _drop_origin(node: onnx.NodeProto) -> None:
-    kept = [p for p in node.metadata_props if p.key != "qdq.origin"]
-    del node.metadata_props[:]
-    node.metadata_props.extend(kept)
 
 
 def _stamp(

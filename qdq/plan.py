@@ -56,6 +56,7 @@ def make_plan(
     scheme: Scheme | None = None,
     target: Target = ORT_CPU,
     weighing: Weighing | None = None,
+    source: onnx.ModelProto | None = None,
 ) -> Plan:
     """Plan the quantization of a prepared model.
 
@@ -64,6 +65,7 @@ def make_plan(
         scheme: the user's wish; default ``Scheme()``.
         target: what the runtime fuses.
         weighing: prices of kernels; default: those measured for the target.
+        source: the user's model before ``prepare``, whose node names rules may use.
 
     Raises:
         ConfigError: a type that the target has no kernels for, a rule that matches nothing.
@@ -71,7 +73,7 @@ def make_plan(
     scheme = scheme or Scheme()
     _check_types(scheme, target)
     graph = Graph(model)
-    rules = read_rules(graph, scheme.rules)
+    rules = read_rules(graph, scheme.rules, Graph(source) if source is not None else None)
     sizes = nominal_graph(model)
     placement = place(graph, target, rules.pinned, sizes, weighing or Weighing())
     return _Tensors(graph, scheme, target, rules, placement).plan()
@@ -194,7 +196,7 @@ class _Tensors:
         if bias is not None:
             axis = None if self.tensors[name].spec.axis is None else 0
             derived = QuantSpec(dtype=INT32, symmetric=True, axis=axis)
-            self.tensors[bias] = TensorPlan(name=bias, spec=derived, source=Derived(view.name))
+            self._add(bias, derived, Derived(view.name))
 
     def _add(self, name: str, spec: QuantSpec, source: Source) -> None:
         if name not in self.tensors:

@@ -51,8 +51,17 @@ class Overrides:
                 )
 
 
-def read_rules(graph: Graph, rules: Iterable[Rule]) -> Overrides:
+# nodes that prepare removes without putting anything in their place
+_IDLE = frozenset({"Constant", "Dropout", "Identity", "Cast", "Shape"})
+
+
+def read_rules(graph: Graph, rules: Iterable[Rule], source: Graph | None = None) -> Overrides:
     """Resolve patterns to names.
+
+    Args:
+        graph: the prepared model.
+        rules: the user's rules, which name nodes of the user's model.
+        source: the user's model; default: the prepared one.
 
     Raises:
         ConfigError: a pattern that is no regular expression, or that matches nothing (with the
@@ -69,7 +78,7 @@ def read_rules(graph: Graph, rules: Iterable[Rule]) -> Overrides:
                 if rule.keep_float:
                     pinned |= _around(graph, name, rule.tensors)
         else:
-            pinned |= _nodes(graph, rule)
+            pinned |= _nodes(graph, source or graph, rule)
     return Overrides(pinned, tensors)
 
 
@@ -82,38 +91,66 @@ def _tensor_names(graph: Graph) -> list[str]:
     return list(dict.fromkeys([*graph.inputs, *graph.constants, *graph.producer]))
 
 
-def _origins(node: object) -> Iterable[tuple[str, str]]:
-    """(operator, name) of the nodes of the user's model that a prepared node stands for."""
-    for prop in getattr(node, "metadata_props", ()):
-        if prop.key == "qdq.origin":
-            for part in prop.value.split("\n"):
-                op_type, _, name = part.partition(":")
-                yield op_type, name
-
-
-def _nodes(graph: Graph, rule: Rule) -> dict[str, str]:
+def _nodes(graph: Graph, source: Graph, rule: Rule) -> dict[str, str]:
     """The nodes that match both the name pattern and the operator types, where given."""
     pattern = _compile(rule.nodes) if rule.nodes is not None else None
-    found: dict[str, str] = {}
-    names, types = [], []
-    for node in graph.nodes:
-        for op_type, name in [(node.op_type, node.name), *_origins(node)]:
-            names.append(name)
-            types.append(op_type)
-            if (pattern is None or pattern.fullmatch(name)) and (
-                not rule.op_types or op_type in rule.op_types
-            ):
-                what = f"'{rule.nodes}'" if rule.nodes is not None else "/".join(rule.op_types)
-                found[node.name] = f"a rule keeps {what} float"
-    if not found:
+    matched = [
+        (g, i)
+        for g in (source, graph)
+        for i, node in enumerate(g.nodes)
+        if (pattern is None or pattern.fullmatch(node.name))
+        and (not rule.op_types or node.op_type in rule.op_types)
+    ]
+    if not matched:
         wanted = rule.nodes if rule.nodes is not None else ", ".join(rule.op_types)
-        pool = names if rule.nodes is not None else types
-        near = difflib.get_close_matches(wanted, set(pool), 3, 0.5)
+        nodes = [*source.nodes, *graph.nodes]
+        pool = {n.name if rule.nodes is not None else n.op_type for n in nodes}
+        near = difflib.get_close_matches(wanted, sorted(pool), 3, 0.5)
         raise ConfigError(
             f"the rule nodes={rule.nodes!r}, op_types={rule.op_types} matches no node of the "
             f"model{_nearest(near)} Patterns are regular expressions for the whole name."
         )
-    return found
+    what = f"'{rule.nodes}'" if rule.nodes is not None else "/".join(rule.op_types)
+    names = {graph.nodes[i].name for g, i in matched if g is graph}
+    follow = _Successors(graph, source)
+    for g, i in matched:
+        if g is source:
+            names |= follow.of(i)
+    return dict.fromkeys(sorted(names), f"a rule keeps {what} float")
+
+
+class _Successors:
+    """Which prepared nodes stand for a node of the user's model.
+
+    The one that makes the same tensor; else the one of the same name; else, where the node became
+    part of another (the Add inside a hard-swish), what became of the nodes behind it. A node that
+    is simply gone (Identity, a folded constant) has none.
+    """
+
+    def __init__(self, graph: Graph, source: Graph) -> None:
+        self._graph, self._source = graph, source
+        self._names = {n.name for n in graph.nodes}
+
+    def of(self, index: int) -> set[str]:
+        found: set[str] = set()
+        seen, todo = {index}, [index]
+        while todo:
+            node = self._source.nodes[todo.pop()]
+            here = {
+                self._graph.nodes[self._graph.producer[o]].name
+                for o in node.output
+                if o in self._graph.producer
+            }
+            if not here and node.name in self._names:
+                here = {node.name}
+            found |= here
+            if here or node.op_type in _IDLE:
+                continue
+            behind = {use.node for o in node.output for use in self._source.uses(o)}
+            gone = {i for i in behind if self._source.nodes[i].name not in self._names}
+            todo += sorted(gone - seen)
+            seen |= gone
+        return found
 
 
 def _nearest(near: list[str]) -> str:

@@ -5,12 +5,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from qdq.api import Result
+from qdq.api import run as quantize_run
+from qdq.calibrate import MinMax
 from qdq.targets import ORT_CPU
 
 FORCED = replace(ORT_CPU, weighs_costs=False)
@@ -85,3 +89,29 @@ def compare(float_model: onnx.ModelProto, model: onnx.ModelProto, feeds: Sequenc
         fused=fused,
         unfused=unfused,
     )
+
+
+def quantized(
+    net: onnx.ModelProto, feeds: Sequence[Feed], **settings: Any
+) -> tuple[Result, Outcome]:
+    """Quantize with every node integer that can be, and measure on the calibration data.
+
+    With min-max ranges nothing is clipped, so that what is left are roundings.
+    """
+    settings = {"target": FORCED, "calibrator": MinMax(), **settings}
+    result = quantize_run(net, feeds, **settings)
+    return result, compare(net, result.model, feeds)
+
+
+def dequantized(model: onnx.ModelProto, name: str) -> NDArray:
+    """Real values of a constant's codes in an emitted model."""
+    values = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
+    (node,) = [
+        n
+        for n in model.graph.node
+        if n.op_type == "DequantizeLinear" and n.input[0] == f"{name}_quantized"
+    ]
+    codes, scale, zero = (values[i] for i in node.input)
+    axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
+    shape = [-1 if scale.ndim and k == axis else 1 for k in range(codes.ndim)]
+    return (codes.astype(np.float64) - zero.reshape(shape)) * scale.reshape(shape)

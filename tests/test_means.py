@@ -15,9 +15,7 @@ from qdq.solve import solve
 from qdq.spec import INT8, INT32, UINT8, QuantSpec
 from qdq.steps import DEFAULT_STEPS, CorrectBias
 
-vectors = hnp.arrays(
-    np.float32, (3, 5), elements=st.floats(-3.0e38, 3.0e38, width=32, allow_subnormal=True)
-)
+vectors = hnp.arrays(np.float32, (3, 5), elements=st.floats(-(2.0**120), 2.0**120, width=32))
 
 
 @given(vectors, st.permutations(range(3)))
@@ -50,11 +48,8 @@ def test_channels_must_not_change() -> None:
         list(watch_means(batches, {"x": 1}, {}))
 
 
-@pytest.mark.parametrize("kind", ["conv", "matmul"])
-@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize(("kind", "groups"), [("conv", 1), ("conv", 2), ("matmul", 1)])
 def test_the_mean_error_is_gone(kind: str, groups: int) -> None:
-    if kind == "matmul" and groups > 1:
-        pytest.skip("a matmul has no groups")
     r = np.random.default_rng(3)
     mean = r.uniform(0.5, 2.0, 6)
     if kind == "conv":

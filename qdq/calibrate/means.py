@@ -15,7 +15,7 @@ from qdq.errors import CalibrationError
 
 __all__ = ["ChannelSum", "watch_means"]
 
-_LOWEST = -160  # float32's least exponent, of subnormals with their 24 bits, rounded down
+_LOWEST = -176  # below float32's least subnormal, whose 24 bits start at 2**-172
 _SPAN = 16  # exponents per bin: 24 + 16 bits a term leave room for 2**23 samples in int64
 _BINS = (128 - _LOWEST) // _SPAN + 1
 

@@ -1,0 +1,264 @@
+"""Plan and placement: what is integer, with parameters from where, what stays float and why."""
+
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+from harness import FORCED
+from models import conv_chain, mlp, model, node, residual, weights
+
+from qdq.errors import ConfigError
+from qdq.plan import Plan, make_plan
+from qdq.prepare import prepare
+from qdq.problem import Derived, Fixed, Given, Observed, Shared
+from qdq.scheme import Rule, Scheme
+from qdq.spec import INT8, INT16, UINT8, UINT16, QuantSpec
+from qdq.targets import ORT_CPU, PORTABLE
+from qdq.weighing import Weighing
+
+
+def planned(net: onnx.ModelProto, *rules: Rule, **more) -> Plan:
+    more.setdefault("target", FORCED)
+    return make_plan(prepare(net), Scheme(rules=rules), source=net, **more)
+
+
+def test_a_clamp_is_part_of_its_unit() -> None:
+    plan = planned(conv_chain(clamp="Clip"))
+    assert [u.clamp for u in plan.placement.units] == ["Clip_r0", "Clip_r1", "Clip_r2"]
+    # the range is that after the clamp; the tensor before it gets no parameters
+    assert "r0" in plan.observed
+    assert "c0" not in plan.tensors
+
+
+def test_a_clamp_that_leaves_out_zero_is_not_absorbed() -> None:
+    net = model(
+        [node("Conv", ["x", "w"], "c"), node("Clip", ["c", "lo", "hi"], "y")],
+        {"x": [1, 4, 8, 8]},
+        {"y": [1, 4, 8, 8]},
+        {"w": weights(4, 4, 1, 1), "lo": np.float32(1), "hi": np.float32(6)},
+    )
+    plan = planned(net)
+    assert plan.placement.units[0].clamp is None
+    assert "Clip_y" in plan.left_float
+    assert {"c"} <= set(plan.observed)
+
+
+def test_the_last_gemm_hands_out_float() -> None:
+    plan = planned(mlp())
+    assert set(plan.quantized) == {"Gemm_h", "Gemm_y"}
+    assert "y" not in plan.tensors
+    assert "hr" in plan.observed
+
+
+def test_bias_and_weight_are_linked() -> None:
+    plan = planned(mlp())
+    linear = plan.linears[0]
+    assert (linear.input, linear.weight, linear.bias, linear.kind) == ("x", "w0", "b0", "matmul")
+    assert plan.tensors["b0"].source == Derived("Gemm_h")
+    assert plan.tensors["w0"].spec == QuantSpec(dtype=INT8, symmetric=True, axis=1)
+
+
+def test_movement_shares_with_its_source() -> None:
+    net = model(
+        [
+            node("Conv", ["x", "w"], "c"),
+            node("MaxPool", ["c"], "m", kernel_shape=[2, 2], strides=[2, 2]),
+            node("Transpose", ["m"], "t", perm=[0, 1, 3, 2]),
+            node("Conv", ["t", "v"], "y"),
+        ],
+        {"x": [1, 4, 8, 8]},
+        {"y": [1, 4, 4, 4]},
+        {"w": weights(4, 4, 1, 1), "v": weights(4, 4, 1, 1, seed=2)},
+    )
+    plan = planned(net)
+    assert plan.tensors["c"].source == Observed()
+    assert plan.tensors["m"].source == Shared("c")
+    assert plan.tensors["t"].source == Shared("c")
+    assert set(plan.observed) == {"x", "c", "y"}
+
+
+@pytest.mark.parametrize(("op", "low"), [("Sigmoid", 0.0), ("Softmax", 0.0), ("Tanh", -1.0)])
+def test_ranges_known_by_mathematics_are_not_observed(op: str, low: float) -> None:
+    # whether or not the operator itself is integer
+    net = model(
+        [node(op, ["x"], "s"), node("Conv", ["s", "w"], "y")],
+        {"x": [1, 4, 8, 8]},
+        {"y": [1, 4, 8, 8]},
+        {"w": weights(4, 4, 1, 1)},
+    )
+    assert planned(net).tensors["s"].source == Fixed(low, 1.0)
+
+
+class TestReasons:
+    def test_every_float_node_has_one(self) -> None:
+        net = model(
+            [
+                node("Conv", ["x", "w"], "c"),
+                node("Tanh", ["c"], "t"),
+                node("Erf", ["t"], "y"),
+            ],
+            {"x": [1, 4, 8, 8]},
+            {"y": [1, 4, 8, 8]},
+            {"w": weights(4, 4, 1, 1)},
+        )
+        left = planned(net).left_float
+        assert left["Tanh_t"] == "onnxruntime CPU has no integer kernel for Tanh"
+        assert left["Erf_y"] == "onnxruntime CPU has no integer kernel for Erf"
+
+    def test_small_models_do_not_pay(self) -> None:
+        net = conv_chain(channels=4, size=4)
+        left = planned(net, target=ORT_CPU).left_float
+        assert "float is faster here" in left["Conv_c0"]
+
+    def test_large_ones_do(self) -> None:
+        plan = planned(conv_chain(channels=64, size=32), target=ORT_CPU)
+        assert plan.quantized == ("Conv_c0", "Conv_c1", "Conv_c2")
+        assert not plan.left_float
+
+    def test_run_time_weights(self) -> None:
+        net = model(
+            [node("Conv", ["x", "w"], "y")],
+            {"x": [1, 4, 8, 8], "w": [4, 4, 1, 1]},
+            {"y": [1, 4, 8, 8]},
+        )
+        assert "weight 'w' is computed at run time" in planned(net).left_float["Conv_y"]
+
+
+class TestNoise:
+    """A price on rounding moves elementwise islands to float, linear kernels stay."""
+
+    def silu(self) -> onnx.ModelProto:
+        constants = {f"w{k}": weights(64, 64, 3, 3, seed=k) for k in range(2)}
+        nodes = [
+            node("Conv", ["x", "w0"], "a", pads=[1] * 4),
+            node("Sigmoid", ["a"], "g"),
+            node("Mul", ["a", "g"], "s"),
+            node("Conv", ["s", "w1"], "y", pads=[1] * 4),
+        ]
+        shape = [1, 64, 40, 40]
+        return model(nodes, {"x": shape}, {"y": shape}, constants)
+
+    def test_cheap(self) -> None:
+        plan = planned(self.silu(), target=ORT_CPU, weighing=Weighing(noise=0.0, least=0.0))
+        assert plan.quantized == ("Conv_a", "Sigmoid_g", "Mul_s", "Conv_y")
+
+    def test_dear(self) -> None:
+        plan = planned(self.silu(), target=ORT_CPU, weighing=Weighing(noise=10.0))
+        assert plan.quantized == ("Conv_a", "Conv_y")
+
+
+class TestRules:
+    def test_by_name_pattern(self) -> None:
+        plan = planned(conv_chain(), Rule(nodes="Conv_c[01]", keep_float=True))
+        assert plan.quantized == ("Conv_c2",)
+        assert plan.left_float["Conv_c0"] == "a rule keeps 'Conv_c[01]' float"
+
+    def test_by_operator(self) -> None:
+        plan = planned(residual(), Rule(op_types=("Add",), keep_float=True))
+        assert "Add_s" in plan.left_float
+        assert len(plan.quantized) == 3
+
+    def test_by_tensor(self) -> None:
+        plan = planned(residual(), Rule(tensors="ar", keep_float=True))
+        # whatever makes or reads the tensor stays float
+        assert {"Conv_b", "Add_s", "Relu_ar"} <= set(plan.left_float)
+        assert "ar" not in plan.tensors
+
+    def test_nodes_of_the_users_model_that_became_part_of_another(self) -> None:
+        net = model(
+            [
+                node("MatMul", ["x", "w"], "m"),
+                node("Add", ["m", "b"], "a"),
+                node("Relu", ["a"], "r"),
+                node("MatMul", ["r", "v"], "y"),
+            ],
+            {"x": [8, 64]},
+            {"y": [8, 64]},
+            {"w": weights(64, 64), "b": weights(1, 64)[0], "v": weights(64, 64, seed=3)},
+        )
+        assert len(planned(net).quantized) == 2
+        for rule in (Rule(nodes="MatMul_m", keep_float=True), Rule(nodes="Add_a", keep_float=True)):
+            assert len(planned(net, rule).quantized) == 1
+
+    def test_types_ranges_and_scales(self) -> None:
+        plan = planned(
+            conv_chain(),
+            Rule(tensors="r0", range=(0.0, 3.0)),
+            Rule(tensors="x", scale=0.05, zero_point=128),
+            Rule(tensors="w1", per_channel=False),
+        )
+        assert plan.tensors["r0"].source == Fixed(0.0, 3.0)
+        given = plan.tensors["x"].source
+        assert isinstance(given, Given)
+        assert given.params.scale == np.float32(0.05)
+        assert plan.tensors["w1"].spec.axis is None
+        assert plan.tensors["w0"].spec.axis == 0
+
+    @pytest.mark.parametrize(
+        ("rule", "message"),
+        [
+            (Rule(nodes="Conv_c9", keep_float=True), r"matches no node.*Nearest names: Conv_c0"),
+            (Rule(op_types=("Cov",), keep_float=True), r"matches no node.*Nearest names: Conv"),
+            (Rule(tensors="r9", range=(0, 1)), r"matches no tensor.*Nearest names: r0"),
+            (Rule(nodes="(", keep_float=True), "not a regular expression"),
+            (Rule(tensors="b0", range=(0, 1)), "'b0' is a bias"),
+            (Rule(tensors="c0", range=(0, 1)), "nothing reads or writes it as integers"),
+            (Rule(tensors="x", scale=[0.1, 0.2], zero_point=[0, 0]), "one scale for all of it"),
+            (Rule(tensors="x", scale=-1.0, zero_point=0), "above 0"),
+            (Rule(tensors="x", scale=1.0, zero_point=300), "zero point 300"),
+        ],
+    )
+    def test_rules_that_cannot_be_followed(self, rule: Rule, message: str) -> None:
+        with pytest.raises(ConfigError, match=message):
+            planned(conv_chain(), rule)
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            {},
+            {"keep_float": True},
+            {"nodes": "a", "tensors": "b", "keep_float": True},
+            {"nodes": "a"},
+            {"nodes": "a", "range": (0, 1)},
+            {"tensors": "a", "scale": 1.0},
+            {"tensors": "a", "scale": 1.0, "zero_point": 0, "range": (0, 1)},
+            {"tensors": "a", "range": (1, 1)},
+        ],
+    )
+    def test_rules_that_say_nothing_or_too_much(self, wrong: dict) -> None:
+        with pytest.raises(ConfigError):
+            Rule(**wrong)
+
+
+class TestTypes:
+    def test_the_target_refuses_what_it_has_no_kernels_for(self) -> None:
+        scheme = Scheme(activation=QuantSpec(dtype=UINT16))
+        with pytest.raises(ConfigError, match=r"no integer kernels for uint16 activations.*uint8"):
+            make_plan(prepare(conv_chain()), scheme, ORT_CPU)
+
+    def test_the_portable_target_takes_them(self) -> None:
+        scheme = Scheme(activation=QuantSpec(dtype=INT16, symmetric=True))
+        plan = make_plan(prepare(conv_chain()), scheme, PORTABLE)
+        assert plan.tensors["x"].spec.dtype == INT16
+
+    def test_defaults(self) -> None:
+        plan = planned(conv_chain())
+        assert plan.tensors["x"].spec == QuantSpec(dtype=UINT8)
+        flat = make_plan(prepare(conv_chain()), Scheme(per_channel=False), FORCED)
+        assert flat.tensors["w0"].spec.axis is None
+        assert flat.tensors["b0"].spec.axis is None
+
+
+def test_planning_is_linear_in_nodes() -> None:
+    """Ten times the nodes, about ten times the time; far below 2 s per 1,000 nodes."""
+    from time import perf_counter
+
+    def seconds(depth: int) -> float:
+        prepared = prepare(conv_chain(channels=8, size=8, depth=depth))
+        start = perf_counter()
+        make_plan(prepared, target=replace(ORT_CPU, name="timed"))
+        return perf_counter() - start
+
+    seconds(10)
+    assert seconds(1000) < 4.0
