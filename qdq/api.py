@@ -50,7 +50,14 @@ def run(
     steps: Sequence[Step] = DEFAULT_STEPS,
     target: Target = ORT_CPU,
 ) -> Result:
-    """As ``quantize``, and hand out the plan and the solution too."""
+    """As ``quantize``, and hand out the plan and the solution too.
+
+    Args and Raises: those of ``quantize``.
+
+    Returns:
+        The model, with ``plan.left_float`` (node → why it stays float), ``plan.quantized`` and
+        ``solution.changes`` (what each solver step did to each scale).
+    """
     scheme, calibrator = scheme or Scheme(), calibrator or MSE()
     source = load(model)
     feeds = open_feeds(calib_reader, input_specs(source))
@@ -115,7 +122,35 @@ def quantize(
     steps: Sequence[Step] = DEFAULT_STEPS,
     target: Target = ORT_CPU,
 ) -> onnx.ModelProto:
-    """Quantize a float32 model."""
+    """Quantize a float32 model to QDQ form, in one pass over the calibration data.
+
+    Args:
+        model: a path, the bytes of a model, an ``onnx.ModelProto`` or an ``onnx_ir.Model``. It is
+            never changed, and nothing is written beside it.
+        calib_reader: the calibration samples: an object with ``get_next()`` that returns a dict
+            of arrays or None at the end; any iterable of dicts, of tuples in the order of the
+            inputs, or of arrays for a model with one input; a mapping (one sample); or the path
+            of an ``.npz`` file with one array per input whose first axis is the sample. It is
+            read once; some 30 samples are enough for most models.
+        scheme: types, granularity, what stays float, overrides; default: uint8 activations,
+            int8 weights with a scale per output channel.
+        calibrator: how activation ranges are found: ``MSE`` (default), ``MinMax``,
+            ``Percentile`` or ``Entropy``.
+        steps: the solver's recipe.
+        target: the runtime that the plan is made for; default: onnxruntime's CPU provider.
+
+    Returns:
+        A new model that onnxruntime loads. What stays float is listed with its reason in its
+        metadata (``qdq.left_float``). Same model and data give the same bytes, whatever the
+        order of the samples.
+
+    Raises:
+        ModelError: the model cannot be read, is invalid, has NaN weights, is quantized already.
+        CalibrationError: no samples; names, types or shapes that do not fit; NaN or Inf.
+        ConfigError: an option, rule or pattern that is impossible or matches nothing.
+        SolveError: parameters that were given cannot hold their tensor or its bias.
+        VerifyError: the result is not valid; a fault of qdq.
+    """
     return run(
         model, calib_reader, scheme=scheme, calibrator=calibrator, steps=steps, target=target
     ).model

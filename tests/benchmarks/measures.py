@@ -167,13 +167,19 @@ def planned_ops(plan):
 
 
 def found_ops(graph):
-    """Kernel → number of nodes that run on codes. Channels-last twins count as the original."""
-    counts = Counter()
-    for node in graph.nodes:
+    """Kernel → number of nodes that run on codes. Channels-last twins count as the original.
+
+    The optimized file has few types of inner tensors, so codes are followed from their makers.
+    """
+    counts, codes = Counter(), {c for c in graph.constants if graph.elem_type(c) in CODES}
+    for node in graph.nodes:  # sorted
         name = node.op_type.removeprefix("Nhwc")
-        codes = any(graph.elem_type(i) in CODES for i in node.input if i)
-        if codes and name not in ("DequantizeLinear", "QuantizeLinear"):
+        if name == "QuantizeLinear":
+            codes.update(node.output)
+        elif name != "DequantizeLinear" and codes.intersection(node.input):
             counts[name] += 1
+            if name != "MatMulIntegerToFloat" and (name != "QGemm" or len(node.input) > 7):
+                codes.update(node.output)
     return counts
 
 
@@ -272,25 +278,21 @@ def latency(folder, paths, rounds=61):
 
 
 def agreement(folder, path):
-    """How far optimized and unoptimized runs are apart, per output, in steps of 8 bits.
+    """How far optimized and unoptimized runs are apart, per output.
 
-    The step is the output's scale if a DequantizeLinear makes it, else its range / 255.
+    ``steps``: the largest distance in steps of 8 bits (the scale of an output that a
+    DequantizeLinear makes, else its range / 255). ``db``: the SQNR of one against the other.
     """
     runs = [session(path, level) for level in (LEVELS.ORT_ENABLE_ALL, LEVELS.ORT_DISABLE_ALL)]
     graph = Graph(onnx.load(path))
-    names = [o.name for o in runs[0].get_outputs()]
-    apart, low, high = np.zeros(len(names)), np.full(len(names), np.inf), -np.inf
-    for feed in samples(folder, "eval"):
-        a, b = (s.run(None, feed) for s in runs)
-        distance = [np.abs(x.astype(np.float64) - y).max() for x, y in zip(a, b, strict=True)]
-        apart = np.maximum(apart, distance)
-        low = np.minimum(low, [y.min() for y in b])
-        high = np.maximum(high, [y.max() for y in b])
-    steps = [
-        output_step(graph, n) or max(float(h - lo), 1e-30) / 255
-        for n, lo, h in zip(names, low, high, strict=True)
-    ]
-    return {n: float(d / s) for n, d, s in zip(names, apart, steps, strict=True)}
+    pairs = [[s.run(None, feed) for s in runs] for feed in samples(folder, "eval")]
+    found = {}
+    for k, output in enumerate(runs[0].get_outputs()):
+        a, b = (np.concatenate([np.ravel(p[side][k]) for p in pairs]) for side in (0, 1))
+        step = output_step(graph, output.name) or max(float(np.ptp(b)), 1e-30) / 255
+        apart = float(np.abs(a.astype(np.float64) - b).max())
+        found[output.name] = {"steps": apart / step, "db": plain(sqnr_db(b, a))}
+    return found
 
 
 def output_step(graph, name):

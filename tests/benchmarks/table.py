@@ -127,8 +127,10 @@ def quality_row(name, row, quantizers):
     for q in quantizers:
         cells[f"time ÷ float {q}"] = ratio_cell(row, q)
     found = row.get("agreement", {"error": ""})
-    steps = FAILS if "error" in found else ", ".join(f"{s:.2f}" for s in found.values())
-    return cells | {"steps apart": steps}
+    for key, form in (("steps", ".2f"), ("db", ".0f")):
+        every = [] if "error" in found else [number(o[key], form) for o in found.values()]
+        cells[f"{key.replace('db', 'dB')} apart"] = ", ".join(every) or FAILS
+    return cells
 
 
 def cost_row(name, row, quantizers):
