@@ -6,8 +6,8 @@
 from pathlib import Path
 
 from qdq.ops import TABLE
-from qdq.ops.demand import Bounded, Demand, Own, SameAs
-from qdq.targets import ORT_CPU
+from qdq.ops.demand import Bounded, Demand, Handler, Own, SameAs
+from qdq.targets import ORT_CPU, Kernel
 
 PAGE = Path(__file__).parent / "reference" / "operators.md"
 START, END = "<!-- table: start -->\n", "<!-- table: end -->"
@@ -19,20 +19,22 @@ def table() -> str:
     rows = ["| operator | codes | output | kernel on the CPU |", "|---|---|---|---|"]
     for op_type, row in sorted(TABLE.items()):
         kernel = ORT_CPU.kernels.get(op_type)
-        fused = "float" if kernel is None else f"`{kernel.fused}`"
-        if kernel is not None and kernel.float_output:
-            fused += f", `{kernel.fused_float}` with float output" * (
-                kernel.fused_float != kernel.fused
-            ) or " also with float output"
-        rows.append(f"| {op_type} | {' | '.join(_demand(row))} | {fused} |")
+        rows.append(f"| {op_type} | {' | '.join(_demand(row))} | {_fused(kernel)} |")
     return "\n".join(rows) + "\n"
 
 
-def _demand(row) -> tuple[str, str]:
+def _fused(kernel: Kernel | None) -> str:
+    """The operator that the CPU provider makes, and the one with float output."""
+    if kernel is None:
+        return "float"
+    return f"`{kernel.fused}`" + f"; float out: `{kernel.fused_float}`" * kernel.float_output
+
+
+def _demand(row: Demand | Handler) -> tuple[str, str]:
     """Input slots that are codes, and where the output's parameters come from."""
     if not isinstance(row, Demand):
-        text = " ".join((row.__doc__ or "").split()).rstrip(".")
-        return "depends on the node", text[:1].lower() + text[1:]
+        summary = (row.__doc__ or "").strip().partition("\n")[0].rstrip(".")
+        return "by the node", summary
     slots = ", ".join(map(str, row.activations))
     return f"input {slots}", NAMES[type(row.output)].format(row.output)
 

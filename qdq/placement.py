@@ -10,7 +10,7 @@ found exactly. A unit that cannot or may not run on integers is tied to the floa
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from qdq.graph import Graph
+from qdq.graph import Graph, captured_names
 from qdq.mincut import INFINITE, Network
 from qdq.ops import demand_of
 from qdq.ops.clamp import bounds
@@ -66,6 +66,7 @@ def units_of(graph: Graph, target: Target, pinned: Mapping[str, str]) -> tuple[U
         view = node_view(graph, index)
         demand = demand_of(view)
         reason = pinned.get(view.name) or (demand if isinstance(demand, str) else None)
+        reason = reason or _inside_hard_swish(graph, index)
         if reason is None and isinstance(demand, Demand):
             reason = target.refusal(view, demand)
         can = demand if reason is None and isinstance(demand, Demand) else None
@@ -77,6 +78,7 @@ def units_of(graph: Graph, target: Target, pinned: Mapping[str, str]) -> tuple[U
         outputs = tuple(graph.nodes[clamp].output if clamp is not None else node.output)
         slots = can.activations if can is not None else ()
         reads, others = _reads(view, slots)
+        others = (*others, *sorted(captured_names(node)))
         found.append(
             Unit(
                 view=view,
@@ -89,6 +91,28 @@ def units_of(graph: Graph, target: Target, pinned: Mapping[str, str]) -> tuple[U
             )
         )
     return tuple(found)
+
+
+def gate_of(graph: Graph, index: int, op_type: str) -> int | None:
+    """Index of f in ``x * f(x)``, if the node is that Mul and f is of ``op_type``; else None."""
+    node = graph.nodes[index]
+    if node.op_type != "Mul":
+        return None
+    for gate, x in (node.input, node.input[::-1]):
+        maker = graph.producer.get(gate)
+        if maker is not None and graph.nodes[maker].op_type == op_type:
+            return maker if graph.nodes[maker].input[0] == x else None
+    return None
+
+
+def _inside_hard_swish(graph: Graph, index: int) -> str | None:
+    """Hard-swish is one function; a Q inside it would cost accuracy and gain no kernel."""
+    here = [index]
+    if graph.nodes[index].op_type == "HardSigmoid":
+        here = [use.node for use in graph.uses(graph.nodes[index].output[0])]
+    if any(gate_of(graph, i, "HardSigmoid") is not None for i in here):
+        return "it is part of a hard-swish, which is never split"
+    return None
 
 
 def _clamp_behind(graph: Graph, tensor: str, pinned: Mapping[str, str]) -> int | None:
@@ -139,6 +163,7 @@ def _cut(
     source, sink, first = 0, 1, 2
     net = Network(first + len(units))
     producer = {o: first + k for k, u in enumerate(units) for o in u.outputs}
+    gates = _swishes(graph, producer)
     readers: dict[str, list[int]] = {}
     for k, unit in enumerate(units):
         vertex = first + k
@@ -147,10 +172,12 @@ def _cut(
         if unit.demand is None:
             net.edge(vertex, sink, INFINITE)
             continue
-        kind = kind_of(unit.view, sizes.shape, silu=_closes_silu(graph, unit))
+        kind = kind_of(unit.view, sizes.shape, silu=vertex in gates)
         features = features_of(unit.view, unit.outputs, sizes.shape)
         net.edge(vertex, sink, weighing.integer(kind, features, unit.demand))
         net.edge(source, vertex, weighing.float(kind, features))
+    for closing, gate in gates.items():
+        net.edge(closing, gate, INFINITE, back=INFINITE)  # a swish is integer or float as a whole
     for name in graph.outputs:
         readers.setdefault(name, []).append(sink)
     convolved = {t.name for u in units if u.view.op_type == "Conv" for t in u.view.inputs[:1]}
@@ -167,15 +194,15 @@ def _cut(
     return frozenset(u.view.name for k, u in enumerate(units) if first + k in side)
 
 
-def _closes_silu(graph: Graph, unit: Unit) -> bool:
-    """Whether the unit is the Mul of x * Sigmoid(x)."""
-    if unit.view.op_type != "Mul" or len(unit.reads) != 2:
-        return False
-    for gate, x in (unit.reads, unit.reads[::-1]):
-        index = graph.producer.get(gate)
-        if index is not None and graph.nodes[index].op_type == "Sigmoid":
-            return bool(graph.nodes[index].input[0] == x)
-    return False
+def _swishes(graph: Graph, producer: Mapping[str, int]) -> dict[int, int]:
+    """Vertex of the Mul → vertex of the Sigmoid, for each x * Sigmoid(x)."""
+    found = {}
+    for index, node in enumerate(graph.nodes):
+        gate = gate_of(graph, index, "Sigmoid")
+        pair = [producer.get(graph.nodes[i].output[0]) for i in (index, gate) if i is not None]
+        if len(pair) == 2 and pair[0] is not None and pair[1] is not None and node.output:
+            found[pair[0]] = pair[1]
+    return found
 
 
 def _border(

@@ -262,3 +262,41 @@ def test_planning_is_linear_in_nodes() -> None:
 
     seconds(10)
     assert seconds(1000) < 4.0
+
+
+class TestUnitsAreNeverSplit:
+    def test_hard_swish_stays_float_on_every_target(self) -> None:
+        net = model(
+            [
+                node("Conv", ["x", "w"], "c"),
+                node("HardSwish", ["c"], "h"),
+                node("Conv", ["h", "v"], "y"),
+            ],
+            {"x": [1, 8, 8, 8]},
+            {"y": [1, 8, 8, 8]},
+            {"w": weights(8, 8, 1, 1), "v": weights(8, 8, 1, 1, seed=4)},
+        )
+        for target in (FORCED, PORTABLE):
+            plan = planned(net, target=target)
+            assert plan.quantized == ("Conv_c", "Conv_y")
+            assert all("part of a hard-swish" in reason for reason in plan.left_float.values())
+
+    @pytest.mark.parametrize("noise", [0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 1.0])
+    def test_a_swish_is_integer_or_float_as_a_whole(self, noise: float) -> None:
+        plan = planned(TestNoise().silu(), target=ORT_CPU, weighing=Weighing(noise=noise))
+        assert len({"Sigmoid_g", "Mul_s"} & set(plan.quantized)) in (0, 2)
+
+    def test_what_a_subgraph_captures_counts_as_float_reader(self) -> None:
+        branch = onnx.helper.make_graph(
+            [onnx.helper.make_node("Neg", ["s"], ["n"], name="n")],
+            "branch",
+            [],
+            [onnx.helper.make_tensor_value_info("n", 1, None)],
+        )
+        net = TestNoise().silu()
+        net.graph.node.append(node("If", ["yes"], "z", then_branch=branch, else_branch=branch))
+        net.graph.initializer.append(onnx.numpy_helper.from_array(np.array(True), "yes"))
+        net.graph.output.append(onnx.helper.make_tensor_value_info("z", 1, None))
+        plan = make_plan(prepare(net), target=ORT_CPU, weighing=Weighing(noise=0.15))
+        alone = make_plan(prepare(TestNoise().silu()), target=ORT_CPU, weighing=Weighing(noise=0.15))
+        assert set(plan.quantized) <= set(alone.quantized)
