@@ -4,6 +4,9 @@ The examples are not run here: pytest runs every page (see conftest.py), and wha
 output is checked there.
 """
 
+import re
+from typing import Any
+
 from qdq.version import __version__
 
 project = "qdq"
@@ -15,8 +18,9 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ex
 exclude_patterns = ["_build"]
 
 nb_execution_mode = "off"
-# Code cells in a page that is not converted to a notebook are shown as code, which is meant.
-suppress_warnings = ["mystnb.nbcell"]
+# Code cells in a page that is not converted to a notebook are shown as code, which is meant; a page
+# of measured results need not be there.
+suppress_warnings = ["mystnb.nbcell", "toc.empty_glob"]
 myst_enable_extensions = ["deflist", "dollarmath"]
 myst_heading_anchors = 3
 
@@ -29,3 +33,13 @@ napoleon_use_rtype = False
 
 html_theme = "furo"
 html_title = "qdq"
+
+
+def plain_asterisks(_app: Any, _what: str, _name: str, _obj: Any, _options: Any, lines: list[str]):
+    """Docstrings are plain text: an asterisk before a word, as in (M, C, *kernel), is no markup."""
+    lines[:] = [re.sub(r"(?<=[\s(])\*(?=\w)", r"\\*", line) for line in lines]
+
+
+def setup(app: Any) -> None:
+    """Before napoleon, which has priority 500."""
+    app.connect("autodoc-process-docstring", plain_asterisks, priority=400)

@@ -40,6 +40,11 @@ class Result:
     plan: Plan
     solution: Solution
 
+    @property
+    def left_float(self) -> Mapping[str, str]:
+        """Node name → why it stays float: by the plan, or by the solver's last word."""
+        return {**self.plan.left_float, **self.solution.floats}
+
 
 def run(
     model: Any,

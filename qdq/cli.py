@@ -110,7 +110,7 @@ def _add_quantize(commands: Any) -> None:
         help="calibration data: one array per model input, samples along the first axis",
     )
     add("--samples", type=_count, metavar="N", help="use the first N samples only")
-    add("--calibrator", choices=sorted(CALIBRATORS), default="minmax", help="default: minmax")
+    add("--calibrator", choices=sorted(CALIBRATORS), default="mse", help="default: mse")
     add("--percentile", type=_percentile, metavar="P", help="of --calibrator percentile")
     add("--target", choices=TARGETS, default="ort-cpu", help="the runtime; default: ort-cpu")
     add("--activation-type", choices=ACTIVATION_TYPES, default="uint8", help="default: uint8")
@@ -226,7 +226,7 @@ class _Progress:
 def _facts(result: Result, args: argparse.Namespace, samples: int) -> dict[str, Any]:
     """What was made, as JSON values."""
     types = {n.name: n.op_type for n in result.model.graph.node}
-    left = {**result.plan.left_float, **result.solution.floats}
+    left = dict(result.left_float)
     integer = [n for n in result.plan.quantized if n not in left]
     kernels = Counter(optimized_op_counts(args.output))
     return {

@@ -112,6 +112,7 @@ class _Tensors:
         for unit in units:
             self._activations(unit)
             self._linear(unit)
+            self._check_types(unit)
         observed = {t.name: t.spec for t in self.tensors.values() if isinstance(t.source, Observed)}
         self.rules.check_used(self.tensors, self.placement.left_float)
         return Plan(
@@ -197,6 +198,19 @@ class _Tensors:
             axis = None if self.tensors[name].spec.axis is None else 0
             derived = QuantSpec(dtype=INT32, symmetric=True, axis=axis)
             self._add(bias, derived, Derived(view.name))
+
+    def _check_types(self, unit: Unit) -> None:
+        """A rule may give a tensor another type, but not one that a kernel cannot mix."""
+        names = [n for n in (*unit.reads, *unit.outputs) if n in self.tensors]
+        types = {self.tensors[n].spec.dtype.name: n for n in names}
+        if len(types) > 1 and self.target.one_type:
+            found = ", ".join(f"'{n}' {t}" for t, n in sorted(types.items()))
+            raise ConfigError(
+                f"{self.target.name} has no kernel for {unit.view.op_type} that mixes types "
+                f"({found}). Give all of them one type, or keep the node float with "
+                f"Rule(nodes={unit.view.name!r}, keep_float=True).",
+                node=unit.view.name,
+            )
 
     def _add(self, name: str, spec: QuantSpec, source: Source) -> None:
         if name not in self.tensors:

@@ -48,6 +48,7 @@ class Target:
         weights: integer types that weights may have.
         absorbs_clamps: a Relu or Clip behind an integer kernel costs nothing.
         weighs_costs: place integer kernels only where they pay (needs measured costs).
+        one_type: a kernel's activations must all have the same integer type.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Target:
     weights: frozenset[IntType]
     absorbs_clamps: bool = True
     weighs_costs: bool = True
+    one_type: bool = True
     _portable: Kernel = field(default=Kernel(fused=""), repr=False)
 
     def kernel(self, op_type: str) -> Kernel | None:
@@ -129,6 +131,7 @@ PORTABLE = Target(
     kernels=None,
     absorbs_clamps=True,
     weighs_costs=False,
+    one_type=False,
 )
 
 TARGETS: Mapping[str, Target] = {"ort-cpu": ORT_CPU, "portable": PORTABLE}

@@ -298,5 +298,15 @@ class TestUnitsAreNeverSplit:
         net.graph.initializer.append(onnx.numpy_helper.from_array(np.array(True), "yes"))
         net.graph.output.append(onnx.helper.make_tensor_value_info("z", 1, None))
         plan = make_plan(prepare(net), target=ORT_CPU, weighing=Weighing(noise=0.15))
-        alone = make_plan(prepare(TestNoise().silu()), target=ORT_CPU, weighing=Weighing(noise=0.15))
+        alone = make_plan(
+            prepare(TestNoise().silu()), target=ORT_CPU, weighing=Weighing(noise=0.15)
+        )
         assert set(plan.quantized) <= set(alone.quantized)
+
+
+def test_one_kernel_wants_one_activation_type() -> None:
+    rule = Rule(tensors="r0", dtype=INT8)
+    with pytest.raises(ConfigError, match=r"no kernel for Conv that mixes types \('r0' int8"):
+        planned(conv_chain(), rule)
+    mixed = planned(conv_chain(), rule, target=PORTABLE)
+    assert mixed.tensors["r0"].spec.dtype == INT8

@@ -59,7 +59,7 @@ def demand_of(node: NodeView) -> Demand | str:
         return "an input that it needs is missing"
     wanted = [node.inputs[slot] for slot in demand.activations]
     if not all(t.floating for t in wanted):
-        return "it works on integers or booleans already"
+        return "its data is not float32"
     if all(t.constant for t in wanted):
         return "all its data inputs are constants"
     for tensor in wanted:
