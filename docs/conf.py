@@ -18,9 +18,8 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ex
 exclude_patterns = ["_build"]
 
 nb_execution_mode = "off"
-# Code cells in a page that is not converted to a notebook are shown as code, which is meant; a page
-# of measured results need not be there.
-suppress_warnings = ["mystnb.nbcell", "toc.empty_glob"]
+# Code cells in a page that is not converted to a notebook are shown as code, which is meant.
+suppress_warnings = ["mystnb.nbcell"]
 myst_enable_extensions = ["deflist", "dollarmath"]
 myst_heading_anchors = 3
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from qdq.errors import ConfigError
 from qdq.graph import Graph
-from qdq.problem import Constant, Derived, Fixed, Given, Shared, Source
+from qdq.problem import Derived, Fixed, Given, Shared, Source
 from qdq.scheme import Rule
 from qdq.spec import QuantParams, QuantSpec
 
@@ -23,15 +23,17 @@ class Overrides:
     Attributes:
         pinned: node name → the rule that leaves it float, as a sentence.
         tensors: tensor name → the rules that change it, in order.
+        shapes: shape of each constant among ``tensors``.
     """
 
     pinned: Mapping[str, str] = field(default_factory=dict)
     tensors: Mapping[str, tuple[Rule, ...]] = field(default_factory=dict)
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def apply(self, name: str, spec: QuantSpec, source: Source) -> tuple[QuantSpec, Source]:
         """The spec and source of a tensor after its rules."""
         for rule in self.tensors.get(name, ()):
-            spec, source = _apply(rule, name, spec, source)
+            spec, source = _apply(rule, name, spec, source, self.shapes.get(name))
         return spec, source
 
     def check_used(self, planned: Collection[str], left_float: Mapping[str, str]) -> None:
@@ -79,7 +81,8 @@ def read_rules(graph: Graph, rules: Iterable[Rule], source: Graph | None = None)
                     pinned |= _around(graph, name, rule.tensors)
         else:
             pinned |= _nodes(graph, source or graph, rule)
-    return Overrides(pinned, tensors)
+    shapes = {n: tuple(graph.constants[n].dims) for n in tensors if n in graph.constants}
+    return Overrides(pinned, tensors, shapes)
 
 
 def _changes(rule: Rule) -> bool:
@@ -183,7 +186,9 @@ def _around(graph: Graph, name: str, pattern: str) -> dict[str, str]:
     return dict.fromkeys(nodes, f"a rule keeps tensor '{pattern}' float")
 
 
-def _apply(rule: Rule, name: str, spec: QuantSpec, source: Source) -> tuple[QuantSpec, Source]:
+def _apply(
+    rule: Rule, name: str, spec: QuantSpec, source: Source, shape: tuple[int, ...] | None
+) -> tuple[QuantSpec, Source]:
     if not _changes(rule):
         return spec, source
     if isinstance(source, Derived):
@@ -203,19 +208,29 @@ def _apply(rule: Rule, name: str, spec: QuantSpec, source: Source) -> tuple[Quan
     axis = None if rule.per_channel is False else spec.axis
     spec = replace(spec, dtype=dtype, symmetric=symmetric, axis=axis)
     if rule.range is not None:
+        if not np.isfinite(rule.range).all():
+            raise ConfigError(f"tensor '{name}': a range must be finite; found {rule.range}")
         source = Fixed(float(rule.range[0]), float(rule.range[1]))
     if rule.scale is not None:
-        spec, source = _given(rule, name, spec, constant=isinstance(source, Constant))
+        spec, source = _given(rule, name, spec, shape)
     return spec, source
 
 
-def _given(rule: Rule, name: str, spec: QuantSpec, *, constant: bool) -> tuple[QuantSpec, Source]:
+def _given(
+    rule: Rule, name: str, spec: QuantSpec, shape: tuple[int, ...] | None
+) -> tuple[QuantSpec, Source]:
     scale, zero = np.asarray(rule.scale, np.float32), np.asarray(rule.zero_point)
     if scale.ndim == 0:
         spec = replace(spec, axis=None)
-    elif not constant or spec.axis is None:
+    elif shape is None or spec.axis is None:
         raise ConfigError(
-            f"tensor '{name}' was given {scale.shape} scales, but has one scale for all of it",
+            f"tensor '{name}' was given {scale.size} scales, but has one scale for all of it",
+            tensor=name,
+        )
+    elif scale.shape != (shape[spec.axis],):
+        raise ConfigError(
+            f"tensor '{name}' was given {scale.size} scales; axis {spec.axis} of its shape "
+            f"{shape} wants {shape[spec.axis]}",
             tensor=name,
         )
     try:

@@ -17,11 +17,11 @@ from qdq.api import run
 SHAPE = [1, 8, 6, 6]
 
 
-def scales(net: onnx.ModelProto, data, calibrator=None, **settings) -> dict[str, np.ndarray]:
-    """Scale of every tensor."""
+def scales(net: onnx.ModelProto, data, calibrator=None, **settings) -> dict[str, object]:
+    """Scale of every tensor, as number or list."""
     settings = {"target": FORCED, "calibrator": calibrator or MinMax(), **settings}
     found = run(net, data, **settings).solution.params
-    return {name: p.scale for name, p in found.items()}
+    return {name: p.scale.tolist() for name, p in found.items()}
 
 
 def one_conv() -> onnx.ModelProto:
@@ -30,9 +30,9 @@ def one_conv() -> onnx.ModelProto:
     )
 
 
-def heavy_tails(count: int = 64) -> list[dict]:
-    """Student's t with 2 degrees of freedom: its outliers grow with the number of samples."""
-    return [{"x": rng(k).standard_t(2, SHAPE).astype(np.float32)} for k in range(count)]
+def heavy_tails(count: int = 512) -> list[dict]:
+    """Laplace's distribution: the best 8-bit range ends before its largest values."""
+    return [{"x": rng(k).laplace(size=SHAPE).astype(np.float32)} for k in range(count)]
 
 
 class TestCalibratorsDiffer:
@@ -40,11 +40,11 @@ class TestCalibratorsDiffer:
     def test_on_heavy_tails_each_clips_what_min_max_keeps(self, calibrator) -> None:
         net, data = one_conv(), heavy_tails()
         widest, found = scales(net, data)["x"], scales(net, data, calibrator)["x"]
-        assert found < 0.8 * widest
+        assert found < 0.9 * widest
 
     @pytest.mark.parametrize("calibrator", [Entropy(), MSE(), Percentile()], ids=repr)
     def test_on_one_sided_data_all_codes_are_used(self, calibrator) -> None:
-        data = [{"x": np.abs(f["x"])} for f in heavy_tails()]
+        data = [{"x": np.abs(f["x"])} for f in heavy_tails(64)]
         found = run(one_conv(), data, calibrator=calibrator, target=FORCED).solution.params["x"]
         assert found.zero_point == 0
 

@@ -169,6 +169,37 @@ class TestWhatFuses:
         assert all("no integer kernel" in why for why in result.plan.left_float.values())
 
 
+def masked_attention(kind: str, mask: float) -> onnx.ModelProto:
+    """MatMul → Where or Add of a causal mask → Softmax → MatMul."""
+    later = np.triu(np.ones((16, 16), bool), 1)
+    constants = {
+        "later": later,
+        "mask": np.float32(mask),
+        "masks": np.where(later, mask, 0).astype(np.float32),
+        "wq": weights(8, 8),
+    }
+    hide = {"Where": ["later", "mask", "s"], "Add": ["s", "masks"]}[kind]
+    nodes = [
+        node("MatMul", ["x", "wq"], "q"),
+        node("MatMul", ["q", "k"], "s"),
+        node(kind, hide, "m"),
+        node("Softmax", ["m"], "p"),
+        node("MatMul", ["p", "x"], "y"),
+    ]
+    inputs = {"x": [2, 16, 8], "k": [2, 8, 16]}
+    return model(nodes, inputs, {"y": [2, 16, 8]}, constants)
+
+
+@pytest.mark.parametrize("kind", ["Where", "Add"])
+@pytest.mark.parametrize("mask", [-1e4, -3.4e38, -np.inf])
+def test_what_reads_a_masked_tensor_stays_float(kind: str, mask: float) -> None:
+    """No 8-bit scale holds the mask and the scores."""
+    net = masked_attention(kind, mask)
+    _, outcome = quantized(net, feeds({"x": [2, 16, 8], "k": [2, 8, 16]}, 4))
+    assert outcome.sqnr > 25
+    assert outcome.ops["MatMulIntegerToFloat"] == 3
+
+
 class TestWeights:
     def test_per_channel_matmul_by_a_batch_of_matrices_or_from_the_left(self) -> None:
         constants = {"b": rng(1).standard_normal((2, 8, 8)).astype(np.float32) / 3}
@@ -303,7 +334,10 @@ def with_if(then: list, other: list, **extra) -> onnx.ModelProto:
 
 
 def both_ways() -> list[dict]:
-    return [{"x": f["x"], "p": np.array(k % 2, np.float32)} for k, f in enumerate(feeds({"x": IMAGE}, 4))]
+    return [
+        {"x": f["x"], "p": np.array(k % 2, np.float32)}
+        for k, f in enumerate(feeds({"x": IMAGE}, 4))
+    ]
 
 
 class TestSubgraphs:

@@ -14,7 +14,7 @@ from qdq.spec import QuantParams, QuantSpec
 __all__ = ["MSE", "expected_error"]
 
 _OCTAVES = 12
-_FINALISTS = 8
+_FINALISTS = 4
 _WORTH = 0.98
 """A narrower range must win by 2 %: below that it is only the half step at either end, which
 even uniform data gains, and the histogram cannot tell values on a grid (as image bytes, which

@@ -30,6 +30,7 @@ class FromRanges:
     def __call__(self, problem: Problem, state: State) -> State:
         """Return the state with these tensors' parameters."""
         found: dict[str, QuantParams] = {}
+        dtype = _activation_dtype(problem)
         for name, plan in problem.tensors.items():
             match plan.source:
                 case Given(params):
@@ -42,7 +43,8 @@ class FromRanges:
                             "with Rule(tensors=..., range=...)",
                             tensor=name,
                         )
-                    found[name] = _params(name, range_, plan.spec, _dtype(problem, name))
+                    own = _dtype(problem, name) if name in problem.constants else dtype
+                    found[name] = _params(name, range_, plan.spec, own)
         return state.set(found)
 
 
@@ -175,8 +177,11 @@ def _params(name: str, range_: TensorRange, spec: QuantSpec, dtype: DTypeLike) -
 
 
 def _dtype(problem: Problem, name: str) -> DTypeLike:
-    """The float type of a tensor's scale: the constant's own, else that of all constants."""
-    if name in problem.constants:
-        return np.float16 if problem.constants[name].dtype == np.float16 else np.float32
-    half = [c.dtype == np.float16 for c in problem.constants.values()]
-    return np.float16 if half and all(half) else np.float32
+    """The float type of a constant's scale: the constant's own."""
+    return np.float16 if problem.constants[name].dtype == np.float16 else np.float32
+
+
+def _activation_dtype(problem: Problem) -> DTypeLike:
+    """The float type of activations' scales: float16 if all constants are."""
+    types = {c.dtype for c in problem.constants.values()}
+    return np.float16 if types == {np.dtype(np.float16)} else np.float32
