@@ -257,6 +257,31 @@ class TestFloatBetweenIntegers:
         assert outcome.steps_apart <= 1.01
         assert worst(outcome) <= 3
 
+    @pytest.mark.parametrize("places", ["before", "behind", "both"])
+    @pytest.mark.parametrize("mover", ["MaxPool", "Transpose", "Reshape"])
+    def test_beside_float_movement(self, mover: str, places: str) -> None:
+        """onnxruntime moves DQ forward and Q back through movement, and finds the Conv."""
+        attributes = {"MaxPool": {"kernel_shape": [1, 1]}, "Transpose": {"perm": [0, 1, 3, 2]}}
+        extra = ["to"] if mover == "Reshape" else []
+        nodes = [node("Conv", ["x", "w0", "b0"], "a")]
+        if places != "behind":
+            nodes.append(node(mover, ["a", *extra], "m1", **attributes.get(mover, {})))
+        nodes.append(node("Conv", [nodes[-1].output[0], "w1", "b1"], "h"))
+        if places != "before":
+            nodes.append(node(mover, ["h", *extra], "m2", **attributes.get(mover, {})))
+        nodes.append(node("Conv", [nodes[-1].output[0], "w2", "b2"], "y"))
+        constants = {t.name: onnx.numpy_helper.to_array(t) for t in self.small_conv_constants()}
+        constants["to"] = np.array([1, 8, 2, 8])
+        net = model(nodes, {"x": [1, 8, 4, 4]}, {"y": [None] * 4}, constants)
+        scheme = Scheme(rules=(Rule(nodes=f"Conv_h|{mover}_m.", keep_float=True),))
+        _, outcome = quantized(net, uniform([1, 8, 4, 4], -1, 1), scheme=scheme)
+        assert outcome.ops["QLinearConv"] == 2
+        assert outcome.steps_apart <= 1.01
+        assert worst(outcome) <= 3
+
+    def small_conv_constants(self):
+        return sandwich("Conv", clamp=False, size=1e-9).graph.initializer
+
     def test_a_node_that_the_solver_leaves_float(self) -> None:
         """Per tensor, channel 0 would need a scale at which channel 1 is gone."""
         net = sandwich("Conv", clamp=False, size=1.0)

@@ -5,11 +5,13 @@ from collections.abc import Callable
 import onnx
 
 from qdq.graph import sort_nodes
+from qdq.prepare.bias import spell_out_bias
 from qdq.prepare.cleanup import drop_idle_nodes
 from qdq.prepare.constants import constant_nodes, fold_constants
 from qdq.prepare.editing import Editor
 from qdq.prepare.gelu import gelus
 from qdq.prepare.gemm import plain_gemms
+from qdq.prepare.half import widen_float16
 from qdq.prepare.hard import hard_activations, split_hard_swish
 from qdq.prepare.layernorm import layer_norms
 from qdq.prepare.linear import fold_affine
@@ -26,6 +28,7 @@ Pass = Callable[[Editor], None]
 
 PASSES: tuple[Pass, ...] = (
     name_nodes,
+    widen_float16,
     constant_nodes,
     drop_idle_nodes,
     fold_constants,
@@ -41,6 +44,7 @@ PASSES: tuple[Pass, ...] = (
     fold_pads,
     fold_affine_before,
     merge_reshapes,
+    spell_out_bias,
     split_roles,
 )
 
