@@ -245,9 +245,10 @@ class TestWeights:
         result, outcome = quantized(net, feeds({"x": [1, 8, 6, 6]}, 4), scheme=scheme)
         made = {o: n.op_type for n in result.model.graph.node for o in n.output}
         reads = {n.name: [made.get(i) for i in n.input] for n in result.model.graph.node}
-        assert reads["Conv_a"] == [None, None]
-        assert reads["Conv_b"] == ["Relu", None]
-        assert reads["Add_s"] == reads["Conv_y"] == ["DequantizeLinear"] * 2
+        assert set(reads["Conv_a"]) == {None}
+        assert reads["Conv_b"][0] == "Relu"
+        assert set(reads["Conv_b"][1:]) == {None}
+        assert set(reads["Add_s"]) == set(reads["Conv_y"]) == {"DequantizeLinear"}
         assert outcome.sqnr > 28
 
 

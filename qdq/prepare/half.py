@@ -209,8 +209,8 @@ def _refuse_bit_casts(nodes: Iterable[onnx.NodeProto]) -> None:
             a.name == "to" and a.i in _16_BIT for a in node.attribute
         ):
             raise ModelError(
-                f"node '{node.name}' is a BitCast between 16-bit types in a model with float16; the "
-                "bits of a float16 number are lost where the model becomes float32. Export the "
+                f"node '{node.name}' is a BitCast between 16-bit types in a model with float16; "
+                "the bits of a float16 number are lost where the model becomes float32. Export the "
                 "model in float32",
                 node=node.name,
             )
