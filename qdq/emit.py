@@ -13,7 +13,6 @@ the raw tensor would keep the runtime from fusing the kernel.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -28,50 +27,9 @@ from qdq.plan import Plan
 from qdq.problem import Derived
 from qdq.solve import Solution
 from qdq.spec import QuantParams
+from qdq.wiring import wire
 
 __all__ = ["emit"]
-
-# A float Conv, ConvTranspose or Gemm between a DQ and a Q is quantized by onnxruntime itself when
-# the session loads, without any guard of its bias. A LeakyRelu with slope 1 is the identity, is
-# fused into the float kernel at no cost, and hides the Q from that rewrite.
-SELF_QUANTIZED = frozenset({"Conv", "ConvTranspose", "Gemm"})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wiring:
-    """Who reads what, after the solver's last word on what stays float.
-
-    Attributes:
-        made: tensors that an integer kernel hands out as codes.
-        read: tensor → names of the nodes that read it as codes.
-        units: the integer units by node name.
-    """
-
-    made: frozenset[str]
-    read: Mapping[str, frozenset[str]]
-    units: Mapping[str, Unit]
-
-
-def wire(plan: Plan, floats: Mapping[str, str]) -> Wiring:
-    """Derive the wiring from the placement, less the nodes in ``floats``."""
-    placement = plan.placement
-    units = {
-        u.view.name: u
-        for u in placement.units
-        if u.view.name in placement.integer and u.view.name not in floats
-    }
-    read: dict[str, set[str]] = {}
-    for name, unit in units.items():
-        for tensor in unit.reads:
-            read.setdefault(tensor, set()).add(name)
-    made = set()
-    for unit in units.values():
-        kernel = plan.target.kernel(unit.view.op_type)
-        floats_out = kernel is not None and kernel.float_output
-        made |= {o for o in unit.outputs if o in plan.tensors and (not floats_out or o in read)}
-    return Wiring(
-        made=frozenset(made), read={k: frozenset(v) for k, v in read.items()}, units=units
-    )
 
 
 def emit(
@@ -97,7 +55,7 @@ class _Emitter:
     def __init__(self, model: onnx.ModelProto, plan: Plan, solution: Solution) -> None:
         self.model, self.solution, self.plan = model, solution, plan
         self.graph = Graph(model)
-        self.wiring = wire(plan, solution.floats)
+        self.wiring = wire(self.graph, plan, solution.floats)
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
         self.dequantized: dict[str, str] = {}  # tensor → the name that carries its DQ's output
@@ -131,7 +89,7 @@ class _Emitter:
         for k, name in enumerate(original.output):
             node.output[k] = self._raw_name(name)
         self.nodes.append(node)
-        if unit is None and node.op_type in SELF_QUANTIZED:
+        if node.name in self.wiring.hidden:
             self._hide(original, node)
         for name in original.output:
             self._after(name)
@@ -153,26 +111,16 @@ class _Emitter:
         return name
 
     def _hide(self, original: onnx.NodeProto, node: onnx.NodeProto) -> None:
-        """Put the identity behind a float linear node that stands between a DQ and a Q."""
-        reads_codes = original.input[0] in self.wiring.made
-        if not reads_codes or not self._reaches_q(original.output[0]):
-            return
+        """Put an identity behind a float node that onnxruntime would quantize by itself.
+
+        A LeakyRelu with slope 1 changes nothing, is fused into the float kernel at no cost, and
+        survives the runtime's optimizer.
+        """
         inner = self.graph.fresh(f"{original.output[0]}_float")
         outer = node.output[0]
         node.output[0] = inner
         name = self.graph.fresh(f"{original.name}_stays_float")
         self.nodes.append(helper.make_node("LeakyRelu", [inner], [outer], name=name, alpha=1.0))
-
-    def _reaches_q(self, name: str) -> bool:
-        """Whether an integer node reads the tensor, at once or behind a Relu or Clip."""
-        if name in self.wiring.read:
-            return True
-        return any(
-            self.graph.nodes[use.node].op_type in ("Relu", "Clip")
-            and self._reaches_q(self.graph.nodes[use.node].output[0])
-            for use in self.graph.uses(name)
-            if use.slot == 0
-        )
 
     # -- activations ------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from qdq.graph import Graph, captured_names
 from qdq.mincut import INFINITE, Network
-from qdq.ops import demand_of
+from qdq.ops import MASK, demand_of
 from qdq.ops.clamp import bounds
 from qdq.ops.demand import Demand, NodeView, SameAs
 from qdq.targets import Target
@@ -60,12 +60,14 @@ def units_of(graph: Graph, target: Target, pinned: Mapping[str, str]) -> tuple[U
     """Every node of the graph as a unit; ``pinned``: node name → why it has to stay float."""
     found: list[Unit] = []
     absorbed: set[int] = set()
+    masked: set[str] = set()
     for index, node in enumerate(graph.nodes):
         if index in absorbed:
             continue
         view = node_view(graph, index)
         demand = demand_of(view)
         reason = pinned.get(view.name) or (demand if isinstance(demand, str) else None)
+        reason = _reads_mask(view, demand, masked) or reason
         reason = reason or _inside_hard_swish(graph, index)
         if reason is None and isinstance(demand, Demand):
             reason = target.refusal(view, demand)
@@ -91,6 +93,28 @@ def units_of(graph: Graph, target: Target, pinned: Mapping[str, str]) -> tuple[U
             )
         )
     return tuple(found)
+
+
+# operators whose result holds a mask's values where an input does
+_CARRY_MASKS = frozenset({"Add", "Cast", "Concat", "Div", "Max", "Min", "Mul", "Neg", "Sub",
+                          "Sum", "Where"})  # fmt: skip
+
+
+def _reads_mask(view: NodeView, demand: Demand | str, masked: set[str]) -> str | None:
+    """Why a node that reads a masked tensor stays float; adds to ``masked`` what it passes on.
+
+    A mask is a constant like -1e9 or -inf that is added to scores before a softmax. One scale for
+    the mask and the scores would leave no code for the scores.
+    """
+    found = next((t for t in view.inputs if t.name in masked or not t.largest < MASK), None)
+    if found is None:
+        return None
+    moves = isinstance(demand, Demand) and isinstance(demand.output, SameAs)
+    if moves or view.op_type in _CARRY_MASKS:
+        masked.update(o for o in view.outputs if o)
+    if found.name not in masked:
+        return None  # the mask itself, a constant: demand_of says so
+    return f"it reads '{found.name}', which holds the huge values of a mask"
 
 
 def gate_of(graph: Graph, index: int, op_type: str) -> int | None:

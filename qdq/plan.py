@@ -1,7 +1,7 @@
 """What will be integer, with which parameters from where, and what stays float and why."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import onnx
 
@@ -75,6 +75,9 @@ def make_plan(
     graph = Graph(model)
     rules = read_rules(graph, scheme.rules, Graph(source) if source is not None else None)
     sizes = nominal_graph(model)
+    if scheme.activation.symmetric:
+        # a range around 0 does not saturate at a Relu's 0, so the kernel cannot do its work
+        target = replace(target, absorbs_clamps=False)
     placement = place(graph, target, rules.pinned, sizes, weighing or Weighing())
     return _Tensors(graph, scheme, target, rules, placement).plan()
 
@@ -176,10 +179,11 @@ class _Tensors:
             return
         view, weight = unit.view, demand.weight
         name = view.inputs[weight.slot].name
+        per_channel = self.rules.per_channel(name, self.scheme.per_channel)
         spec = QuantSpec(
             dtype=self.scheme.weight.dtype,
             symmetric=self.scheme.weight.symmetric,
-            axis=weight.axis if self.scheme.per_channel else None,
+            axis=weight.axis if per_channel else None,
         )
         self._add(name, spec, Constant())
         bias = view.inputs[demand.bias].name if demand.bias is not None else None

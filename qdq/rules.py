@@ -36,6 +36,11 @@ class Overrides:
             spec, source = _apply(rule, name, spec, source, self.shapes.get(name))
         return spec, source
 
+    def per_channel(self, name: str, default: bool) -> bool:
+        """Whether a weight gets one scale per output channel; the last rule that says wins."""
+        said = [r.per_channel for r in self.tensors.get(name, ()) if r.per_channel is not None]
+        return said[-1] if said else default
+
     def check_used(self, planned: Collection[str], left_float: Mapping[str, str]) -> None:
         """Every overridden tensor must be one that gets parameters.
 
@@ -181,8 +186,12 @@ def _matching(pattern: str, names: list[str], what: str) -> list[str]:
 
 def _around(graph: Graph, name: str, pattern: str) -> dict[str, str]:
     nodes = [graph.nodes[use.node].name for use in graph.uses(name)]
-    if name in graph.producer:
-        nodes.append(graph.nodes[graph.producer[name]].name)
+    while name in graph.producer:
+        maker = graph.nodes[graph.producer[name]]
+        nodes.append(maker.name)
+        if maker.op_type not in ("Relu", "Clip") or graph.only_use(maker.input[0]) is None:
+            break
+        name = maker.input[0]  # a clamp belongs to what is before it
     return dict.fromkeys(nodes, f"a rule keeps tensor '{pattern}' float")
 
 
@@ -205,8 +214,13 @@ def _apply(
         )
     dtype = rule.dtype or spec.dtype
     symmetric = spec.symmetric if rule.symmetric is None else rule.symmetric
-    axis = None if rule.per_channel is False else spec.axis
-    spec = replace(spec, dtype=dtype, symmetric=symmetric, axis=axis)
+    if rule.per_channel and spec.axis is None:
+        raise ConfigError(
+            f"tensor '{name}' has no output channels to give a scale each; per_channel=True is for "
+            f"the weights of linear nodes",
+            tensor=name,
+        )
+    spec = replace(spec, dtype=dtype, symmetric=symmetric)
     if rule.range is not None:
         if not np.isfinite(rule.range).all():
             raise ConfigError(f"tensor '{name}': a range must be finite; found {rule.range}")

@@ -18,6 +18,7 @@ FLOORS = (
      "problem", "targets", "costs", "weighing", "calibrate", "session", "views", "rules"},
     {"placement", "solve", "steps", "bias_scale"},
     {"plan"},
+    {"wiring"},
     {"emit", "verify"},
     {"api"},
     {"__init__"},

@@ -181,6 +181,15 @@ class TestRules:
         for rule in (Rule(nodes="MatMul_m", keep_float=True), Rule(nodes="Add_a", keep_float=True)):
             assert len(planned(net, rule).quantized) == 1
 
+    def test_a_tensor_behind_a_clamp_pins_the_whole_unit(self) -> None:
+        plan = planned(conv_chain(), Rule(tensors="r1", keep_float=True))
+        assert plan.quantized == ("Conv_c0",)
+
+    def test_per_channel_for_one_weight(self) -> None:
+        scheme = Scheme(per_channel=False, rules=(Rule(tensors="w1", per_channel=True),))
+        plan = make_plan(prepare(conv_chain()), scheme, FORCED)
+        assert [plan.tensors[f"w{k}"].spec.axis for k in range(3)] == [None, 0, None]
+
     def test_types_ranges_and_scales(self) -> None:
         plan = planned(
             conv_chain(),
@@ -205,6 +214,7 @@ class TestRules:
             (Rule(tensors="b0", range=(0, 1)), "'b0' is a bias"),
             (Rule(tensors="c0", range=(0, 1)), "nothing reads or writes it as integers"),
             (Rule(tensors="x", scale=[0.1, 0.2], zero_point=[0, 0]), "one scale for all of it"),
+            (Rule(tensors="x", per_channel=True), "no output channels"),
             (Rule(tensors="x", scale=-1.0, zero_point=0), "above 0"),
             (Rule(tensors="x", scale=1.0, zero_point=300), "zero point 300"),
         ],
@@ -232,6 +242,12 @@ class TestRules:
 
 
 class TestTypes:
+    def test_symmetric_activations_leave_the_relu_to_itself(self) -> None:
+        scheme = Scheme(activation=QuantSpec(dtype=UINT8, symmetric=True))
+        plan = make_plan(prepare(conv_chain()), scheme, FORCED)
+        assert "Relu_r0" in plan.left_float
+        assert "c0" in plan.tensors
+
     def test_the_target_refuses_what_it_has_no_kernels_for(self) -> None:
         scheme = Scheme(activation=QuantSpec(dtype=UINT16))
         with pytest.raises(ConfigError, match=r"no integer kernels for uint16 activations.*uint8"):
