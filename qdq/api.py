@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from qdq.calibrate import MSE, Calibrator, calibrate
 from qdq.calibrate.means import ChannelSum, watch_means
 from qdq.data import open_feeds
 from qdq.emit import emit
+from qdq.errors import ConfigError
 from qdq.graph import Graph
 from qdq.modelio import load
 from qdq.plan import Plan, make_plan
@@ -63,9 +65,13 @@ def run(
         The model, with ``plan.left_float`` (node → why it stays float), ``plan.quantized`` and
         ``solution.changes`` (what each solver step did to each scale).
     """
-    scheme, calibrator = scheme or Scheme(), calibrator or MSE()
+    scheme = Scheme() if scheme is None else scheme
+    calibrator = MSE() if calibrator is None else calibrator
+    _check_options(scheme, calibrator, steps, target)
     source = load(model)
     feeds = open_feeds(calib_reader, input_specs(source))
+    first = next(feeds)  # open_feeds has made sure that there is one
+    feeds = chain([first], feeds)
     prepared = prepare(source)
     plan = make_plan(prepared, scheme, target, source=source)
     log.info("plan: %d integer nodes, %d float", len(plan.quantized), len(plan.left_float))
@@ -89,7 +95,30 @@ def run(
         "left_float": {**plan.left_float, **solution.floats},
     }
     emitted = emit(prepared, plan, solution, metadata)
-    return Result(model=verify(emitted), plan=plan, solution=solution)
+    return Result(model=verify(emitted, first), plan=plan, solution=solution)
+
+
+def _check_options(scheme: object, calibrator: object, steps: object, target: object) -> None:
+    """Refuse an option of the wrong kind before any work.
+
+    Raises:
+        ConfigError: naming the option, what was found and what is wanted.
+    """
+    methods = ("summarize", "merge", "range")
+    listed = isinstance(steps, Sequence) and all(callable(s) for s in steps)
+    for option, value, right, wanted in (
+        ("scheme", scheme, isinstance(scheme, Scheme), "a qdq.Scheme"),
+        ("target", target, isinstance(target, Target), "a qdq.targets.Target"),
+        ("steps", steps, listed, "a sequence of solver steps, as qdq.steps.DEFAULT_STEPS"),
+        (
+            "calibrator",
+            calibrator,
+            not isinstance(calibrator, type) and all(hasattr(calibrator, m) for m in methods),
+            "a calibrator, as qdq.MSE() or qdq.MinMax()",
+        ),
+    ):
+        if not right:
+            raise ConfigError(f"{option}={value!r} ({type(value).__name__}): wants {wanted}")
 
 
 def _mean_axes(plan: Plan, steps: Sequence[Step]) -> dict[str, int]:
