@@ -28,6 +28,7 @@ from qdq.steps import DEFAULT_STEPS
 from qdq.targets import ORT_CPU, Target
 from qdq.verify import verify
 from qdq.version import __version__
+from qdq.wiring import clamps_that_stay
 
 __all__ = ["Result", "make_problem", "quantize", "run"]
 
@@ -45,7 +46,8 @@ class Result:
     @property
     def left_float(self) -> Mapping[str, str]:
         """Node name → why it stays float: by the plan, or by the solver's last word."""
-        return {**self.plan.left_float, **self.solution.floats}
+        late = clamps_that_stay(self.plan, self.solution.params)
+        return {**self.plan.left_float, **late, **self.solution.floats}
 
 
 def run(
@@ -89,10 +91,11 @@ def run(
         "calibrator": repr(calibrator),
         "steps": [repr(s) for s in steps],
     }
+    late = clamps_that_stay(plan, solution.params)
     metadata = {
         "version": __version__,
         "recipe": recipe,
-        "left_float": {**plan.left_float, **solution.floats},
+        "left_float": {**plan.left_float, **late, **solution.floats},
     }
     emitted = emit(prepared, plan, solution, metadata)
     return Result(model=verify(emitted, first), plan=plan, solution=solution)

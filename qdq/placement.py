@@ -33,6 +33,7 @@ class Unit:
         demand: what it asks for on integers; None if it cannot.
         reason: why it cannot (empty if it can).
         clamp: name of the absorbed Relu or Clip, or None.
+        limits: its bounds.
         outputs: the tensors that leave the unit.
         reads: non-constant float tensors that the demand wants as codes.
         others: further float tensors that it reads as float on either side.
@@ -42,6 +43,7 @@ class Unit:
     demand: Demand | None
     reason: str
     clamp: str | None
+    limits: tuple[float, float] | None
     outputs: tuple[str, ...]
     reads: tuple[str, ...]
     others: tuple[str, ...]
@@ -87,6 +89,7 @@ def units_of(graph: Graph, target: Target, pinned: Mapping[str, str]) -> tuple[U
                 demand=can,
                 reason=reason or "",
                 clamp=graph.nodes[clamp].name if clamp is not None else None,
+                limits=bounds(node_view(graph, clamp)) if clamp is not None else None,
                 outputs=tuple(o for o in outputs if o),
                 reads=reads,
                 others=others,

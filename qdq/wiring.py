@@ -3,14 +3,17 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from qdq.graph import Graph
 from qdq.ops import demand_of
 from qdq.ops.demand import Demand, SameAs
 from qdq.placement import Unit
 from qdq.plan import Plan
+from qdq.spec import QuantParams
 from qdq.views import node_view
 
-__all__ = ["Wiring", "wire"]
+__all__ = ["Wiring", "clamps_that_stay", "wire"]
 
 # onnxruntime quantizes these itself when a session loads, if they stand between a DQ and a Q:
 # Conv, ConvTranspose and Gemm from float constants, without any guard of the bias; AveragePool
@@ -90,3 +93,26 @@ def _hidden(
 def _moves(graph: Graph, index: int) -> bool:
     demand = demand_of(node_view(graph, index))
     return isinstance(demand, Demand) and isinstance(demand.output, SameAs)
+
+
+def clamps_that_stay(plan: Plan, params: Mapping[str, QuantParams]) -> dict[str, str]:
+    """Absorbed clamps that cut inside the range of their codes, with what follows from that.
+
+    A calibrated range ends at the clamp's bounds, so that saturation does the clamp's work. A
+    range or scale that a rule set may go beyond; then the runtime keeps the clamp, and the kernel
+    before it, in float. The results are right, but slow.
+    """
+    found = {}
+    for unit in plan.placement.units:
+        known = params.get(unit.outputs[0]) if unit.outputs else None
+        if unit.clamp is None or unit.limits is None or known is None:
+            continue
+        if unit.view.name not in plan.placement.integer:
+            continue
+        low, high = (np.rint(np.float64(b) / known.scale) + known.zero_point for b in unit.limits)
+        if low > known.spec.dtype.min or high < known.spec.dtype.max:
+            found[unit.view.name] = (
+                f"the range of '{unit.outputs[0]}' goes beyond the bounds of '{unit.clamp}', so "
+                f"the runtime has to run both in float; set a range within {unit.limits}"
+            )
+    return found

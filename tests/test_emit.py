@@ -169,6 +169,21 @@ class TestSolverFloats:
         assert outcome.sqnr > 20
 
 
+class TestClampsThatStay:
+    def test_a_range_beyond_the_clamp_is_right_and_said(self) -> None:
+        rule = Rule(tensors="r1", range=(-2.0, 4.0))
+        result = run(conv_chain(), feeds(IMAGE), scheme=Scheme(rules=(rule,)), target=FORCED)
+        assert "goes beyond the bounds of 'Relu_r1'" in result.left_float["Conv_c1"]
+        assert set(result.left_float) == {"Conv_c1"}
+        outcome = compare(conv_chain(), result.model, feeds(IMAGE, seed=9))
+        assert outcome.ops["QLinearConv"] == 2
+        assert outcome.sqnr > 25
+
+    def test_calibrated_ranges_never_do(self) -> None:
+        for clamp in ("Relu", "Clip"):
+            assert not run(conv_chain(clamp=clamp), feeds(IMAGE), target=FORCED).left_float
+
+
 class TestMetadata:
     def test_says_how_it_was_made(self) -> None:
         net = conv_chain()
