@@ -159,10 +159,11 @@ def quantize(
     steps: Sequence[Step] = DEFAULT_STEPS,
     target: Target = ORT_CPU,
 ) -> onnx.ModelProto:
-    """Quantize a float32 model to QDQ form, in one pass over the calibration data.
+    """Quantize a float model to QDQ form, in one pass over the calibration data.
 
     Args:
-        model: a path, the bytes of a model, an ``onnx.ModelProto`` or an ``onnx_ir.Model``. It is
+        model: a path, the bytes of a model, an ``onnx.ModelProto`` or an ``onnx_ir.Model``;
+            float32, or float16 (which becomes float32 inside, its inputs and outputs stay). It is
             never changed, and nothing is written beside it.
         calib_reader: the calibration samples: an object with ``get_next()`` that returns a dict
             of arrays or None at the end; any iterable of dicts, of tuples in the order of the

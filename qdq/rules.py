@@ -137,25 +137,27 @@ class _Successors:
 
     def __init__(self, graph: Graph, source: Graph) -> None:
         self._graph, self._source = graph, source
-        self._names = {n.name for n in graph.nodes}
+        self._ops = {n.name: n.op_type for n in graph.nodes}
 
     def of(self, index: int) -> set[str]:
+        nodes = self._source.nodes
         found: set[str] = set()
         seen, todo = {index}, [index]
         while todo:
-            node = self._source.nodes[todo.pop()]
+            node = nodes[todo.pop()]
             here = {
                 self._graph.nodes[self._graph.producer[o]].name
                 for o in node.output
                 if o in self._graph.producer
             }
-            if not here and node.name in self._names:
+            if not here and node.name in self._ops:
                 here = {node.name}
             found |= here
             if here or node.op_type in _IDLE:
                 continue
             behind = {use.node for o in node.output for use in self._source.uses(o)}
-            gone = {i for i in behind if self._source.nodes[i].name not in self._names}
+            # a node that kept its name but not its operator took others in
+            gone = {i for i in behind if self._ops.get(nodes[i].name) != nodes[i].op_type}
             todo += sorted(gone - seen)
             seen |= gone
         return found

@@ -1,5 +1,8 @@
 """Run models: the only file that knows onnxruntime.
 
+A ModelProto's weights are lent to the runtime and never serialized: a model of any size opens
+without a file, and without one copy in the message and another in the runtime.
+
 onnxruntime's errors leave this file as qdq's, with one line that says what could not run; its
 own log is silent.
 """
@@ -10,7 +13,6 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,8 +25,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from qdq.data import Feed, InputSpec
 from qdq.errors import CalibrationError, ModelError, QdqError
-from qdq.graph import Graph, subgraphs
-from qdq.modelio import save
+from qdq.graph import Graph, subgraphs, without_large
 
 __all__ = [
     "Latency",
@@ -43,8 +44,13 @@ log = logging.getLogger(__name__)
 Observation = dict[str, NDArray[Any]]
 Model = onnx.ModelProto | bytes | str | os.PathLike[str]
 
-# Above this size modelio.save writes the weights to a file of their own: protobuf's limit.
-_MAX_PROTO_BYTES = 2**31 - 2**26
+# Initializers above this many bytes are lent; the runtime's shape inference reads smaller ones.
+_LENT_ABOVE = 1024
+# What the runtime takes from numpy as it is; rarer types (bfloat16, 4 bit, strings) go inline.
+_LENDABLE = frozenset(
+    onnx.helper.np_dtype_to_tensor_dtype(np.dtype(kind))
+    for kind in ("?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
+)
 # onnxruntime's exception classes share no base of their own.
 _ORT_ERRORS: tuple[type[Exception], ...] = (
     RuntimeError,
@@ -68,8 +74,9 @@ class Session:
         outputs: names of the model's outputs, in order.
     """
 
-    def __init__(self, session: Any) -> None:
+    def __init__(self, session: Any, lent: Sequence[Any] = ()) -> None:
         self._session = session
+        self._lent = lent  # the runtime reads these arrays as long as it lives
         self.outputs: tuple[str, ...] = tuple(o.name for o in session.get_outputs())
 
     def run(
@@ -128,6 +135,17 @@ def open_session(
     Raises:
         ModelError: if onnxruntime cannot load the model.
     """
+    options = _options(optimize, threads, optimized_model_path)
+    if isinstance(model, onnx.ModelProto):
+        return _open_proto(model, options)
+    return _start(model if isinstance(model, bytes) else os.fspath(model), options)
+
+
+def _options(
+    optimize: bool = True,
+    threads: int | None = None,
+    optimized_model_path: str | os.PathLike[str] | None = None,
+) -> Any:
     options = ort.SessionOptions()
     options.log_severity_level = 4
     level = ort.GraphOptimizationLevel
@@ -136,35 +154,47 @@ def open_session(
         options.intra_op_num_threads = threads
     if optimized_model_path is not None:
         options.optimized_model_filepath = os.fspath(optimized_model_path)
-    with ExitStack() as stack:
-        source = _source(model, stack)
-        if isinstance(source, str) and optimized_model_path is not None:
-            options.add_session_config_entry(
-                "session.optimized_model_external_initializers_file_name",
-                Path(optimized_model_path).name + ".data",
-            )
-        try:
-            session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-        except _ORT_ERRORS as e:
-            raise ModelError(_load_message(e)) from e
-    return Session(session)
+        options.add_session_config_entry(
+            "session.optimized_model_external_initializers_file_name",
+            Path(optimized_model_path).name + ".data",
+        )
+    return options
 
 
-def _source(model: Model, stack: ExitStack) -> bytes | str:
-    """What onnxruntime loads: bytes or a path. Large models go through a temporary folder."""
-    if isinstance(model, bytes):
-        return model
-    if not isinstance(model, onnx.ModelProto):
-        return os.fspath(model)
-    if model.ByteSize() <= _MAX_PROTO_BYTES:
-        data: bytes = model.SerializeToString()
-        return data
-    # Some systems cannot remove files that the runtime still maps.
-    temporary = tempfile.TemporaryDirectory(prefix="qdq-", ignore_cleanup_errors=True)
-    folder = stack.enter_context(temporary)
-    path = Path(folder) / "model.onnx"
-    save(model, path)
-    return str(path)
+def _open_proto(model: onnx.ModelProto, options: Any, outputs: Sequence[str] = ()) -> Session:
+    """Load a ModelProto of any size; ``outputs``, where given, take the place of its own."""
+    light, lent = _lend(model)
+    if outputs:
+        _expose(light, outputs)
+    if lent:
+        options.add_external_initializers(list(lent), list(lent.values()))
+    return _start(light.SerializeToString(), options, tuple(lent.values()))
+
+
+def _lend(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, Any]]:
+    """A copy that refers to the large initializers as external data, and these by name."""
+    light = without_large(model, _LENT_ABOVE, as_inputs=False)
+    inside = {t.name for t in light.graph.initializer}
+    lent: dict[str, Any] = {}
+    for t in model.graph.initializer:
+        if t.name in inside:
+            continue
+        if t.data_type not in _LENDABLE:
+            light.graph.initializer.append(t)
+            continue
+        note = light.graph.initializer.add(name=t.name, data_type=t.data_type, dims=t.dims)
+        note.data_location = onnx.TensorProto.EXTERNAL
+        note.external_data.add(key="location", value="lent")  # no file; found by its name
+        lent[t.name] = ort.OrtValue.ortvalue_from_numpy(onnx.numpy_helper.to_array(t))
+    return light, lent
+
+
+def _start(source: bytes | str, options: Any, lent: Sequence[Any] = ()) -> Session:
+    try:
+        session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except _ORT_ERRORS as e:
+        raise ModelError(_load_message(e)) from e
+    return Session(session, lent)
 
 
 def _one_line(error: BaseException) -> str:
@@ -208,7 +238,7 @@ def observe(
     _check_known(graph, names)
     fed = [n for n in names if n in graph.inputs]
     made = [n for n in names if n not in graph.inputs]
-    session = open_session(_exposed(model, made)) if made else None
+    session = _open_proto(model, _options(), made) if made else None
     log.debug("observe %d tensors", len(names))
     return _observed(session, made, fed, feeds)
 
@@ -239,17 +269,12 @@ def _check_known(graph: Graph, names: Sequence[str]) -> None:
             raise ModelError(f"The model has no tensor '{name}'{hint}", tensor=name)
 
 
-def _exposed(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
-    """A copy of the model whose outputs are the named tensors.
-
-    Types are left to the runtime's own inference.
-    """
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+def _expose(model: onnx.ModelProto, names: Sequence[str]) -> None:
+    """Make the named tensors the model's outputs; types are left to the runtime's inference."""
     own = {v.name: v for v in model.graph.output}
-    del copy.graph.output[:]
-    copy.graph.output.extend(own.get(n, onnx.ValueInfoProto(name=n)) for n in dict.fromkeys(names))
-    return copy
+    values = [own.get(n, onnx.ValueInfoProto(name=n)) for n in dict.fromkeys(names)]
+    del model.graph.output[:]
+    model.graph.output.extend(values)
 
 
 def run(

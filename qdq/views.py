@@ -5,12 +5,11 @@ from collections.abc import Mapping
 import numpy as np
 import onnx
 
-from qdq.graph import Graph, attributes
+from qdq.graph import Graph, attributes, without_large
 from qdq.ops.demand import NodeView, TensorView
 
-__all__ = ["FLOATS", "node_view", "nominal_graph"]
+__all__ = ["node_view", "nominal_graph"]
 
-FLOATS = frozenset({onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE})
 BATCH, IMAGE, SEQUENCE = 1, 224, 64  # what an unknown dimension is taken to be, for costs only
 # operators that may hold the values of an attention mask; weights are not looked through
 MASKED = frozenset({"Add", "Max", "Min", "Mul", "Sub", "Sum", "Where"})
@@ -59,8 +58,7 @@ def nominal_graph(model: onnx.ModelProto) -> Graph:
     Costs need sizes before any data is seen. Unknown dimensions of graph inputs are taken as 1
     (the first), 224 (the last two of rank 4 and 5) or 64 (others); the shapes behind them follow.
     """
-    scratch = onnx.ModelProto()
-    scratch.CopyFrom(_without_data(model))
+    scratch = without_large(model, BIG)
     for value in scratch.graph.input:
         dims = value.type.tensor_type.shape.dim
         for axis, dim in enumerate(dims):
@@ -75,23 +73,3 @@ def nominal_graph(model: onnx.ModelProto) -> Graph:
     except (onnx.shape_inference.InferenceError, RuntimeError):
         return Graph(model)
     return Graph(model, types=inferred)
-
-
-def _without_data(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy whose large constants have type and shape but no values."""
-    copy = onnx.ModelProto()
-    copy.opset_import.extend(model.opset_import)
-    copy.ir_version = model.ir_version
-    graph = copy.graph
-    graph.name = model.graph.name
-    graph.node.extend(model.graph.node)
-    graph.input.extend(model.graph.input)
-    graph.output.extend(model.graph.output)
-    for tensor in model.graph.initializer:
-        if tensor.ByteSize() <= BIG:
-            graph.initializer.append(tensor)
-        else:
-            graph.input.append(
-                onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
-            )
-    return copy

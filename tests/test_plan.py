@@ -181,6 +181,28 @@ class TestRules:
         for rule in (Rule(nodes="MatMul_m", keep_float=True), Rule(nodes="Add_a", keep_float=True)):
             assert len(planned(net, rule).quantized) == 1
 
+    @pytest.mark.parametrize("name", ["Add_a", "Clip_l", "Mul_m", "Div_h"])
+    def test_any_part_of_a_hard_swish_names_the_whole(self, name: str) -> None:
+        net = model(
+            [
+                node("Add", ["x", "three"], "a"),
+                node("Clip", ["a", "zero", "six"], "l"),
+                node("Mul", ["x", "l"], "m"),
+                node("Div", ["m", "six"], "h"),
+                node("Conv", ["h", "w"], "y"),
+            ],
+            {"x": [1, 4, 8, 8]},
+            {"y": [1, 4, 8, 8]},
+            {
+                "w": weights(4, 4, 1, 1),
+                "zero": np.float32(0),
+                "three": np.float32(3),
+                "six": np.float32(6),
+            },
+        )
+        left = planned(net, Rule(nodes=name, keep_float=True)).left_float
+        assert f"a rule keeps '{name}' float" in left.values()
+
     def test_a_tensor_behind_a_clamp_pins_the_whole_unit(self) -> None:
         plan = planned(conv_chain(), Rule(tensors="r1", keep_float=True))
         assert plan.quantized == ("Conv_c0",)

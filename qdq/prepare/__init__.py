@@ -21,6 +21,7 @@ from qdq.prepare.naming import name_nodes, split_roles
 from qdq.prepare.opset import infer_types, plain_constants, raise_opset
 from qdq.prepare.padding import fold_pads
 from qdq.prepare.reshapes import merge_reshapes, whole_softmax
+from qdq.prepare.resize import whole_resize
 
 __all__ = ["PASSES", "prepare"]
 
@@ -34,6 +35,7 @@ PASSES: tuple[Pass, ...] = (
     fold_constants,
     drop_idle_nodes,
     whole_softmax,
+    whole_resize,
     split_hard_swish,
     hard_activations,
     gelus,

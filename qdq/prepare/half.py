@@ -148,8 +148,6 @@ def _capture_instead(node: onnx.NodeProto, old: str, new: str) -> None:
         own |= {o for n in g.node for o in n.output}
         if old in own:
             continue
-        for value in g.output:
-            value.name = new if value.name == old else value.name
         for n in g.node:
             for slot, name in enumerate(n.input):
                 n.input[slot] = new if name == old else name
