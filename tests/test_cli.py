@@ -97,11 +97,11 @@ def test_percentile_reaches_the_calibrator(files: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ([], ["INT8", "UINT8"]),
-        (["--activation-type", "int8"], ["INT8"]),
-        (["--target", "portable", "--activation-type", "uint16"], ["INT8", "UINT16"]),
-        (["--target", "portable", "--activation-type", "int16"], ["INT16", "INT8"]),
-        (["--weight-type", "uint8"], ["UINT8"]),
+        ([], ["INT32", "INT8", "UINT8"]),
+        (["--activation-type", "int8"], ["INT32", "INT8"]),
+        (["--target", "portable", "--activation-type", "uint16"], ["INT32", "INT8", "UINT16"]),
+        (["--target", "portable", "--activation-type", "int16"], ["INT16", "INT32", "INT8"]),
+        (["--weight-type", "uint8"], ["INT32", "UINT8"]),
     ],
 )
 def test_types(files: Path, options: list[str], expected: list[str]) -> None:
