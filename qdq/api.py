@@ -98,7 +98,7 @@ def run(
         "left_float": {**plan.left_float, **late, **solution.floats},
     }
     emitted = emit(prepared, plan, solution, metadata)
-    return Result(model=verify(emitted, first), plan=plan, solution=solution)
+    return Result(model=verify(emitted, first, prepared), plan=plan, solution=solution)
 
 
 def _check_options(scheme: object, calibrator: object, steps: object, target: object) -> None:

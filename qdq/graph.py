@@ -2,7 +2,7 @@
 
 import heapq
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -16,6 +16,8 @@ __all__ = [
     "Use",
     "attributes",
     "captured_names",
+    "detached",
+    "for_checker",
     "sort_nodes",
     "subgraphs",
     "tensor_bytes",
@@ -125,6 +127,45 @@ def without_large(model: onnx.ModelProto, limit: int, *, as_inputs: bool = True)
     return light
 
 
+def for_checker(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A small copy that onnx's checker judges as it would judge the model.
+
+    The checker wants a type and shape of every graph output, runtimes do not: where they are
+    missing, the copy has some.
+    """
+    light = without_large(model, 1024)
+    for v in light.graph.output:
+        if v.type.WhichOneof("value") in (None, "tensor_type"):
+            tensor = v.type.tensor_type
+            tensor.elem_type = tensor.elem_type or onnx.TensorProto.FLOAT
+            tensor.shape.SetInParent()
+    return light
+
+
+def detached(
+    model: onnx.ModelProto, limit: int, kinds: Container[np.dtype[Any]]
+) -> tuple[onnx.ModelProto, dict[str, NDArray[Any]]]:
+    """A copy of the model that names its large initializers as external data, and their values.
+
+    Initializers of up to ``limit`` bytes, and of types that are not in ``kinds``, stay inside.
+    There is no external file; whoever loads the copy gives the values by name.
+    """
+    light = without_large(model, limit, as_inputs=False)
+    inside = {t.name for t in light.graph.initializer}
+    values: dict[str, NDArray[Any]] = {}
+    for t in model.graph.initializer:
+        if t.name in inside:
+            continue
+        if onnx.helper.tensor_dtype_to_np_dtype(t.data_type) not in kinds:
+            light.graph.initializer.add().CopyFrom(t)
+            continue
+        note = light.graph.initializer.add(name=t.name, data_type=t.data_type, dims=t.dims)
+        note.data_location = onnx.TensorProto.EXTERNAL
+        note.external_data.add(key="location", value="none")
+        values[t.name] = onnx.numpy_helper.to_array(t)
+    return light, values
+
+
 def tensor_bytes(tensor: onnx.TensorProto) -> int:
     """Size of a tensor's data, from its type and shape; the data is not touched."""
     if tensor.data_type in (onnx.TensorProto.UNDEFINED, onnx.TensorProto.STRING):
@@ -139,7 +180,10 @@ def _copy_fields(source: Any, target: Any, left_out: str) -> None:
         if descriptor.name == left_out:
             continue
         mine = getattr(target, descriptor.name)
-        if hasattr(mine, "extend"):
+        if hasattr(mine, "add"):  # of messages; extend would serialize and parse each
+            for message in value:
+                mine.add().CopyFrom(message)
+        elif hasattr(mine, "extend"):
             mine.extend(value)
         elif hasattr(mine, "CopyFrom"):
             mine.CopyFrom(value)

@@ -1,6 +1,7 @@
 """Models in and out: paths, bytes, ModelProto, onnx_ir.Model; external data; atomic files."""
 
 import contextlib
+import logging
 import os
 import sys
 import tempfile
@@ -14,9 +15,11 @@ import onnx.external_data_helper
 import onnx.inliner
 
 from qdq.errors import ModelError
-from qdq.graph import sort_nodes, subgraphs, tensor_bytes, without_large
+from qdq.graph import for_checker, sort_nodes, subgraphs, tensor_bytes, without_large
 
 __all__ = ["load", "save"]
+
+_log = logging.getLogger(__name__)
 
 # A protobuf message cannot exceed 2**31 - 1 bytes; leave room for what the caller adds.
 _PROTO_LIMIT = 2**31 - 2**26
@@ -49,8 +52,8 @@ _FLOATS = frozenset(
 def load(model: Any) -> onnx.ModelProto:
     """Read a float model, check it, and return an own copy of it.
 
-    Nodes come sorted topologically, model-local functions are inlined, and external data is
-    read in.
+    Nodes come sorted topologically, model-local functions are inlined, external data is read
+    in, and graph outputs have the types and shapes that shape inference finds for them.
 
     Args:
         model: path of an ONNX file, its bytes, an ``onnx.ModelProto`` or an ``onnx_ir.Model``.
@@ -67,6 +70,7 @@ def load(model: Any) -> onnx.ModelProto:
     if not proto.HasField("graph") or not (proto.graph.node or proto.graph.output):
         raise ModelError(f"{where} holds no graph; wanted an ONNX model")
     sort_nodes(proto.graph)
+    _type_outputs(proto)
     _check_valid(proto, where)
     _refuse_quantized(proto, where)
     if proto.functions:
@@ -209,11 +213,32 @@ def _want_data_inside(model: onnx.ModelProto, where: str) -> None:
             )
 
 
+def _type_outputs(model: onnx.ModelProto) -> None:
+    """Give graph outputs without a type or shape what shape inference finds, if it does."""
+    untyped = {v.name: v for v in model.graph.output if not _has_shape(v)}
+    if not untyped:
+        return
+    try:
+        inferred = onnx.shape_inference.infer_shapes(without_large(model, 1024), data_prop=True)
+    except Exception as e:  # what is wrong is for the checker to say
+        _log.debug("no shapes of outputs: %s", e)
+        return
+    for found in inferred.graph.output:
+        if found.name in untyped and found.type.WhichOneof("value"):
+            untyped[found.name].type.CopyFrom(found.type)
+
+
+def _has_shape(value: onnx.ValueInfoProto) -> bool:
+    kind = value.type.WhichOneof("value")
+    return kind is not None and (kind != "tensor_type" or value.type.tensor_type.HasField("shape"))
+
+
 def _check_valid(model: onnx.ModelProto, where: str) -> None:
     try:
-        onnx.checker.check_model(without_large(model, 1024))
+        onnx.checker.check_model(for_checker(model))
     except (onnx.checker.ValidationError, ValueError, RuntimeError) as e:
-        raise ModelError(f"{where} is not a valid ONNX model: {str(e).strip()}") from e
+        reason = " ".join(str(e).split())
+        raise ModelError(f"{where} is not a valid ONNX model: {reason}") from e
 
 
 def _all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:

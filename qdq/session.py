@@ -1,7 +1,7 @@
 """Run models: the only file that knows onnxruntime.
 
-A ModelProto's weights are lent to the runtime and never serialized: a model of any size opens
-without a file, and without one copy in the message and another in the runtime.
+A ModelProto's weights are lent to the runtime and not serialized: a model of any size opens, and
+without a file.
 
 onnxruntime's errors leave this file as qdq's, with one line that says what could not run; its
 own log is silent.
@@ -25,7 +25,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from qdq.data import Feed, InputSpec
 from qdq.errors import CalibrationError, ModelError, QdqError
-from qdq.graph import Graph, subgraphs, without_large
+from qdq.graph import Graph, detached, subgraphs
 
 __all__ = [
     "Latency",
@@ -48,8 +48,7 @@ Model = onnx.ModelProto | bytes | str | os.PathLike[str]
 _LENT_ABOVE = 1024
 # What the runtime takes from numpy as it is; rarer types (bfloat16, 4 bit, strings) go inline.
 _LENDABLE = frozenset(
-    onnx.helper.np_dtype_to_tensor_dtype(np.dtype(kind))
-    for kind in ("?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
+    np.dtype(k) for k in ("?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
 )
 # onnxruntime's exception classes share no base of their own.
 _ORT_ERRORS: tuple[type[Exception], ...] = (
@@ -76,7 +75,7 @@ class Session:
 
     def __init__(self, session: Any, lent: Sequence[Any] = ()) -> None:
         self._session = session
-        self._lent = lent  # the runtime reads these arrays as long as it lives
+        self._lent = lent  # the runtime may read these arrays as long as it lives
         self.outputs: tuple[str, ...] = tuple(o.name for o in session.get_outputs())
 
     def run(
@@ -163,30 +162,13 @@ def _options(
 
 def _open_proto(model: onnx.ModelProto, options: Any, outputs: Sequence[str] = ()) -> Session:
     """Load a ModelProto of any size; ``outputs``, where given, take the place of its own."""
-    light, lent = _lend(model)
+    light, arrays = detached(model, _LENT_ABOVE, _LENDABLE)
     if outputs:
         _expose(light, outputs)
+    lent = [ort.OrtValue.ortvalue_from_numpy(a) for a in arrays.values()]
     if lent:
-        options.add_external_initializers(list(lent), list(lent.values()))
-    return _start(light.SerializeToString(), options, tuple(lent.values()))
-
-
-def _lend(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, Any]]:
-    """A copy that refers to the large initializers as external data, and these by name."""
-    light = without_large(model, _LENT_ABOVE, as_inputs=False)
-    inside = {t.name for t in light.graph.initializer}
-    lent: dict[str, Any] = {}
-    for t in model.graph.initializer:
-        if t.name in inside:
-            continue
-        if t.data_type not in _LENDABLE:
-            light.graph.initializer.append(t)
-            continue
-        note = light.graph.initializer.add(name=t.name, data_type=t.data_type, dims=t.dims)
-        note.data_location = onnx.TensorProto.EXTERNAL
-        note.external_data.add(key="location", value="lent")  # no file; found by its name
-        lent[t.name] = ort.OrtValue.ortvalue_from_numpy(onnx.numpy_helper.to_array(t))
-    return light, lent
+        options.add_external_initializers(list(arrays), lent)
+    return _start(light.SerializeToString(), options, lent)
 
 
 def _start(source: bytes | str, options: Any, lent: Sequence[Any] = ()) -> Session:

@@ -169,6 +169,15 @@ class TestSolverFloats:
         assert outcome.sqnr > 20
 
 
+def test_shapes_that_the_float_model_declares_wrongly_are_not_held_against_it() -> None:
+    net = conv_chain()
+    declared = net.graph.output[0].type.tensor_type.shape.dim
+    declared[2].dim_value = 99
+    with pytest.raises(onnx.shape_inference.InferenceError):
+        onnx.checker.check_model(net, full_check=True)
+    assert fused_ops(quantized(net, IMAGE))["QLinearConv"] == 3
+
+
 class TestClampsThatStay:
     def test_a_range_beyond_the_clamp_is_right_and_said(self) -> None:
         rule = Rule(tensors="r1", range=(-2.0, 4.0))

@@ -1,5 +1,6 @@
 """Running models: the right values, one sample at a time, and errors of our own."""
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from qdq import modelio, session
+from qdq import session
 from qdq.data import open_feeds
 from qdq.errors import CalibrationError, ModelError
 from qdq.session import (
@@ -142,19 +143,118 @@ def test_run_gives_the_same_from_proto_bytes_and_path_with_and_without_optimizat
                 np.testing.assert_allclose(found["y"], wanted, atol=1e-6)
 
 
-def test_a_large_model_goes_through_a_folder_that_is_removed(
+def lookup(value: np.ndarray | onnx.TensorProto, *, as_input: bool = False) -> onnx.ModelProto:
+    """y = row i of the table w, which is one more input (with a default) if ``as_input``."""
+    tensor = value if isinstance(value, onnx.TensorProto) else numpy_helper.from_array(value, "w")
+    inputs = [helper.make_tensor_value_info("i", TensorProto.INT64, [1])]
+    if as_input:
+        inputs.append(helper.make_tensor_value_info("w", tensor.data_type, tensor.dims))
+    graph = helper.make_graph(
+        [helper.make_node("Gather", ["w", "i"], ["y"], "gather")],
+        "g",
+        inputs,
+        [helper.make_tensor_value_info("y", tensor.data_type, [1, *tensor.dims[1:]])],
+        [tensor],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+
+
+ROW = [{"i": np.array([3])}]
+
+
+@pytest.fixture
+def serialized(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Sizes of the messages that the runtime is given."""
+    sizes: list[int] = []
+    real = session.ort.InferenceSession
+
+    def noted(source: bytes, *args: object, **settings: object) -> object:
+        sizes.append(len(source))
+        return real(source, *args, **settings)
+
+    monkeypatch.setattr(session.ort, "InferenceSession", noted)
+    return sizes
+
+
+@pytest.mark.parametrize(
+    "kind", ["?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"]
+)
+def test_large_weights_of_every_numpy_type_are_lent(kind: str, serialized: list[int]) -> None:
+    table = np.arange(40 * 400).reshape(40, 400).astype(kind)
+    for optimize in (True, False):
+        (found,) = run(lookup(table), ROW, optimize=optimize)
+        np.testing.assert_array_equal(found["y"], table[3:4])
+    assert max(serialized) < 1000 < table.nbytes
+
+
+@pytest.mark.parametrize(
+    "kind", [TensorProto.BFLOAT16, TensorProto.FLOAT8E4M3FN, TensorProto.INT4, TensorProto.STRING]
+)
+def test_weights_that_numpy_does_not_know_stay_inside(kind: int) -> None:
+    if kind == TensorProto.STRING:
+        tensor = helper.make_tensor("w", kind, [4000], [f"row {i}" for i in range(4000)])
+        (found,) = run(lookup(tensor), ROW)
+        assert found["y"].tolist() == ["row 3"]
+        return
+    tensor = helper.make_tensor("w", kind, [4, 1000], [i % 7 for i in range(4000)])
+    model = lookup(tensor)
+    model.graph.node[0].CopyFrom(helper.make_node("Cast", ["w"], ["y"], "cast", to=1))
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", 1, [4, 1000]))
+    (found,) = run(model, ROW)
+    np.testing.assert_array_equal(found["y"].ravel(), np.arange(4000) % 7)
+
+
+def test_values_kept_in_typed_fields_are_lent(serialized: list[int]) -> None:
+    tensor = helper.make_tensor("w", TensorProto.DOUBLE, [4, 1000], np.arange(4000.0))
+    assert len(tensor.double_data) == 4000
+    np.testing.assert_array_equal(next(run(lookup(tensor), ROW))["y"][0], np.arange(3000.0, 4000))
+    assert max(serialized) < 1000
+
+
+def test_a_lent_default_of_an_input_can_be_overridden(serialized: list[int]) -> None:
+    table = np.arange(4000, dtype=np.float32).reshape(4, 1000)
+    opened = open_session(lookup(table, as_input=True))
+    np.testing.assert_array_equal(opened.run(ROW[0])["y"], table[3:4])
+    np.testing.assert_array_equal(opened.run({**ROW[0], "w": -table})["y"], -table[3:4])
+    assert max(serialized) < 1000
+
+
+def test_lent_weights_in_subgraphs_and_as_observed_tensors(serialized: list[int]) -> None:
+    table = np.arange(4000, dtype=np.float32).reshape(4, 1000)
+    model = lookup(table)
+    rows = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 1000])
+    own = numpy_helper.from_array(-table[:1], "own")
+    yes = helper.make_graph([helper.make_node("Gather", ["w", "i"], ["y"])], "yes", [], [rows])
+    no = helper.make_graph([helper.make_node("Identity", ["own"], ["y"])], "no", [], [rows], [own])
+    branch = helper.make_node("If", ["c"], ["y"], "if", then_branch=yes, else_branch=no)
+    model.graph.node[0].CopyFrom(branch)
+    model.graph.input.append(helper.make_tensor_value_info("c", TensorProto.BOOL, []))
+    feeds = [{**ROW[0], "c": np.array(c)} for c in (True, False)]
+    found = list(observe(model, ["y", "w"], feeds))
+    np.testing.assert_array_equal(found[0]["y"], table[3:4])
+    np.testing.assert_array_equal(found[1]["y"], -table[:1])
+    np.testing.assert_array_equal(found[1]["w"], table)
+    assert max(serialized) < 6000
+
+
+def test_lent_weights_outlive_the_model() -> None:
+    table = np.arange(4000, dtype=np.float32).reshape(4, 1000)
+    opened = open_session(lookup(table), optimize=False)
+    gc.collect()
+    _others = [np.full((4, 1000), 7, np.float32) for _ in range(50)]  # would take freed memory
+    np.testing.assert_array_equal(opened.run(ROW[0])["y"], table[3:4])
+
+
+def test_lending_changes_neither_the_model_nor_what_the_runtime_makes_of_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     model, feeds = conv_net(), images(1)
-    expected, before = next(run(model, feeds))["y"], model.SerializeToString()
-    counts = optimized_op_counts(model)
-    monkeypatch.setattr(session, "_MAX_PROTO_BYTES", 100)
-    monkeypatch.setattr(modelio, "_PROTO_LIMIT", 100)
+    before = model.SerializeToString()
     monkeypatch.setattr(session.tempfile, "tempdir", str(tmp_path))
-    opened = open_session(model)
-    assert list(tmp_path.iterdir()) == []
-    np.testing.assert_array_equal(opened.run(feeds[0])["y"], expected)
-    assert optimized_op_counts(model) == counts
+    lent = next(run(model, feeds))["y"], optimized_op_counts(model)
+    inline = next(run(before, feeds))["y"], optimized_op_counts(before)
+    np.testing.assert_array_equal(lent[0], inline[0])
+    assert lent[1] == inline[1]
     assert model.SerializeToString() == before
     assert list(tmp_path.iterdir()) == []
 

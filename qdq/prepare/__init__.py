@@ -51,7 +51,7 @@ PASSES: tuple[Pass, ...] = (
 )
 
 
-def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
+def prepare(model: onnx.ModelProto, *, in_place: bool = False) -> onnx.ModelProto:
     """The model in canonical form, for planning, calibration and quantization.
 
     The float output does not change beyond rounding, and preparing twice is preparing once.
@@ -60,16 +60,20 @@ def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
     in ``value_info``.
 
     Args:
-        model: a float model as from ``load``; not changed.
+        model: a float model as from ``load``.
+        in_place: edit ``model`` itself, for a caller who has no other use of it; saves the
+            memory of a second copy. By default it is not changed.
 
     Returns:
-        A new model.
+        A new model; with ``in_place`` the same, edited.
 
     Raises:
         ModelError: if no opset from 13 up can be reached, or shapes contradict each other.
     """
-    own = onnx.ModelProto()
-    own.CopyFrom(model)
+    own = model
+    if not in_place:
+        own = onnx.ModelProto()
+        own.CopyFrom(model)
     sort_nodes(own.graph)
     plain_constants(own)
     raise_opset(own)
@@ -82,9 +86,13 @@ def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _note_types(model: onnx.ModelProto) -> None:
-    """Write the inferred types to value_info, in node order."""
+    """Write the inferred types to value_info, in node order, and to outputs that have none."""
     types = infer_types(model)
     graph = model.graph
+    for v in graph.output:
+        untyped = v.type.WhichOneof("value") in (None, "tensor_type")
+        if untyped and v.name in types and not v.type.tensor_type.HasField("shape"):
+            v.type.CopyFrom(types[v.name])
     done = {v.name for v in graph.output}
     del graph.value_info[:]
     for n in graph.node:

@@ -249,8 +249,8 @@ class Editor:
         present = {t.name for t in tensors}
         for name, t in self.constants.items():
             if name not in present:
-                tensors.append(t)
-                self.constants[name] = tensors[-1]
+                self.constants[name] = tensors.add()
+                self.constants[name].CopyFrom(t)  # append would serialize and parse it
 
     def _insert(self, node: Node, slot: int, at: int | None = None) -> Node:
         here = self._slots[slot]
