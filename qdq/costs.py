@@ -13,8 +13,8 @@ What the numbers say:
 
 * A dense convolution or Gemm gains a factor of 3 to 4 of its own time, even a small one; whether
   it gains more than its Q and DQ cost depends on the operations per element.
-* The first convolution (3 or 1 input channels) loses.
-* A depthwise convolution loses: the blocked float kernel is faster than the integer one.
+* A first convolution (3 or 1 input channels) loses with a 3x3 window and gains with a 7x7 one;
+  a depthwise one loses: the blocked float kernel is faster.
 * Add, Sigmoid and Concat cost about the same on both sides, so they follow their neighbours.
 * Softmax, AveragePool, MaxPool away from convolutions, and next to them nearest Resize and the
   multiplication by one value per channel, lose.
@@ -55,6 +55,7 @@ class Features:
         channels_in: channels of a convolution's input; K of a Gemm or MatMul.
         channels_out: channels of a convolution's output; N of a Gemm or MatMul.
         taps: elements of the kernel window of a convolution or pool (3x3: 9).
+        rows: rows of that window (3x3: 3; 1-D: 1), which are gathered as one piece each.
         groups: groups of a convolution.
         weights: elements of the constant weight; 0 if there is none.
         beside_conv: a neighbour is a convolution, so the data has the convolutions' layout
@@ -66,6 +67,7 @@ class Features:
     channels_in: int = 1
     channels_out: int = 1
     taps: int = 1
+    rows: int = 1
     groups: int = 1
     weights: int = 0
     beside_conv: bool = False
@@ -83,7 +85,7 @@ class Coefficients:
     Attributes:
         fixed: ns per call.
         mac: ns per multiply-accumulate, channels rounded up to whole blocks.
-        window: ns per output position (all channels) and tap: integer convolutions gather first.
+        window, row: ns per output position and tap, or row, of the window that is gathered.
         tap: ns per output element and tap (pools).
         input: ns per input element.
         output: ns per output element.
@@ -94,6 +96,7 @@ class Coefficients:
     fixed: float = 300.0
     mac: float = 0.0
     window: float = 0.0
+    row: float = 0.0
     tap: float = 0.0
     input: float = 0.0
     output: float = 0.0
@@ -169,7 +172,7 @@ INT8: Mapping[str, Coefficients] = {
     "Conv.dense": Coefficients(
         fixed=800, mac=0.0022, window=0.49, output=0.012, weight=0.02, serial=2000
     ),
-    "Conv.narrow": Coefficients(fixed=800, mac=0.0022, window=1.3, output=0.012, serial=2000),
+    "Conv.narrow": Coefficients(fixed=800, mac=0.0022, row=3.6, output=0.012, serial=2000),
     "Conv.pointwise": Coefficients(fixed=500, mac=0.0021, output=0.065, weight=0.025, serial=1000),
     "Conv.depthwise": Coefficients(fixed=1200, mac=0.0142, window=0.4, output=0.02, serial=8000),
     "Gemm": Coefficients(fixed=900, mac=0.0024, output=0.13, weight=0.01, serial=2000),
@@ -222,8 +225,8 @@ _REORDER = _serial(0.09)
 def conv_kind(*, channels_in: int, groups: int, taps: int) -> str:
     """The kind of a Conv: ``Conv.depthwise``, ``.pointwise``, ``.narrow`` or ``.dense``.
 
-    Narrow, because gathering the windows of fewer than 16 channels takes the integer kernel three
-    times as long: the first convolution of an image or audio model is faster in float.
+    Narrow (fewer than 16 channels): the integer kernel gathers windows row by row, so that a 3x3
+    stem is faster in float and a 7x7 one on integers.
     """
     if groups > 1 and groups == channels_in:
         return "Conv.depthwise"
@@ -310,7 +313,7 @@ def _per_element(c: Coefficients, elements: int) -> float:
 def _evaluate(c: Coefficients, f: Features, *, macs: float) -> float:
     work = (
         c.mac * macs
-        + c.window * f.outputs / f.channels_out * f.taps
+        + (c.window * f.taps + c.row * f.rows) * f.outputs / f.channels_out
         + c.tap * f.outputs * f.taps
         + c.input * f.inputs
         + c.output * f.outputs

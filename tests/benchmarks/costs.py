@@ -56,7 +56,7 @@ TERMS = {
     ("Conv.dense", "float"): ("mac", "output", "weight"),
     ("Conv.dense", "int8"): ("mac", "window", "output", "weight"),
     ("Conv.narrow", "float"): ("mac", "output"),
-    ("Conv.narrow", "int8"): ("mac", "window", "output"),
+    ("Conv.narrow", "int8"): ("mac", "row", "output"),
     ("Conv.pointwise", "float"): ("mac", "output", "weight"),
     ("Conv.pointwise", "int8"): ("mac", "output", "weight"),
     ("Conv.depthwise", "float"): ("mac", "output"),
@@ -71,6 +71,7 @@ def features_of(part):
         channels_in=part["cin"],
         channels_out=part["cout"],
         taps=part["taps"],
+        rows=round(part["taps"] ** 0.5),
         groups=part["group"],
         weights=part["cin"] // part["group"] * part["cout"] * part["taps"],
     )
@@ -87,7 +88,14 @@ def terms_of(part, key):
     elif kind == "Conv.depthwise" and key == "int8" and f.channels_in % BLOCK:
         macs *= 2
     windows = f.outputs / f.channels_out * f.taps
-    return {"mac": macs, "window": windows, "output": f.outputs, "weight": f.weights}
+    rows = f.outputs / f.channels_out * f.rows
+    return {
+        "mac": macs,
+        "window": windows,
+        "row": rows,
+        "output": f.outputs,
+        "weight": f.weights,
+    }
 
 
 def non_negative(terms, goal):
