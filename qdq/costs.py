@@ -11,8 +11,7 @@ convolutions count as dense.
 
 What the numbers say:
 
-* A dense convolution or Gemm gains a factor of 3 to 4 of its own time, even a small one; whether
-  it gains more than its Q and DQ cost depends on the operations per element.
+* A dense convolution or Gemm gains a factor of 3 to 4 of its own time, even a small one.
 * A first convolution (3 or 1 input channels) loses with a 3x3 window and gains with a 7x7 one;
   a depthwise one loses: the blocked float kernel is faster.
 * Add, Sigmoid and Concat cost about the same on both sides, so they follow their neighbours.
@@ -300,8 +299,7 @@ def dequantize_cost(elements: int, *, float_conv: bool = False, int8_conv: bool 
 def reorder_cost(elements: int) -> float:
     """Cost in ns to bring a float tensor into the convolutions' blocked layout, or back.
 
-    Float kernels that need the plain layout (Split, Slice, Sub, Div, Resize other than nearest,
-    Add and Mul that broadcast) pay it for each edge to a float convolution.
+    Float kernels that need the plain layout (Split, Slice, …) pay it for each edge to a float Conv.
     """
     return _per_element(_REORDER, elements)
 
