@@ -15,7 +15,7 @@ from qdq.calibrate.means import ChannelSum, watch_means
 from qdq.data import open_feeds
 from qdq.emit import emit
 from qdq.errors import ConfigError
-from qdq.graph import Graph
+from qdq.graph import Graph, without_large
 from qdq.modelio import load
 from qdq.plan import Plan, make_plan
 from qdq.prepare import prepare
@@ -75,7 +75,9 @@ def run(
     first = next(feeds)  # open_feeds has made sure that there is one
     feeds = chain([first], feeds)
     prepared = prepare(source)
-    plan = make_plan(prepared, scheme, target, source=source)
+    source = without_large(source, 1024)  # rules read its names; its weights are done with
+    seen = {name: array.shape for name, array in first.items()}
+    plan = make_plan(prepared, scheme, target, source=source, seen=seen)
     log.info("plan: %d integer nodes, %d float", len(plan.quantized), len(plan.left_float))
     axes = _mean_axes(plan, steps)
     names = list(dict.fromkeys([*plan.observed, *axes]))

@@ -73,8 +73,9 @@ class _Emitter:
         read |= {name for node in self.graph.nodes for name in captured_names(node)}
         read |= self.graph.outputs
         kept = [t for t in self.model.graph.initializer if t.name in read]
-        result.graph.initializer.extend(kept)
-        result.graph.initializer.extend(self.constants)
+        for tensor in (*kept, *self.constants):
+            # extend() would serialize and parse each one
+            result.graph.initializer.add().CopyFrom(tensor)
         _stamp(result, self.model, metadata)
         return result
 

@@ -130,15 +130,16 @@ def without_large(model: onnx.ModelProto, limit: int, *, as_inputs: bool = True)
 def for_checker(model: onnx.ModelProto) -> onnx.ModelProto:
     """A small copy that onnx's checker judges as it would judge the model.
 
-    The checker wants a type and shape of every graph output, runtimes do not: where they are
-    missing, the copy has some.
+    The checker wants shapes of the graph's inputs and outputs, and types of its outputs; runtimes
+    do not. Where they are missing, the copy has some.
     """
     light = without_large(model, 1024)
     for v in light.graph.output:
-        if v.type.WhichOneof("value") in (None, "tensor_type"):
-            tensor = v.type.tensor_type
-            tensor.elem_type = tensor.elem_type or onnx.TensorProto.FLOAT
-            tensor.shape.SetInParent()
+        if v.type.WhichOneof("value") in (None, "tensor_type") and not v.type.tensor_type.elem_type:
+            v.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    for v in (*light.graph.input, *light.graph.output):
+        if v.type.HasField("tensor_type"):
+            v.type.tensor_type.shape.SetInParent()
     return light
 
 

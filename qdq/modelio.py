@@ -49,7 +49,7 @@ _FLOATS = frozenset(
 )
 
 
-def load(model: Any) -> onnx.ModelProto:
+def load(model: Any, *, quantized: bool = False) -> onnx.ModelProto:
     """Read a float model, check it, and return an own copy of it.
 
     Nodes come sorted topologically, model-local functions are inlined, external data is read
@@ -58,13 +58,14 @@ def load(model: Any) -> onnx.ModelProto:
     Args:
         model: path of an ONNX file, its bytes, an ``onnx.ModelProto`` or an ``onnx_ir.Model``.
             The caller's object or file is never changed.
+        quantized: take a quantized model too.
 
     Returns:
         A model that the caller owns, with all its data inside.
 
     Raises:
-        ModelError: missing, truncated or invalid model, a model that is already quantized, or
-            a float weight that holds NaN or Inf.
+        ModelError: missing, truncated or invalid model, a model that is already quantized, a
+            constant whose data does not fit its shape, or a weight that holds NaN or Inf.
     """
     proto, where = _read(model)
     if not proto.HasField("graph") or not (proto.graph.node or proto.graph.output):
@@ -72,7 +73,8 @@ def load(model: Any) -> onnx.ModelProto:
     sort_nodes(proto.graph)
     _type_outputs(proto)
     _check_valid(proto, where)
-    _refuse_quantized(proto, where)
+    if not quantized:
+        _refuse_quantized(proto, where)
     if proto.functions:
         proto = onnx.inliner.inline_local_functions(proto)
     _refuse_non_finite(proto.graph, where)
@@ -278,9 +280,17 @@ def _refuse_non_finite(graph: onnx.GraphProto, where: str) -> None:
 
 
 def _want_finite(tensor: onnx.TensorProto, name: str, where: str, is_weight: bool) -> None:
+    try:
+        value = onnx.numpy_helper.to_array(tensor)
+    except ValueError as e:
+        shape = tuple(tensor.dims)
+        raise ModelError(
+            f"the data of tensor {name!r} of {where} does not fit its shape {shape} ({e}); export "
+            "the model again",
+            tensor=name,
+        ) from e
     if tensor.data_type not in _FLOATS:
         return
-    value = onnx.numpy_helper.to_array(tensor)
     value = value.astype(np.float32) if value.dtype.kind == "V" else value
     bad = ~np.isfinite(value)
     if not is_weight:

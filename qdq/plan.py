@@ -57,6 +57,7 @@ def make_plan(
     target: Target = ORT_CPU,
     weighing: Weighing | None = None,
     source: onnx.ModelProto | None = None,
+    seen: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Plan:
     """Plan the quantization of a prepared model.
 
@@ -66,6 +67,7 @@ def make_plan(
         target: what the runtime fuses.
         weighing: prices of kernels; default: those measured for the target.
         source: the user's model before ``prepare``, whose node names rules may use.
+        seen: shapes of the inputs in a sample, for the sizes that the model leaves open.
 
     Raises:
         ConfigError: a type that the target has no kernels for, a rule that matches nothing.
@@ -74,7 +76,7 @@ def make_plan(
     _check_types(scheme, target)
     graph = Graph(model)
     rules = read_rules(graph, scheme.rules, Graph(source) if source is not None else None)
-    sizes = nominal_graph(model)
+    sizes = nominal_graph(model, seen)
     if scheme.activation.symmetric:
         # a range around 0 does not saturate at a Relu's 0, so the kernel cannot do its work
         target = replace(target, absorbs_clamps=False)

@@ -59,11 +59,17 @@ _ORT_ERRORS: tuple[type[Exception], ...] = (
 
 
 class Latency(NamedTuple):
-    """Paired timing of two models: medians in milliseconds, and the median of a's time / b's."""
+    """Paired timing of two models: medians in milliseconds, and the median of a's time / b's.
+
+    The spreads are the lower and upper quartile of the same times and ratios.
+    """
 
     ms_a: float
     ms_b: float
     ratio: float
+    spread_a: tuple[float, float]
+    spread_b: tuple[float, float]
+    spread_ratio: tuple[float, float]
 
 
 class Session:
@@ -122,6 +128,7 @@ def open_session(
     optimize: bool = True,
     threads: int | None = None,
     optimized_model_path: str | os.PathLike[str] | None = None,
+    outputs: Sequence[str] = (),
 ) -> Session:
     """Load a model into onnxruntime on the CPU.
 
@@ -130,13 +137,14 @@ def open_session(
         optimize: run all of onnxruntime's graph optimizations, or none.
         threads: number of threads; None lets onnxruntime choose.
         optimized_model_path: where onnxruntime is to write the graph that it made.
+        outputs: for a ModelProto: tensors that take the place of the model's outputs.
 
     Raises:
         ModelError: if onnxruntime cannot load the model.
     """
     options = _options(optimize, threads, optimized_model_path)
     if isinstance(model, onnx.ModelProto):
-        return _open_proto(model, options)
+        return _open_proto(model, options, outputs)
     return _start(model if isinstance(model, bytes) else os.fspath(model), options)
 
 
@@ -200,7 +208,7 @@ def _load_message(error: BaseException) -> str:
 
 
 def observe(
-    model: onnx.ModelProto, names: Sequence[str], feeds: Iterable[Feed]
+    model: onnx.ModelProto, names: Sequence[str], feeds: Iterable[Feed], *, optimize: bool = True
 ) -> Iterator[Observation]:
     """Run the feeds and yield the named tensors' values, one sample at a time.
 
@@ -211,6 +219,7 @@ def observe(
         model: the model.
         names: names of tensors in the main graph: inputs, outputs or what is between.
         feeds: one mapping of input name to array per sample.
+        optimize: False runs a QDQ model as it is written, in float between its Q and DQ.
 
     Raises:
         ModelError: if a name is not in the graph, or onnxruntime cannot load the model.
@@ -220,7 +229,7 @@ def observe(
     _check_known(graph, names)
     fed = [n for n in names if n in graph.inputs]
     made = [n for n in names if n not in graph.inputs]
-    session = _open_proto(model, _options(), made) if made else None
+    session = _open_proto(model, _options(optimize), made) if made else None
     log.debug("observe %d tensors", len(names))
     return _observed(session, made, fed, feeds)
 
@@ -316,5 +325,6 @@ def paired_latency(
             start = time.perf_counter()
             session.run(feed)
             row[column] = time.perf_counter() - start
-    ms_a, ms_b = np.median(times, axis=0) * 1e3
-    return Latency(float(ms_a), float(ms_b), float(np.median(times[:, 0] / times[:, 1])))
+    rows = np.stack([times[:, 0] * 1e3, times[:, 1] * 1e3, times[:, 0] / times[:, 1]])
+    low, middle, high = np.quantile(rows, [0.25, 0.5, 0.75], axis=1).tolist()
+    return Latency(*middle, *zip(low, high, strict=True))

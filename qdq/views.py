@@ -52,17 +52,27 @@ def _scalars(graph: Graph, node: onnx.NodeProto) -> Mapping[int, float]:
     return found
 
 
-def nominal_graph(model: onnx.ModelProto) -> Graph:
+def nominal_graph(
+    model: onnx.ModelProto, seen: Mapping[str, tuple[int, ...]] | None = None
+) -> Graph:
     """An index of ``model`` whose every shape is a number, as far as inference can tell.
 
-    Costs need sizes before any data is seen. Unknown dimensions of graph inputs are taken as 1
-    (the first), 224 (the last two of rank 4 and 5) or 64 (others); the shapes behind them follow.
+    Costs need sizes before any run. Unknown dimensions of graph inputs are those of ``seen`` (the
+    shapes of one sample), rounded to a power of two, so that samples of about the same size give
+    the same plan; without that 1 (the first), 224 (the last two of rank 4 and 5) or 64 (others).
+    The shapes behind them follow.
     """
+    seen = seen or {}
     scratch = without_large(model, BIG)
     for value in scratch.graph.input:
         dims = value.type.tensor_type.shape.dim
+        sample = seen.get(value.name, ())
         for axis, dim in enumerate(dims):
-            if not dim.HasField("dim_value"):
+            if dim.HasField("dim_value"):
+                continue
+            if len(sample) == len(dims):
+                dim.dim_value = 1 << round(float(np.log2(max(sample[axis], 1))))
+            else:
                 image = len(dims) >= 4 and axis >= 2
                 dim.dim_value = BATCH if axis == 0 else IMAGE if image else SEQUENCE
     del scratch.graph.value_info[:]

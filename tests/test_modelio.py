@@ -4,13 +4,16 @@ import pathlib
 import sys
 import types
 
+import harness
 import numpy as np
 import onnx
 import pytest
-from models import conv_chain, model, node, weights
+from harness import FORCED, fused_ops, sqnr
+from models import conv_chain, feeds, model, node, weights
 from onnx import TensorProto, helper, numpy_helper
 
 from qdq import modelio
+from qdq.api import run
 from qdq.errors import ModelError
 from qdq.modelio import load, save
 
@@ -132,6 +135,65 @@ class TestLoad:
         assert not own.functions
 
 
+def without(net: onnx.ModelProto, *fields: str) -> onnx.ModelProto:
+    """The model, less its outputs' ``shape`` or ``type``, or the shapes of its ``inputs``."""
+    for v in net.graph.output if fields != ("inputs",) else net.graph.input:
+        if "type" in fields:
+            v.ClearField("type")
+        else:
+            v.type.tensor_type.ClearField("shape")
+    return net
+
+
+class TestShapes:
+    """onnxruntime needs no shapes of inputs and outputs, nor types of outputs."""
+
+    def test_outputs_get_what_inference_finds(self, net) -> None:
+        for field in ("shape", "type"):
+            before = net.SerializeToString()
+            bare = without(onnx.ModelProto.FromString(before), field)
+            with pytest.raises(onnx.checker.ValidationError):
+                onnx.checker.check_model(bare)
+            assert load(bare) == net
+            assert load(bare) != bare
+
+    @pytest.mark.parametrize("field", ["shape", "type"])
+    def test_unknown_rank(self, field) -> None:
+        """Nothing can tell the rank of y; the model quantizes all the same."""
+        nodes = [node("Conv", ["x", "w"], "c", pads=[1] * 4), node("Reshape", ["c", "s"], "y")]
+        inputs = {"x": [1, 8, 8, 8], "s": ["rank"]}
+        net = model(nodes, inputs, {"y": [None]}, {"w": weights(8, 8, 3, 3)})
+        net.graph.input[1].type.tensor_type.elem_type = TensorProto.INT64
+        own = load(without(net, field))
+        assert own.graph.output[0].type.tensor_type.elem_type == TensorProto.FLOAT
+        assert not own.graph.output[0].type.tensor_type.HasField("shape")
+        data = [{**f, "s": np.array([8, 64])} for f in feeds({"x": (1, 8, 8, 8)}, 4)]
+        made = run(net, data, target=FORCED).model
+        assert fused_ops(made)["QLinearConv"] == 1
+        (expected,), (found,) = (harness.run(m, data[:1], fused=True)[0] for m in (net, made))
+        assert found.shape == (8, 64)
+        assert sqnr(expected, found) > 30
+
+    def test_inputs(self, net) -> None:
+        bare = without(net, "inputs")
+        data = feeds({"x": (1, 4, 8, 8)}, 4)
+        made = run(bare, data, target=FORCED).model
+        assert fused_ops(made)["QLinearConv"] == 2
+        (expected,), (found,) = (harness.run(m, data[:1], fused=True)[0] for m in (net, made))
+        assert sqnr(expected, found) > 30
+
+    def test_an_input_without_a_type_is_an_error(self, net) -> None:
+        net.graph.input[0].ClearField("type")
+        with pytest.raises(ModelError, match=r"not a valid ONNX model.*type"):
+            load(net)
+
+    def test_what_is_wrong_elsewhere_is_still_found(self, net) -> None:
+        net.graph.node[1].op_type = "Relo"
+        with pytest.raises(ModelError, match="Relo") as e:
+            load(without(net, "shape"))
+        assert "\n" not in str(e.value)
+
+
 class TestQuantized:
     @pytest.mark.parametrize("op", ["QuantizeLinear", "DynamicQuantizeLinear"])
     def test_in_the_graph(self, op) -> None:
@@ -190,6 +252,15 @@ class TestFinite:
         nodes = [helper.make_node("Constant", [], ["k"], value=value), node("Add", ["x", "k"], "y")]
         with pytest.raises(ModelError, match="'k'"):
             load(model(nodes, {"x": [4]}, {"y": [4]}))
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.int64])
+def test_data_that_does_not_fit_its_shape(net, kind) -> None:
+    net.graph.initializer.append(numpy_helper.from_array(np.zeros((40, 50), kind), "k"))
+    net.graph.initializer[-1].raw_data = net.graph.initializer[-1].raw_data[:-8]
+    with pytest.raises(ModelError, match=r"'k'.*\(40, 50\)") as e:
+        load(net)
+    assert e.value.tensor == "k"
 
 
 class TestSave:

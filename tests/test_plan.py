@@ -263,6 +263,30 @@ class TestRules:
             Rule(**wrong)
 
 
+class TestSizesThatTheModelLeavesOpen:
+    def net(self) -> onnx.ModelProto:
+        return model(
+            [
+                node("Gemm", ["x", "w"], "h"),
+                node("Relu", ["h"], "r"),
+                node("Gemm", ["r", "v"], "y"),
+            ],
+            {"x": ["batch", 64]},
+            {"y": ["batch", 64]},
+            {"w": weights(64, 64), "v": weights(64, 64, seed=3)},
+        )
+
+    def test_are_those_of_the_sample(self) -> None:
+        small = planned(self.net(), target=ORT_CPU, seen={"x": (1, 64)})
+        large = planned(self.net(), target=ORT_CPU, seen={"x": (512, 64)})
+        assert not small.quantized
+        assert large.quantized == ("Gemm_h", "Gemm_y")
+
+    def test_samples_of_about_the_same_size_give_the_same_plan(self) -> None:
+        plans = [planned(self.net(), target=ORT_CPU, seen={"x": (n, 64)}) for n in (400, 512, 600)]
+        assert len({p.quantized for p in plans}) == 1
+
+
 class TestTypes:
     def test_symmetric_activations_leave_the_relu_to_itself(self) -> None:
         scheme = Scheme(activation=QuantSpec(dtype=UINT8, symmetric=True))

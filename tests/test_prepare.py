@@ -406,6 +406,16 @@ def test_a_wrongly_declared_output_shape_is_let_pass() -> None:
     assert ops(prepare(net)) == {"Conv": 2, "Relu": 2}
 
 
+def test_an_output_without_a_shape_gets_it() -> None:
+    """The last of the shape is known only when the constants are folded."""
+    nodes = [node("Concat", ["two", "m"], "s", axis=0), node("Reshape", ["x", "s"], "y")]
+    constants = {"two": np.array([2]), "m": np.array([-1])}
+    net = model(nodes, {"x": [4, 6]}, {"y": [None, None]}, constants)
+    net.graph.output[0].type.tensor_type.ClearField("shape")
+    made = prepare(net)
+    assert [d.dim_value for d in made.graph.output[0].type.tensor_type.shape.dim] == [2, 12]
+
+
 def test_every_pass_says_what_it_does() -> None:
     assert all(p.__doc__ for p in PASSES)
 

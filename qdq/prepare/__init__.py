@@ -51,7 +51,7 @@ PASSES: tuple[Pass, ...] = (
 )
 
 
-def prepare(model: onnx.ModelProto, *, in_place: bool = False) -> onnx.ModelProto:
+def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model in canonical form, for planning, calibration and quantization.
 
     The float output does not change beyond rounding, and preparing twice is preparing once.
@@ -60,20 +60,16 @@ def prepare(model: onnx.ModelProto, *, in_place: bool = False) -> onnx.ModelProt
     in ``value_info``.
 
     Args:
-        model: a float model as from ``load``.
-        in_place: edit ``model`` itself, for a caller who has no other use of it; saves the
-            memory of a second copy. By default it is not changed.
+        model: a float model as from ``load``; not changed.
 
     Returns:
-        A new model; with ``in_place`` the same, edited.
+        A new model.
 
     Raises:
         ModelError: if no opset from 13 up can be reached, or shapes contradict each other.
     """
-    own = model
-    if not in_place:
-        own = onnx.ModelProto()
-        own.CopyFrom(model)
+    own = onnx.ModelProto()
+    own.CopyFrom(model)
     sort_nodes(own.graph)
     plain_constants(own)
     raise_opset(own)

@@ -56,7 +56,7 @@ def raise_opset(model: onnx.ModelProto) -> None:
         try:
             converted = onnx.version_converter.convert_version(light, wanted)
         except Exception as e:
-            failure = failure or str(e).strip()
+            failure = failure or " ".join(str(e).split())
             continue
         if wanted < OPSET:
             _log.warning("opset %d reached in place of %d: %s", wanted, OPSET, failure)
@@ -103,6 +103,7 @@ def infer_types(model: onnx.ModelProto) -> dict[str, onnx.TypeProto]:
     try:
         graph = onnx.shape_inference.infer_shapes(light, data_prop=True).graph
     except Exception as e:
-        raise ModelError(f"shapes of the model do not fit together: {str(e).strip()}") from e
+        reason = " ".join(str(e).split())
+        raise ModelError(f"shapes of the model do not fit together: {reason}") from e
     infos = (*graph.value_info, *graph.input, *graph.output)
     return {v.name: v.type for v in infos}
