@@ -24,7 +24,7 @@ from qdq.ranges import TensorRange
 from qdq.scheme import Scheme
 from qdq.session import input_specs, observe
 from qdq.solve import Solution, Step, solve
-from qdq.steps import DEFAULT_STEPS
+from qdq.steps import DEFAULT_STEPS, for_target
 from qdq.targets import ORT_CPU, Target
 from qdq.verify import verify
 from qdq.version import __version__
@@ -70,6 +70,7 @@ def run(
     scheme = Scheme() if scheme is None else scheme
     calibrator = MSE() if calibrator is None else calibrator
     _check_options(scheme, calibrator, steps, target)
+    steps = for_target(steps, target)
     source = load(model)
     feeds = open_feeds(calib_reader, input_specs(source))
     first = next(feeds)  # open_feeds has made sure that there is one

@@ -6,12 +6,12 @@ QDQ graph themselves and for looking at the numerics of an operator.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from qdq.ops.demand import Demand, NodeView
 from qdq.spec import INT8, INT16, UINT8, UINT16, IntType
 
-__all__ = ["ORT_CPU", "PORTABLE", "TARGETS", "Kernel", "Target"]
+__all__ = ["ORT_CPU", "ORT_CPU_NO_VNNI", "PORTABLE", "TARGETS", "Kernel", "Target"]
 
 Condition = Callable[[NodeView, Demand], str | None]
 
@@ -48,6 +48,7 @@ class Target:
         weights: integer types that weights may have.
         absorbs_clamps: a Relu or Clip behind an integer kernel costs nothing.
         weighs_costs: place integer kernels only where they pay (needs measured costs).
+        saturates: sums of two products saturate at 16 bits, so weight scales have to avoid that.
         one_type: a kernel's activations must all have the same integer type.
     """
 
@@ -58,6 +59,7 @@ class Target:
     absorbs_clamps: bool = True
     weighs_costs: bool = True
     one_type: bool = True
+    saturates: bool = False
     _portable: Kernel = field(default=Kernel(fused=""), repr=False)
 
     def kernel(self, op_type: str) -> Kernel | None:
@@ -124,6 +126,9 @@ ORT_CPU = Target(
     },
 )
 
+ORT_CPU_NO_VNNI = replace(ORT_CPU, name="onnxruntime CPU without VNNI", saturates=True)
+"""x86 with AVX2 or AVX512 only: pairs of products are added in 16 bits."""
+
 PORTABLE = Target(
     name="portable",
     activations=frozenset({UINT8, INT8, UINT16, INT16}),
@@ -134,4 +139,8 @@ PORTABLE = Target(
     one_type=False,
 )
 
-TARGETS: Mapping[str, Target] = {"ort-cpu": ORT_CPU, "portable": PORTABLE}
+TARGETS: Mapping[str, Target] = {
+    "ort-cpu": ORT_CPU,
+    "ort-cpu-no-vnni": ORT_CPU_NO_VNNI,
+    "portable": PORTABLE,
+}

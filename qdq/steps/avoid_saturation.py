@@ -1,0 +1,84 @@
+"""Weight scales at which the 16-bit sums of x86 CPUs without VNNI cannot saturate."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qdq.affine import broadcast
+from qdq.bias_scale import with_scale
+from qdq.problem import Constant, Fixed, Linear, Problem
+from qdq.solve import Note, State
+from qdq.spec import INT8, UINT8, QuantParams
+
+__all__ = ["AvoidSaturation"]
+
+LARGEST = 127  # 255 * (127 + 1 for rounding both weights) = 32640 is the last that fits int16
+
+
+@dataclass(frozen=True, slots=True)
+class AvoidSaturation:
+    """Raise weight scales until no pair of products leaves int16.
+
+    Without VNNI, the kernels multiply uint8 codes by int8 codes with one instruction (vpmaddubsw)
+    that adds two neighbouring products in 16 bits and saturates. The sum is safe for every input
+    if ``abs(wq_k + wq_k+1) <= 128`` for neighbours of the same sign. The usual cure is 7-bit
+    weights throughout; here the scale of output channel i becomes ::
+
+        max(s_i, max_k (w_k + w_k+1) / 127, max_k -(w_k + w_k+1) / 127)   over one sign each
+
+    so a channel in which large weights never meet keeps all 8 bits, and no channel loses more
+    than one. Neighbours are taken in the order in which kernels walk: taps first, then channels
+    fastest; both ways to pair them up are covered. Depthwise convolutions do not pair up
+    products. Given scales stay as they are.
+    """
+
+    def __call__(self, problem: Problem, state: State) -> State:
+        """Return the state with raised weight scales."""
+        found: dict[str, QuantParams] = {}
+        notes: dict[str, Note] = {}
+        for linear in problem.linears:
+            x, w = state.need(linear.input, self), state.need(linear.weight, self)
+            weight = state.constant(problem, linear.weight)
+            plan = problem.tensors[linear.weight]
+            pairs = x.spec.dtype == UINT8 and w.spec.dtype == INT8 and w.spec.symmetric
+            own = isinstance(plan.source, Constant | Fixed)
+            if not (pairs and own) or linear.kind == "conv_transpose" or _depthwise(linear, weight):
+                continue
+            w = found.get(linear.weight, w)
+            needed = _largest_pair(linear, weight) / LARGEST
+            if w.spec.axis is None:
+                needed = needed.max(initial=0.0)
+            scale = np.maximum(w.scale, needed.astype(w.scale.dtype))
+            if (scale > w.scale).any():
+                found[linear.weight] = with_scale(w, scale)
+                share = float(np.mean(scale > w.scale))
+                text = f"{share:.0%} of the scales raised: pairs of products would leave int16"
+                notes[linear.weight] = Note(text, {"share": share})
+        return state.set(found, notes)
+
+
+def _depthwise(linear: Linear, weight: NDArray[np.floating]) -> bool:
+    return linear.kind == "conv" and linear.groups > 1 and weight.shape[1] == 1
+
+
+def _largest_pair(linear: Linear, weight: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Per output channel: the largest sum of two neighbours, or one weight, of one sign; (M,)."""
+    if linear.kind == "conv":
+        rows = np.moveaxis(weight, 1, -1).reshape(weight.shape[0], -1)
+    else:
+        rows = weight.reshape(-1, weight.shape[-1]).T
+    padded = np.zeros((rows.shape[0], rows.shape[1] + 1))
+    padded[:, :-1] = rows
+    sums = [np.maximum(sign * padded, 0.0) for sign in (1.0, -1.0)]
+    largest: NDArray[np.float64] = np.maximum(
+        *((part[:, :-1] + part[:, 1:]).max(axis=1, initial=0.0) for part in sums)
+    )
+    return largest
+
+
+def worst_pair(linear: Linear, weight: NDArray[np.floating], params: QuantParams) -> float:
+    """The largest sum of two neighbouring codes of one sign in the rounded weight."""
+    scale = broadcast(params.scale, params.spec.axis, weight.ndim)
+    codes = np.clip(np.rint(weight / scale), params.spec.qmin, params.spec.qmax)
+    return float(_largest_pair(linear, codes).max(initial=0.0))
