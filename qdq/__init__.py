@@ -6,8 +6,9 @@
 
     onnx.save(qdq.quantize("model.onnx", reader), "model.int8.onnx")
 
-``quantize`` is the front door. ``Scheme`` and ``Rule`` say what is wished, the calibrators how
-ranges are found; ``solve`` and the ``steps`` are for those who write their own solver steps.
+``quantize`` is the front door, ``compare`` says what it did. ``Scheme`` and ``Rule`` say what is
+wished, the calibrators how ranges are found; ``solve`` and the ``steps`` are for those who write
+their own solver steps.
 """
 
 import logging
@@ -15,6 +16,7 @@ import logging
 from qdq import steps
 from qdq.api import quantize
 from qdq.calibrate import MSE, Entropy, MinMax, Percentile
+from qdq.compare import compare
 from qdq.errors import (
     CalibrationError,
     ConfigError,
@@ -47,6 +49,7 @@ __all__ = [
     "SolveError",
     "VerifyError",
     "__version__",
+    "compare",
     "quantize",
     "solve",
     "steps",

@@ -16,6 +16,7 @@ from qdq.data import open_feeds
 from qdq.emit import emit
 from qdq.errors import ConfigError
 from qdq.graph import Graph, without_large
+from qdq.history import planned_counts, scale_history
 from qdq.modelio import load
 from qdq.plan import Plan, make_plan
 from qdq.prepare import prepare
@@ -80,6 +81,11 @@ def run(
     seen = {name: array.shape for name, array in first.items()}
     plan = make_plan(prepared, scheme, target, source=source, seen=seen)
     log.info("plan: %d integer nodes, %d float", len(plan.quantized), len(plan.left_float))
+    if not plan.quantized:
+        log.warning(
+            "no node of this model runs on integers: the result computes what the float model "
+            "does; Result.left_float and the metadata say why, node by node"
+        )
     axes = _mean_axes(plan, steps)
     names = list(dict.fromkeys([*plan.observed, *axes]))
     sums: dict[str, ChannelSum] = {}
@@ -99,6 +105,8 @@ def run(
         "version": __version__,
         "recipe": recipe,
         "left_float": {**plan.left_float, **late, **solution.floats},
+        "planned": planned_counts(plan, {**late, **solution.floats}),
+        "changes": scale_history(solution.changes, {n.weight for n in plan.linears}),
     }
     emitted = emit(prepared, plan, solution, metadata)
     return Result(model=verify(emitted, first, prepared), plan=plan, solution=solution)

@@ -149,13 +149,15 @@ def detached(
     """A copy of the model that names its large initializers as external data, and their values.
 
     Initializers of up to ``limit`` bytes, and of types that are not in ``kinds``, stay inside.
-    There is no external file; whoever loads the copy gives the values by name.
+    There is no external file; whoever loads the copy gives the values by name. Large ones that
+    nothing reads are left out: runtimes drop them first and then miss them.
     """
     light = without_large(model, limit, as_inputs=False)
     inside = {t.name for t in light.graph.initializer}
+    graph = Graph(model)
     values: dict[str, NDArray[Any]] = {}
     for t in model.graph.initializer:
-        if t.name in inside:
+        if t.name in inside or not (graph.uses(t.name) or t.name in graph.outputs):
             continue
         if onnx.helper.tensor_dtype_to_np_dtype(t.data_type) not in kinds:
             light.graph.initializer.add().CopyFrom(t)

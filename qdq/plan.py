@@ -80,8 +80,12 @@ def make_plan(
     if scheme.activation.symmetric:
         # a range around 0 does not saturate at a Relu's 0, so the kernel cannot do its work
         target = replace(target, absorbs_clamps=False)
-    placement = place(graph, target, rules.pinned, sizes, weighing or Weighing())
-    return _Tensors(graph, scheme, target, rules, placement).plan()
+    weighing = weighing or Weighing()
+    placement = place(graph, target, rules.pinned, sizes, weighing)
+    plan = _Tensors(graph, scheme, target, rules, placement).plan()
+    if not weighing.price:  # a price may leave float what a rule is about; the user asked for both
+        rules.check_used(plan.tensors, placement.left_float)
+    return plan
 
 
 def _check_types(scheme: Scheme, target: Target) -> None:
@@ -119,7 +123,6 @@ class _Tensors:
             self._linear(unit)
             self._check_types(unit)
         observed = {t.name: t.spec for t in self.tensors.values() if isinstance(t.source, Observed)}
-        self.rules.check_used(self.tensors, self.placement.left_float)
         return Plan(
             target=self.target,
             placement=self.placement,

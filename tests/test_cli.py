@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -14,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from qdq import cli
 from qdq.calibrate import CALIBRATORS
+from qdq.demo import MODEL, digits
 from qdq.errors import ModelError
 from qdq.version import __version__
 
@@ -43,6 +45,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+QUICK = ["--repeats", "3", "--advise", "1"]
 BASE = ["quantize", "in.onnx", "out.onnx", "--calib", "data.npz"]
 
 
@@ -232,7 +235,7 @@ def test_an_unforeseen_error_is_one_line_too(
     def broken(*_: object, **__: object) -> None:
         raise KeyError("no such key")
 
-    monkeypatch.setattr(cli, "run", broken)
+    monkeypatch.setattr("qdq.cli.quantize.run", broken)
     assert cli.main(BASE) == 1
     err = capsys.readouterr().err
     assert "unforeseen KeyError: 'no such key'" in err
@@ -249,10 +252,10 @@ def test_progress_on_a_terminal(
     assert err.endswith("\n")
 
 
-def shell(*argv: str) -> subprocess.CompletedProcess[str]:
+def shell(*argv: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "qdq", *argv]
-    return subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+    return subprocess.run(command, capture_output=True, text=True, env=env, check=False, cwd=cwd)
 
 
 def test_python_m_qdq(files: Path) -> None:
@@ -278,3 +281,114 @@ def test_a_closed_pipe_is_silent(files: Path) -> None:
 def test_the_installed_command_is_this_one() -> None:
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
     assert scripts["qdq"] == "qdq.cli:main"
+
+
+# -- plan, compare, and every command as a process ------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the demo's float model, its int8 model and its test images, by processes."""
+    folder = tmp_path_factory.mktemp("made")
+    images = [f["image"] for f in digits().test[:20]]
+    np.savez(folder / "data.npz", image=np.stack(images))
+    (folder / "in.onnx").write_bytes(MODEL.read_bytes())
+    done = shell("quantize", "in.onnx", "int8.onnx", "--calib", "data.npz", "--json", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    json.loads(done.stdout)
+    return folder
+
+
+def test_plan(made: Path) -> None:
+    done = shell("plan", "in.onnx", cwd=made)
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = [line.split(maxsplit=3) for line in done.stdout.splitlines()]
+    assert ["int", "Conv", "conv1", "with relu1"] in rows
+    (float_row,) = (r for r in rows if "conv0" in r)
+    assert float_row[0] == "float"
+    assert "faster" in float_row[3]
+
+
+def test_plan_takes_the_options_of_quantize(made: Path) -> None:
+    done = shell(
+        "plan", "in.onnx", "--json", "--skip", "conv1", "--activation-type", "int8", cwd=made
+    )
+    facts = json.loads(done.stdout)
+    nodes = {n["name"]: n for n in facts["nodes"]}
+    assert not nodes["conv1"]["integer"]
+    assert "conv1" in nodes["conv1"]["reason"]
+    assert {t["dtype"] for t in facts["tensors"]} <= {"int8", "int32"}
+    assert all(n["integer"] == (n["reason"] is None) for n in facts["nodes"])
+
+
+def test_plan_says_what_quantize_does(made: Path) -> None:
+    facts = json.loads(shell("plan", "in.onnx", "--json", cwd=made).stdout)
+    planned = {n["name"] for n in facts["nodes"] if not n["integer"]}
+    props = {p.key: p.value for p in onnx.load(made / "int8.onnx").metadata_props}
+    assert set(json.loads(props["qdq.left_float"])) == planned
+
+
+def test_compare(made: Path) -> None:
+    done = shell("compare", "in.onnx", "int8.onnx", "--data", "data.npz", *QUICK, cwd=made)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "int8.onnx against in.onnx, 20 samples" in done.stdout
+    assert "arises here" in done.stdout
+    assert "what leaving nodes float would change" in done.stdout
+
+
+def test_compare_json_and_html(made: Path) -> None:
+    options = ["--json", "--html", "report.html", "--samples", "5", *QUICK]
+    done = shell("compare", "in.onnx", "int8.onnx", "--data", "data.npz", *options, cwd=made)
+    assert (done.returncode, done.stderr) == (0, "")
+    report = json.loads(done.stdout)
+    assert report["samples"] == 5
+    assert {"outputs", "nodes", "tensors", "timing", "bytes", "kernels", "advice"} <= set(report)
+    page = (made / "report.html").read_text(encoding="utf8")
+    assert all(n["name"] in page for n in report["nodes"])
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["compare", "in.onnx", "in.onnx", "--data", "data.npz"], "no QuantizeLinear"),
+        (["compare", "no.onnx", "int8.onnx", "--data", "data.npz"], "no.onnx"),
+        (["compare", "in.onnx", "int8.onnx", "--data", "no.npz"], "no.npz"),
+        (["compare", "in.onnx", "int8.onnx", "--data", "data.npz", "--html", "in.onnx"],
+         "float model itself"),
+        (["compare", "in.onnx", "int8.onnx", "--data", "data.npz", "--html", "no/a.html"],
+         "does not exist"),
+        (["plan", "int8.onnx"], "already quantized"),
+        (["plan", "in.onnx", "--skip", "conv11"], "conv1"),
+    ],
+)  # fmt: skip
+def test_failures_of_plan_and_compare_are_one_line(made: Path, argv: list[str], words: str) -> None:
+    done = shell(*argv, cwd=made)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("qdq: error: ")
+    assert done.stderr.count("\n") == 1
+    assert words in done.stderr
+
+
+@pytest.mark.parametrize("command", ["quantize", "plan", "compare", "demo"])
+def test_help_has_examples_that_parse(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as e:
+        cli.main([command, "--help"])
+    assert e.value.code == 0
+    text = capsys.readouterr().out
+    assert "--json" in text
+    examples = [
+        line.strip() for line in text.partition("examples:")[2].splitlines() if line.strip()
+    ]
+    assert examples
+    for example in examples:
+        words = shlex.split(example.partition(" > ")[0])
+        assert words[:2] == ["qdq", command]
+        cli._parser().parse_args(words[1:])  # SystemExit on a wrong option
+
+
+def test_demo_json(tmp_path: Path) -> None:
+    done = shell("demo", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert facts["images"] == 500
+    assert facts["bytes"][1] == (tmp_path / facts["output"]).stat().st_size

@@ -242,3 +242,14 @@ def test_default_target_is_the_cpu() -> None:
     made = qdq.quantize(conv_chain(channels=64, size=32), feeds({"x": [1, 64, 32, 32]}))
     assert fused_ops(made)["QLinearConv"] == 3
     assert ORT_CPU.weighs_costs
+
+
+def test_a_model_in_which_nothing_pays_is_returned_with_that_said(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    net = conv_chain(channels=4, size=4)
+    made = qdq.quantize(net, feeds({"x": [1, 4, 4, 4]}))
+    assert "no node of this model runs on integers" in caplog.text
+    outcome = compare(net, made, feeds({"x": [1, 4, 4, 4]}, seed=3))
+    assert outcome.sqnr > 120
+    assert not nodes_of(made, "QuantizeLinear")

@@ -11,7 +11,7 @@ import qdq
 NAMES = {
     "INT16", "INT8", "MSE", "UINT16", "UINT8", "CalibrationError", "ConfigError", "Entropy",
     "MinMax", "ModelError", "Percentile", "QdqError", "QuantSpec", "Rule", "Scheme", "SolveError",
-    "VerifyError", "__version__", "quantize", "solve", "steps",
+    "VerifyError", "__version__", "compare", "quantize", "solve", "steps",
 }  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from models import model, node
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
@@ -312,3 +313,8 @@ def test_paired_latency_sees_the_faster_model() -> None:
     timing = paired_latency(chain(40), chain(1), feed, repeats=9, threads=1)
     assert timing.ratio > 2
     assert timing.ms_a > timing.ms_b > 0
+
+
+def test_a_large_initializer_that_nothing_reads_does_no_harm() -> None:
+    net = model([node("Relu", ["x"], "y")], {"x": [2]}, {"y": [2]}, {"idle": np.zeros(4096, "f")})
+    assert open_session(net).outputs == ("y",)

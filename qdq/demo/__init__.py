@@ -4,9 +4,10 @@ The model and the images come with the package (``train_digits.py`` made them), 
 offline. The calibration images and the test images were not trained on.
 """
 
+import json
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,8 +44,8 @@ def _feeds(images: NDArray[np.uint8]) -> list[Feed]:
     return [{"image": image[None, None]} for image in scaled]
 
 
-def main(folder: Path = Path()) -> Path:
-    """Quantize, compare, print, and return the path of the int8 model.
+def main(folder: Path = Path(), *, as_json: bool = False) -> Path:
+    """Quantize, compare, print (a table, or one JSON object), and return the int8 model's path.
 
     Raises:
         ConfigError: if the folder does not exist.
@@ -57,7 +58,8 @@ def main(folder: Path = Path()) -> Path:
     exact, quantized = _logits(MODEL, data.test), _logits(path, data.test)
     threads = min(2, os.cpu_count() or 1)
     timing = paired_latency(MODEL, path, data.test[0], repeats=200, threads=threads)
-    print(_report(data.labels, exact, quantized, path, timing, threads))
+    facts = _facts(data.labels, exact, quantized, path, timing)
+    print(json.dumps(facts, indent=1) if as_json else _report(facts, threads))
     return path
 
 
@@ -66,33 +68,41 @@ def _logits(model: Path, feeds: list[Feed]) -> NDArray[np.float32]:
     return np.concatenate([out["digit"] for out in run(model, feeds)]).astype(np.float32)
 
 
-def _report(
+def _facts(
     labels: NDArray[np.uint8],
     exact: NDArray[np.float32],
     quantized: NDArray[np.float32],
     path: Path,
     timing: Latency,
-    threads: int,
-) -> str:
-    right = [(x.argmax(1) == labels).mean() for x in (exact, quantized)]
-    size = [p.stat().st_size for p in (MODEL, path)]
-    same = int((exact.argmax(1) == quantized.argmax(1)).sum())
-    times = (timing.ms_a, timing.ms_b)
-    rows = [
-        f"{name:8s} {100 * r:7.1f} % {s / 1e3:9.1f} kB {t:9.3f} ms"
-        for name, r, s, t in zip(("float32", "int8"), right, size, times, strict=True)
-    ]
+) -> dict[str, Any]:
+    """What was measured, as JSON values."""
+    return {
+        "images": len(labels),
+        "accuracy": [float((x.argmax(1) == labels).mean()) for x in (exact, quantized)],
+        "bytes": [p.stat().st_size for p in (MODEL, path)],
+        "ms": [timing.ms_a, timing.ms_b],
+        "speed": timing.ratio,
+        "same_decision": int((exact.argmax(1) == quantized.argmax(1)).sum()),
+        "sqnr_db": _sqnr(exact, quantized),
+        "output": str(path),
+    }
+
+
+def _report(facts: dict[str, Any], threads: int) -> str:
+    columns = zip(("float32", "int8"), facts["accuracy"], facts["bytes"], facts["ms"], strict=True)
+    rows = [f"{n:8s} {100 * r:7.1f} % {s / 1e3:9.1f} kB {t:9.3f} ms" for n, r, s, t in columns]
+    size = facts["bytes"]
     return "\n".join(
         [
-            f"Handwritten digits: {len(labels)} test images, one at a time, threads: {threads}",
+            f"Handwritten digits: {facts['images']} test images, one at a time, threads: {threads}",
             "",
             "model     accuracy         size      latency",
             *rows,
             "",
-            f"int8 is {size[0] / size[1]:.2f}x smaller and {timing.ratio:.2f}x as fast; it makes "
-            f"the same decision on {same} of {len(labels)} images",
-            f"signal to quantization noise of the outputs: {_sqnr(exact, quantized):.1f} dB",
-            f"written: {path}",
+            f"int8 is {size[0] / size[1]:.2f}x smaller and {facts['speed']:.2f}x as fast; it makes "
+            f"the same decision on {facts['same_decision']} of {facts['images']} images",
+            f"signal to quantization noise of the outputs: {facts['sqnr_db']:.1f} dB",
+            f"written: {facts['output']}",
         ]
     )
 

@@ -1,0 +1,129 @@
+"""One small model that runs every integer node on its own, away from the noise of the others."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from qdq.graph import captured_names
+from qdq.matching import Match, Site
+
+__all__ = ["Alone", "build_alone", "needed_by"]
+
+Array = NDArray[np.generic]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alone:
+    """The model and how to use it.
+
+    Attributes:
+        model: no node reads another one's result, so every node gets just what it is fed.
+        inputs: model input → (float tensor, whether it is to be rounded to its codes).
+        pairs: output of a site in the quantized model → (name with quantized constants, name with
+            float constants). The two are one name for a node without constants.
+    """
+
+    model: onnx.ModelProto
+    inputs: Mapping[str, tuple[str, bool]]
+    pairs: Mapping[str, tuple[str, str]]
+
+
+def needed_by(match: Match, site: Site) -> dict[str, tuple[str, bool]] | None:
+    """Inputs of a site: own name → (float tensor, rounded); None if one of them is unknown."""
+    node = match.graph.nodes[site.index]
+    if captured_names(node):
+        return None
+    reals = {c.real for c in match.coded.values()}
+    found: dict[str, tuple[str, bool]] = {}
+    for name in node.input:
+        if not name or name in match.constants or name in match.graph.constants:
+            continue
+        tensor = match.meaning.get(name)
+        if tensor is None:
+            return None
+        found[name] = (tensor, name in reals)
+    return found
+
+
+def build_alone(match: Match, types: Mapping[str, np.dtype[np.generic]]) -> Alone:
+    """Build the model.
+
+    Args:
+        match: the two models.
+        types: types of the float tensors that the sites read.
+    """
+    graph = match.graph
+    inputs: dict[str, tuple[str, bool]] = {}
+    nodes: list[onnx.NodeProto] = []
+    constants: dict[str, Array] = {}
+    pairs: dict[str, tuple[str, str]] = {}
+    for site in match.sites:
+        needs = needed_by(match, site) if site.reads_codes else None
+        if not needs:
+            continue
+        inputs |= {_fed(*need): need for need in needs.values()}
+        node = graph.nodes[site.index]
+        exact = {n: c for n in node.input if (c := match.constants.get(n)) and c.source}
+        for kind in ("quantized", "float") if exact else ("quantized",):
+            made = _copy(match, node, needs, kind, constants)
+            nodes.append(made)
+        for own, _ in site.outputs:
+            last = "float" if exact else "quantized"
+            pairs[own] = (f"quantized:{own}", f"{last}:{own}")
+    model = onnx.ModelProto()
+    model.ir_version = graph.model.ir_version
+    model.opset_import.extend(graph.model.opset_import)
+    model.graph.name = "alone"
+    model.graph.node.extend(nodes)
+    for name, value in constants.items():
+        model.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
+    for name, (tensor, _) in inputs.items():
+        kind_number = onnx.helper.np_dtype_to_tensor_dtype(types[tensor])
+        model.graph.input.append(onnx.helper.make_tensor_value_info(name, kind_number, None))
+    for name in dict.fromkeys(n for pair in pairs.values() for n in pair):
+        model.graph.output.add(name=name)
+    return Alone(model=model, inputs=inputs, pairs=pairs)
+
+
+def _fed(tensor: str, rounded: bool) -> str:
+    return f"{'rounded' if rounded else 'exact'}:{tensor}"
+
+
+def _copy(
+    match: Match,
+    node: onnx.NodeProto,
+    needs: Mapping[str, tuple[str, bool]],
+    kind: str,
+    constants: dict[str, Array],
+) -> onnx.NodeProto:
+    """The node on inputs of its own, with the constants of that kind."""
+    made = onnx.NodeProto()
+    made.CopyFrom(node)
+    made.name = f"{kind}:{node.name}"
+    for slot, name in enumerate(node.input):
+        if not name:
+            continue
+        if name in needs:
+            made.input[slot] = _fed(*needs[name])
+            continue
+        made.input[slot] = f"{kind}:{name}" if name in match.constants else name
+        if made.input[slot] not in constants:
+            constants[made.input[slot]] = _value(match, name, kind)
+    for slot, name in enumerate(node.output):
+        made.output[slot] = f"{kind}:{name}" if name else ""
+    return made
+
+
+def _value(match: Match, name: str, kind: str) -> Array:
+    entry = match.constants.get(name)
+    if entry is None:
+        return match.graph.array(name)
+    if entry.source is None:
+        return entry.value(match.graph)
+    own = match.float_graph.floats(entry.source)
+    if kind == "float":
+        return own
+    return entry.value(match.graph).astype(own.dtype)

@@ -1,0 +1,78 @@
+"""The command line: ``qdq quantize``, ``plan``, ``compare`` and ``demo``.
+
+With the demo the only code that prints. Exit status: 0 done, 1 failed (one line on stderr), 2
+wrong usage, 130 interrupted.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from qdq.cli import compare, plan, quantize
+from qdq.cli.options import add_command, add_common
+from qdq.demo import main as demo
+from qdq.errors import QdqError
+from qdq.version import __version__
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status; wrong usage raises SystemExit(2)."""
+    args = _parser().parse_args(argv)
+    try:
+        args.action(args)
+        sys.stdout.flush()  # a closed pipe shows here, not at exit
+    except KeyboardInterrupt:
+        print("\nqdq: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of the pipe is gone. Python flushes stdout once more at exit: into nothing.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as e:
+        if args.debug:
+            raise
+        print(f"qdq: error: {_reason(e)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _reason(error: Exception) -> str:
+    """The error as one line; what qdq did not foresee is said to be its fault."""
+    text = " ".join(str(error).split())
+    if isinstance(error, QdqError | OSError):
+        return text
+    return (
+        f"unforeseen {type(error).__name__}: {text}. This is a fault in qdq; please report it "
+        "with the output of --debug"
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="qdq",
+        description="Post-training QDQ quantizer for ONNX models.",
+        epilog="qdq COMMAND --help shows the options of a command, with examples.",
+    )
+    parser.add_argument("--version", action="version", version=f"qdq {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    quantize.add(commands)
+    plan.add(commands)
+    compare.add(commands)
+    command = add_command(
+        commands,
+        "demo",
+        "quantize a small digit classifier and compare it with its float model",
+        "Quantize the digit classifier that comes with qdq, on its own data, and compare accuracy, "
+        "size and speed with the float model. Works offline, in seconds.",
+        ("qdq demo", "qdq demo --out /tmp --json"),
+    )
+    command.add_argument(
+        "--out", type=Path, default=Path(), metavar="DIR", help="where to write digits.int8.onnx"
+    )
+    add_common(command)
+    command.set_defaults(action=lambda args: demo(args.out, as_json=args.json))
+    return parser

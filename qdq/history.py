@@ -1,0 +1,47 @@
+"""What the plan and the solver did, as plain values for the model's metadata."""
+
+from collections import Counter
+from collections.abc import Collection, Iterable
+from typing import Any
+
+from qdq.plan import Plan
+from qdq.solve import Change
+
+__all__ = ["planned_counts", "scale_history"]
+
+
+def planned_counts(plan: Plan, floats: Collection[str] = ()) -> dict[str, int]:
+    """Operator → number of nodes that the plan has on integers, less those in ``floats``."""
+    integer = plan.placement.integer.difference(floats)
+    types = (u.view.op_type for u in plan.placement.units if u.view.name in integer)
+    return dict(sorted(Counter(types).items()))
+
+
+def scale_history(changes: Iterable[Change], weights: Collection[str]) -> list[dict[str, Any]]:
+    """What the steps did to the scales of weights, and every change that has a note.
+
+    Activations get their scale once and biases derive theirs, so they appear only with a note.
+
+    Args:
+        changes: ``Solution.changes``.
+        weights: names of the weights.
+
+    Returns:
+        In the order of the changes: ``tensor``, ``step``, ``scale`` (the largest after the step),
+        and where there is one ``ratio`` (largest new scale over old) and ``note``.
+    """
+    found = []
+    for change in changes:
+        if change.after is None or not (change.tensor in weights or change.note is not None):
+            continue
+        entry: dict[str, Any] = {
+            "tensor": change.tensor,
+            "step": change.step,
+            "scale": float(change.after.scale.max()),
+        }
+        if change.ratio is not None:
+            entry["ratio"] = change.ratio
+        if change.note is not None:
+            entry["note"] = change.note.text
+        found.append(entry)
+    return found

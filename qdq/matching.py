@@ -1,0 +1,318 @@
+"""Which tensor of a QDQ model is which of the float model, whatever tool made it.
+
+Tensors are matched by name: the one before a Q, or the one behind its DQ, has the name of the
+float tensor. Constants are matched by the place where they are read, since tools rename them.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from qdq.affine import dequantize, fake_quantize
+from qdq.errors import ConfigError, ModelError
+from qdq.graph import Graph
+from qdq.ops.clamp import bounds
+from qdq.prepare import prepare
+from qdq.prepare.constants import constant_nodes
+from qdq.prepare.editing import Editor
+from qdq.prepare.naming import name_nodes
+from qdq.spec import INT8, INT16, INT32, UINT8, UINT16, QuantParams, QuantSpec
+from qdq.views import node_view
+
+__all__ = ["Coded", "Constant", "Match", "Site", "match", "plain"]
+
+TYPES = {t.name: t for t in (UINT8, INT8, UINT16, INT16, INT32)}
+MATRIX = frozenset({"Gemm", "MatMul"})  # their kernels can hand out float
+FLOAT_TYPES = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
+
+
+@dataclass(frozen=True, slots=True)
+class Coded:
+    """A Q and DQ behind an activation of the quantized model.
+
+    Attributes:
+        raw: the tensor that the Q reads.
+        real: the tensor that the DQ makes.
+        params: scale and zero point.
+    """
+
+    raw: str
+    real: str
+    params: QuantParams
+
+
+@dataclass(frozen=True, slots=True)
+class Constant:
+    """A constant that the quantized model dequantizes.
+
+    Attributes:
+        real: the tensor that the DQ makes.
+        stored: the initializer: codes, or floats that a Q reads.
+        params: scale and zero point.
+        source: the constant of the float model at the same place; None if it was not found.
+    """
+
+    real: str
+    stored: str
+    params: QuantParams
+    source: str | None = None
+
+    def value(self, quantized: Graph) -> NDArray[np.float32]:
+        """The dequantized values."""
+        stored: NDArray[Any] = quantized.array(self.stored)
+        if stored.dtype.kind == "f":
+            return fake_quantize(stored, self.params)
+        return dequantize(stored, self.params)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """A node of the quantized model that makes tensors of the float model.
+
+    Attributes:
+        index: of the node in the quantized graph.
+        name: the node's name, in the float model where it is known there.
+        op_type: its operator.
+        outputs: (its own output, what the float model calls the result) for each.
+        limits: bounds of a clamp between the node and its codes; None without one.
+        integer: it reads codes and its result becomes codes, or it may hand out float.
+        reads_codes: it reads the output of a DQ.
+    """
+
+    index: int
+    name: str
+    op_type: str
+    outputs: tuple[tuple[str, str], ...]
+    limits: tuple[float, float] | None
+    integer: bool
+    reads_codes: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Match:
+    """A float and a QDQ model, matched.
+
+    Attributes:
+        float_graph: the float model, in the form that the quantized one was made from.
+        graph: the quantized model.
+        meaning: tensor of the quantized model → tensor of the float model.
+        coded: float tensor → its Q and DQ in the quantized model.
+        found: float tensor → the tensor of the quantized model that stands for it.
+        constants: output of a DQ → the constant.
+        sites: nodes that make matched tensors, in graph order.
+        notes: what could not be matched.
+    """
+
+    float_graph: Graph
+    graph: Graph
+    meaning: Mapping[str, str]
+    coded: Mapping[str, Coded]
+    found: Mapping[str, str]
+    constants: Mapping[str, Constant]
+    sites: tuple[Site, ...]
+    notes: tuple[str, ...]
+
+
+def plain(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy whose nodes have names, and whose constants are initializers that are read."""
+    own = onnx.ModelProto()
+    own.CopyFrom(model)
+    ed = Editor(own)
+    name_nodes(ed)
+    constant_nodes(ed)
+    ed.finish()
+    return own
+
+
+def match(source: onnx.ModelProto, quantized: onnx.ModelProto) -> Match:
+    """Match a float model, as from ``load``, with a QDQ model that was made of it.
+
+    Of the float model as it is and as ``prepare`` leaves it, the one is taken that has more nodes
+    in common with the quantized one.
+
+    Raises:
+        ModelError: if no tensor of the float model has codes in the quantized one, unless qdq
+            made that and left everything float.
+    """
+    graph = Graph(plain(quantized))
+    makers = {(n.op_type, o) for n in graph.nodes for o in n.output}
+    forms = [Graph(prepare(source)), Graph(plain(source))]
+    float_graph = max(forms, key=lambda g: sum((n.op_type, n.output[0]) in makers for n in g.nodes))
+    found = _Matcher(float_graph, graph).match()
+    all_float = quantized.producer_name == "qdq"  # qdq may find that nothing pays
+    if not (found.coded or found.constants or all_float):
+        raise ModelError(
+            "the quantized model has no QuantizeLinear and DequantizeLinear around a tensor of the "
+            "float model; compare wants the float model and a QDQ model that was made of it"
+        )
+    return found
+
+
+class _Matcher:
+    """Lives for one call of match."""
+
+    def __init__(self, float_graph: Graph, graph: Graph) -> None:
+        self.float_graph, self.graph = float_graph, graph
+        self.known = {*float_graph.inputs, *float_graph.producer}
+        self.notes: list[str] = []
+        self.pairs: dict[str, Coded] = {}  # by the DQ's output
+        self.constants: dict[str, Constant] = {}
+        self.meaning: dict[str, str] = {}
+        self.before_q: set[str] = set()
+
+    def match(self) -> Match:
+        for node in self.graph.nodes:
+            if node.op_type == "DequantizeLinear":
+                self._dequantize(node)
+        self._name_tensors()
+        sites = tuple(self._sites())
+        coded: dict[str, Coded] = {}
+        for pair in self.pairs.values():
+            if pair.real in self.meaning:
+                coded.setdefault(self.meaning[pair.real], pair)
+        found = {t: c.real for t, c in coded.items()}
+        for name, tensor in self.meaning.items():
+            found.setdefault(tensor, name)
+        lost = sum(p.real not in self.meaning for p in self.pairs.values())
+        if lost:
+            self.notes.append(f"{lost} tensors with codes have no namesake in the float model")
+        return Match(
+            float_graph=self.float_graph,
+            graph=self.graph,
+            meaning=self.meaning,
+            coded=coded,
+            found=found,
+            constants=self.constants,
+            sites=sites,
+            notes=tuple(self.notes),
+        )
+
+    def _dequantize(self, node: onnx.NodeProto) -> None:
+        codes, real = node.input[0], node.output[0]
+        maker = self.graph.producer.get(codes)
+        quantizer = None if maker is None else self.graph.nodes[maker]
+        if quantizer is not None and quantizer.op_type != "QuantizeLinear":
+            return
+        try:
+            params = _params(self.graph, node)
+        except ConfigError as e:
+            self.notes.append(f"'{real}' is not compared: {e}")
+            return
+        stored = codes if quantizer is None else quantizer.input[0]
+        if stored in self.graph.constants:
+            self.constants[real] = Constant(real, stored, params)
+        elif quantizer is not None:
+            self.pairs[real] = Coded(stored, real, params)
+            self.before_q.add(stored)
+
+    def _name_tensors(self) -> None:
+        quantizers = {n.output[0] for n in self.graph.nodes if n.op_type == "QuantizeLinear"}
+        names = [*self.graph.inputs, *self.graph.producer]
+        self.meaning = {n: n for n in names if n in self.known and n not in quantizers}
+        for pair in self.pairs.values():
+            tensor = self.meaning.get(pair.raw) or self.meaning.get(pair.real)
+            if tensor is not None:
+                self.meaning[pair.raw] = self.meaning[pair.real] = tensor
+
+    def _sites(self) -> Iterator[Site]:
+        absorbed: set[int] = set()
+        for index, node in enumerate(self.graph.nodes):
+            if index in absorbed or node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+                continue
+            coded = any(name in self.pairs for name in node.input)
+            ends, limits, passed = self._ends(node) if coded else (list(node.output), None, [])
+            outputs = [(o, self.meaning.get(e, "")) for o, e in zip(node.output, ends, strict=True)]
+            outputs = [(o, t) for o, t in outputs if t]
+            if not outputs:
+                continue
+            absorbed.update(passed)
+            to_codes = all(e in self.before_q for e in ends)
+            own = self._source_node(outputs[0][1], node.op_type)
+            if own is not None:
+                self._link_constants(node, own)
+            yield Site(
+                index=index,
+                name=own.name if own is not None else node.name,
+                op_type=node.op_type,
+                outputs=tuple(outputs),
+                limits=limits or self._limits_of(outputs[0][1], node.op_type),
+                integer=coded and (to_codes or node.op_type in MATRIX),
+                reads_codes=coded or any(n in self.constants for n in node.input),
+            )
+
+    def _ends(
+        self, node: onnx.NodeProto
+    ) -> tuple[list[str], tuple[float, float] | None, list[int]]:
+        """The tensors before the Qs behind a node, through a clamp or an identity, if any."""
+        name, limits, passed = node.output[0], None, []
+        while name not in self.before_q:
+            use = self.graph.only_use(name)
+            if use is None or use.slot != 0:
+                return list(node.output), None, []
+            view = node_view(self.graph, use.node)
+            identity = view.op_type == "LeakyRelu" and view.attributes.get("alpha") == 1
+            found = bounds(view)
+            if found is None and not identity:
+                return list(node.output), None, []
+            limits = found or limits
+            passed.append(use.node)
+            name = view.outputs[0]
+        return [name, *node.output[1:]], limits, passed
+
+    def _source_node(self, tensor: str, op_type: str) -> onnx.NodeProto | None:
+        """The float model's node of that operator, itself or a clamp before ``tensor``."""
+        index = self.float_graph.producer.get(tensor)
+        while index is not None:
+            node = self.float_graph.nodes[index]
+            if node.op_type == op_type:
+                return node
+            if bounds(node_view(self.float_graph, index)) is None:
+                return None
+            index = self.float_graph.producer.get(node.input[0])
+        return None
+
+    def _limits_of(self, tensor: str, op_type: str) -> tuple[float, float] | None:
+        """Bounds of the clamp that the float model has and the codes have to do the work of."""
+        index = self.float_graph.producer.get(tensor)
+        if index is None or self.float_graph.nodes[index].op_type == op_type:
+            return None
+        return bounds(node_view(self.float_graph, index))
+
+    def _link_constants(self, node: onnx.NodeProto, own: onnx.NodeProto) -> None:
+        for name, source in zip(node.input, own.input, strict=False):
+            entry = self.constants.get(name)
+            proto = self.float_graph.constants.get(source)
+            if entry is None or proto is None or proto.data_type not in FLOAT_TYPES:
+                continue
+            if tuple(proto.dims) == self.graph.shape(entry.stored):
+                self.constants[name] = Constant(entry.real, entry.stored, entry.params, source)
+
+
+def _params(graph: Graph, node: onnx.NodeProto) -> QuantParams:
+    """Parameters of a DequantizeLinear.
+
+    Raises:
+        ConfigError: if they are not constants, or of a kind that qdq has no arithmetic for.
+    """
+    attributes = {a.name: a for a in node.attribute}
+    if "block_size" in attributes and attributes["block_size"].i:
+        raise ConfigError("it is quantized in blocks")
+    names = [n for n in node.input[1:] if n]
+    if not all(n in graph.constants for n in names):
+        raise ConfigError("its scale or zero point is not a constant")
+    scale = graph.floats(names[0]).astype(np.float32)
+    if len(names) > 1:
+        zero = graph.array(names[1])
+    else:
+        kind = graph.elem_type(node.input[0]) or onnx.TensorProto.UINT8
+        zero = np.zeros(scale.shape, onnx.helper.tensor_dtype_to_np_dtype(kind))
+    if zero.dtype.name not in TYPES:
+        raise ConfigError(f"codes of type {zero.dtype.name} are not known")
+    axis: int | None = attributes["axis"].i if "axis" in attributes else 1
+    if scale.size == 1:
+        scale, zero, axis = scale.reshape(()), zero.reshape(()), None
+    return QuantParams(QuantSpec(dtype=TYPES[zero.dtype.name], axis=axis), scale, zero.astype(int))
