@@ -24,7 +24,7 @@ from qdq.problem import Problem
 from qdq.ranges import TensorRange
 from qdq.scheme import Scheme
 from qdq.session import input_specs, observe
-from qdq.solve import Solution, Step, solve
+from qdq.solve import Solution, Step, needs_of, solve
 from qdq.steps import DEFAULT_STEPS, for_target
 from qdq.targets import ORT_CPU, Target
 from qdq.verify import verify
@@ -137,7 +137,7 @@ def _check_options(scheme: object, calibrator: object, steps: object, target: ob
 
 def _mean_axes(plan: Plan, steps: Sequence[Step]) -> dict[str, int]:
     """Inputs of linear nodes whose channel means a step asks for → the channel axis."""
-    if not any(getattr(step, "needs_means", False) for step in steps):
+    if "means" not in needs_of(steps):
         return {}
     with_bias = [n for n in plan.linears if n.bias is not None]
     return {n.input: -1 if n.kind == "matmul" else 1 for n in with_bias}

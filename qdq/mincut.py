@@ -21,14 +21,22 @@ class Network:
         self._edges: list[list[int]] = [[] for _ in range(vertices)]
         self._head: list[int] = []
         self._room: list[int] = []
+        self._counted: list[tuple[int, int, int]] = []
 
     def vertex(self) -> int:
         """Add a vertex and return its number."""
         self._edges.append([])
         return len(self._edges) - 1
 
-    def edge(self, tail: int, head: int, capacity: int, back: int = 0) -> None:
-        """Add tail → head; cutting it (tail on the source side, head not) costs ``capacity``."""
+    def edge(
+        self, tail: int, head: int, capacity: int, back: int = 0, *, due: bool = False
+    ) -> None:
+        """Add tail → head; cutting it (tail on the source side, head not) costs ``capacity``.
+
+        ``due``: it counts for the cut, as all do, but ``capacity()`` leaves it out.
+        """
+        if not due:
+            self._counted.append((tail, head, capacity))
         self._edges[tail].append(len(self._head))
         self._head.append(head)
         self._room.append(capacity)
@@ -43,6 +51,10 @@ class Network:
             if level[sink] < 0:
                 return {v for v, depth in enumerate(level) if depth >= 0}
             self._block(source, sink, level)
+
+    def capacity(self, side: set[int]) -> int:
+        """What cutting around ``side`` costs, without the edges that were added as dues."""
+        return sum(c for v, w, c in self._counted if v in side and w not in side)
 
     def _levels(self, source: int) -> list[int]:
         level = [-1] * len(self._edges)

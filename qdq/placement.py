@@ -51,11 +51,20 @@ class Unit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """The result: units in graph order, the integer ones by node name, reasons for the others."""
+    """The result.
+
+    Attributes:
+        units: all units, in graph order.
+        integer: node names of the integer ones.
+        left_float: node name → why it stays float.
+        time: what nodes and borders take, in ns, as far as the cost table knows; 0 for a target
+            that does not weigh costs.
+    """
 
     units: tuple[Unit, ...]
     integer: frozenset[str]
     left_float: Mapping[str, str] = field(default_factory=dict)
+    time: int = 0
 
 
 def units_of(graph: Graph, target: Target, pinned: Mapping[str, str]) -> tuple[Unit, ...]:
@@ -176,17 +185,17 @@ def place(
     """
     units = units_of(graph, target, pinned)
     if not target.weighs_costs:
-        chosen = frozenset(u.view.name for u in units if u.demand is not None)
+        chosen, time = frozenset(u.view.name for u in units if u.demand is not None), 0
     else:
-        chosen = _cut(graph, target, units, sizes, weighing)
+        chosen, time = _cut(graph, target, units, sizes, weighing)
     reasons = {u.view.name: u.reason or FLOAT_PAYS for u in units if u.view.name not in chosen}
-    return Placement(units=units, integer=chosen, left_float=reasons)
+    return Placement(units=units, integer=chosen, left_float=reasons, time=time)
 
 
 def _cut(
     graph: Graph, target: Target, units: tuple[Unit, ...], sizes: Graph, weighing: Weighing
-) -> frozenset[str]:
-    """The integer side of the minimum cut (source = integer, sink = float)."""
+) -> tuple[frozenset[str], int]:
+    """The integer side of the minimum cut (source = integer, sink = float), and its time."""
     source, sink, first = 0, 1, 2
     net = Network(first + len(units))
     producer = {o: first + k for k, u in enumerate(units) for o in u.outputs}
@@ -201,7 +210,10 @@ def _cut(
             continue
         kind = kind_of(unit.view, sizes.shape, silu=vertex in gates)
         features = features_of(unit.view, unit.outputs, sizes.shape)
-        net.edge(vertex, sink, weighing.integer(kind, features, unit.demand))
+        time = weighing.time(kind, features)
+        net.edge(vertex, sink, time)
+        price = weighing.integer(unit.view.name, kind, features, unit.demand)
+        net.edge(vertex, sink, price - time, due=True)
         net.edge(source, vertex, weighing.float(kind, features))
     for closing, gate in gates.items():
         net.edge(closing, gate, INFINITE, back=INFINITE)  # a swish is integer or float as a whole
@@ -217,8 +229,35 @@ def _cut(
         out = 0 if free else weighing.dequantize(shape, before_conv=name in convolved)
         into = weighing.quantize(shape, behind_conv=made_by == "Conv")
         _border(net, maker, vertices, (into, out), sink)
+    _harm(net, target, units, first, weighing)
     side = net.source_side(source, sink)
-    return frozenset(u.view.name for k, u in enumerate(units) if first + k in side)
+    chosen = frozenset(u.view.name for k, u in enumerate(units) if first + k in side)
+    return chosen, net.capacity(side)
+
+
+def _harm(
+    net: Network, target: Target, units: tuple[Unit, ...], first: int, weighing: Weighing
+) -> None:
+    """Charge each tensor for its rounding, once, if its maker or any of its readers is integer.
+
+    A vertex for each tensor is on the integer side as soon as one of these is. What a movement
+    node hands out is rounded already if its input is.
+    """
+    sink, rounded = 1, {name: net.vertex() for name in weighing.harm}
+    moved: dict[str, int] = {}
+    for k, unit in enumerate(units):
+        if unit.demand is None:
+            continue
+        if isinstance(unit.demand.output, SameAs):
+            source = unit.view.inputs[unit.demand.output.slot].name
+            moved |= dict.fromkeys(unit.outputs, rounded.get(source, sink))
+        kernel = target.kernel(unit.view.op_type)
+        free = kernel is not None and kernel.float_output
+        for name in (*unit.reads, *(() if free else unit.outputs)):
+            if name in rounded:
+                net.edge(first + k, rounded[name], INFINITE)
+    for name, vertex in rounded.items():
+        net.edge(vertex, moved.get(name, sink), weighing.harmful(name), due=True)
 
 
 def _swishes(graph: Graph, producer: Mapping[str, int]) -> dict[int, int]:

@@ -16,6 +16,7 @@ __all__ = [
     "Fixed",
     "Given",
     "Linear",
+    "Moments",
     "Observed",
     "Problem",
     "Shared",
@@ -109,6 +110,25 @@ class Linear:
     output: str | None = None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Moments:
+    """First and second moments of what a linear node multiplies with its weights.
+
+    A term is an input channel (and, of a convolution, a tap of the kernel; taps of a channel are
+    neighbours). Terms lie in blocks: each group is split into the same number of runs of B
+    terms, the last one filled up with zeros. Products of terms in different blocks are not known.
+
+    Attributes:
+        second: float64 (blocks, B, B), ``E[x x']`` of each block, symmetric.
+        mean: float64 (blocks, B), ``E[x]``.
+        count: number of positions that were looked at.
+    """
+
+    second: NDArray[np.float64]
+    mean: NDArray[np.float64]
+    count: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
     """All that the solver may know.
@@ -120,6 +140,8 @@ class Problem:
         constants: values of the Constant and Derived tensors by name (float32 or float16).
         means: calibrated mean per input channel, (K,), of the inputs of linear nodes, where a
             step asked for them.
+        moments: second moments of the inputs of linear nodes by node name, where a step asked
+            for them.
     """
 
     tensors: Mapping[str, TensorPlan]
@@ -127,3 +149,4 @@ class Problem:
     ranges: Mapping[str, TensorRange]
     constants: Mapping[str, NDArray[np.floating]]
     means: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    moments: Mapping[str, Moments] = field(default_factory=dict)

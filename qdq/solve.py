@@ -18,7 +18,7 @@ from qdq.errors import QdqError, SolveError
 from qdq.problem import Derived, Given, Linear, Problem, Shared, TensorPlan
 from qdq.spec import QuantParams
 
-__all__ = ["Change", "Note", "Solution", "State", "Step", "Table", "kernel_of", "solve"]
+__all__ = ["Change", "Note", "Solution", "State", "Step", "Table", "kernel_of", "needs_of", "solve"]
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +88,11 @@ class State:
 
 
 class Step(Protocol):
-    """One ordered stage of the solver; a frozen dataclass whose fields are its settings."""
+    """One ordered stage of the solver; a frozen dataclass whose fields are its settings.
+
+    A class attribute ``needs``, a frozenset of ``"means"`` and ``"moments"``, asks for statistics
+    of the inputs of linear nodes: ``Problem.means`` and ``Problem.moments``.
+    """
 
     def __call__(self, problem: Problem, state: State) -> State:
         """Return the next state; change neither argument."""
@@ -174,6 +178,12 @@ def solve(problem: Problem, steps: Sequence[Step]) -> Solution:
         floats=state.floats,
         changes=tuple(changes),
     )
+
+
+def needs_of(steps: Sequence[Step]) -> frozenset[str]:
+    """The statistics that the steps of a recipe ask for, besides ranges."""
+    asked: frozenset[str] = frozenset()
+    return asked.union(*(getattr(step, "needs", asked) for step in steps))
 
 
 def kernel_of(problem: Problem, state: State, linear: Linear, step: Step | str) -> Kernel:

@@ -5,8 +5,8 @@ keep an island together (elementwise, pooling, merging) pays ``noise`` for each 
 rounds to 8 bits once more: a Lagrange multiplier between time and accuracy, in ns per element.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from math import isfinite, prod
 
 from qdq import costs
@@ -64,6 +64,7 @@ def features_of(view: NodeView, outputs: tuple[str, ...], shapes: Shapes) -> cos
             channels_in=weight[1] * groups,
             channels_out=weight[0],
             taps=prod(weight[2:]),
+            rows=prod(weight[2:-1]),
             groups=groups,
             weights=prod(weight),
         )
@@ -79,6 +80,10 @@ def features_of(view: NodeView, outputs: tuple[str, ...], shapes: Shapes) -> cos
     return costs.Features(inputs=read, outputs=made, taps=taps, beside_conv=rank == 4)
 
 
+def _int8_ns(kind: str, features: costs.Features) -> float:
+    return costs.int8_cost("Mul" if kind == "Mul.silu" else kind, features)
+
+
 @dataclass(frozen=True, slots=True)
 class Weighing:
     """Prices in ns, as whole numbers, so that a placement is the same everywhere.
@@ -87,10 +92,16 @@ class Weighing:
         noise: price of one more rounding to 8 bits, in ns per element.
         least: price in ns that every such rounding has at least, so that tiny tensors (the
             softmax over two classes at the end of a model) are not rounded for a microsecond.
+        price: ns per unit of ``harm`` and ``weights``.
+        harm: tensor → what its rounding does to the outputs (``qdq.sensitivity``).
+        weights: linear node → what the rounding of its weight does.
     """
 
     noise: float = 0.1
     least: float = 2000.0
+    price: float = 0.0
+    harm: Mapping[str, float] = field(default_factory=dict)
+    weights: Mapping[str, float] = field(default_factory=dict)
 
     def float(self, kind: str, features: costs.Features) -> int:
         """A node on the float side."""
@@ -98,15 +109,23 @@ class Weighing:
             return 0
         return round(costs.float_cost(kind, features))
 
-    def integer(self, kind: str, features: costs.Features, demand: Demand) -> int:
-        """A node on the integer side; INFINITE where there is no kernel."""
-        kind = "Mul" if kind == "Mul.silu" else kind
-        price = costs.int8_cost(kind, features)
+    def time(self, kind: str, features: costs.Features) -> int:
+        """The time of a node on the integer side; INFINITE where there is no kernel."""
+        price = _int8_ns(kind, features)
+        return round(price) if isfinite(price) else INFINITE
+
+    def integer(self, node: str, kind: str, features: costs.Features, demand: Demand) -> int:
+        """A node on the integer side, time and accuracy; INFINITE where there is no kernel."""
+        price = _int8_ns(kind, features)
         if not isfinite(price):
             return INFINITE
         if demand.weight is None and not isinstance(demand.output, SameAs):
             price += self.least + self.noise * features.outputs
-        return round(price)
+        return round(price + self.price * self.weights.get(node, 0.0))
+
+    def harmful(self, tensor: str) -> int:
+        """What the rounding of a tensor costs, whoever does it."""
+        return round(self.price * self.harm.get(tensor, 0.0))
 
     def quantize(self, shape: Shape, *, behind_conv: bool) -> int:
         """A QuantizeLinear; ``behind_conv``: its float input comes from a blocked Conv."""

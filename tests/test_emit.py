@@ -253,3 +253,11 @@ def test_a_model_in_which_nothing_pays_is_returned_with_that_said(
     outcome = compare(net, made, feeds({"x": [1, 4, 4, 4]}, seed=3))
     assert outcome.sqnr > 120
     assert not nodes_of(made, "QuantizeLinear")
+
+
+def test_the_default_recipe_corrects_biases_and_records_it() -> None:
+    result = run(conv_chain(), feeds(IMAGE), target=FORCED)
+    corrected = [c.tensor for c in result.solution.changes if c.step == "CorrectBias"]
+    assert corrected == ["b0", "b1", "b2"]
+    props = {p.key: p.value for p in result.model.metadata_props}
+    assert json.loads(props["qdq.planned"]) == {"Conv": 3}

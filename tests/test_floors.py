@@ -15,18 +15,21 @@ FLOORS = (
     {"errors", "version"},
     {"spec"},
     {"ranges", "scheme", "graph", "mincut", "ops", "prepare", "modelio", "data", "affine",
-     "problem", "targets", "costs", "weighing", "calibrate", "session", "views", "rules"},
+     "problem", "targets", "costs", "weighing", "calibrate", "session", "views", "rules",
+     "harm", "probing", "files", "packing", "statistics", "observe", "shipment", "worker",
+     "sharding"},
     {"placement", "solve", "steps", "bias_scale"},
     {"plan"},
-    {"wiring"},
+    {"wiring", "layouts", "history", "sqnr", "matching", "alone", "advice", "tally", "report", "report_text",
+     "report_svg", "report_html", "sensitivity", "frontier"},
     {"emit", "verify"},
-    {"api"},
+    {"api", "compare"},
     {"__init__"},
     {"demo", "cli"},
     {"__main__"},
 )  # fmt: skip
-NUMPY_ONLY = {"affine", "bias_scale", "calibrate", "costs", "mincut", "problem", "ranges", "scheme",
-              "solve", "spec", "steps", "targets", "weighing", "ops"}  # fmt: skip
+NUMPY_ONLY = {"affine", "bias_scale", "calibrate", "costs", "harm", "mincut", "packing", "problem", "ranges",
+              "scheme", "solve", "sqnr", "spec", "statistics", "steps", "targets", "weighing", "ops"}  # fmt: skip
 
 
 def module_of(path: Path) -> str:

@@ -65,21 +65,29 @@ def calibrate(
 
 
 def summarize_batches(
-    batches: Iterable[Batch], wanted: Iterable[str], calibrator: Calibrator[S]
+    batches: Iterable[Batch],
+    wanted: Iterable[str],
+    calibrator: Calibrator[S],
+    first: int = 0,
 ) -> dict[str, S]:
     """First half of ``calibrate``: a summary per wanted tensor.
 
     Empty arrays are skipped; a tensor that had no value at all is absent from the result (it
     may have values in another shard).
 
+    Args:
+        batches: as for ``calibrate``.
+        wanted: names of the tensors.
+        calibrator: makes and merges the summaries.
+        first: index of the first sample, for errors.
+
     Raises:
         CalibrationError: as ``calibrate``, but for tensors without a value.
     """
     names = tuple(wanted)
     found: dict[str, S] = {}
-    samples = 0
-    for sample, batch in enumerate(batches):
-        samples += 1
+    sample = first - 1
+    for sample, batch in enumerate(batches, first):
         for name in names:
             x = _values(batch, name, sample)
             if x.size == 0:
@@ -94,7 +102,7 @@ def summarize_batches(
                     sample=sample,
                 ) from error
             found[name] = calibrator.merge(found[name], summary) if name in found else summary
-    if not samples:
+    if sample < first:
         raise CalibrationError(
             "no calibration samples: the calibration data gave nothing; give at least one sample "
             "(an iterator that was read before is empty the second time)"

@@ -60,6 +60,7 @@ def watch_means(
     batches: Iterable[Mapping[str, NDArray[np.floating]]],
     axes: Mapping[str, int],
     sums: dict[str, ChannelSum],
+    first: int = 0,
 ) -> Iterator[Mapping[str, NDArray[np.floating]]]:
     """Pass batches on and add the channel means of the named tensors to ``sums``.
 
@@ -67,11 +68,12 @@ def watch_means(
         batches: one mapping tensor → array per sample.
         axes: tensor → its channel axis.
         sums: filled as the batches go by; empty arrays are left out.
+        first: index of the first sample, for errors.
 
     Raises:
         CalibrationError: if a tensor's channels differ between samples.
     """
-    for sample, batch in enumerate(batches):
+    for sample, batch in enumerate(batches, first):
         for name, axis in axes.items():
             x = np.asarray(batch[name])
             if x.size == 0 or not np.isfinite(x.max()) or not np.isfinite(x.min()):

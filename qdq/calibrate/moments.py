@@ -21,13 +21,15 @@ from numpy.typing import NDArray
 from qdq.errors import CalibrationError
 from qdq.problem import Moments
 
-__all__ = ["Layout", "MomentSum", "watch_moments"]
+__all__ = ["Layout", "MomentSum", "moments_of", "watch_moments"]
 
 _BITS = 14  # of a code; a product has 28
 _SPAN = 4  # exponents per bin: the largest value of a sample has at least 2**10 codes
 _ROWS = 1 << 25  # 2**28 * 2**25 = 2**53: up to here float64 sums of products are exact
+_LEAST = 32
 _MOST = 512  # positions per sample
-_WORK = 1 << 28  # multiplications per sample and node
+_WORK = 1 << 27  # multiplications per sample and node
+_TERMS = 1 << 20  # values per sample and node
 
 Floats = NDArray[np.float64]
 Batch = Mapping[str, NDArray[np.floating]]
@@ -99,7 +101,8 @@ class Layout:
         return found.reshape(self.groups * self.blocks, self.order, -1)
 
     def _limit(self) -> int:
-        return max(32, min(_MOST, _WORK // max(self.size, 1)))
+        most = min(_WORK // self.size, _TERMS // (self.channels * math.prod(self.kernel)))
+        return max(_LEAST, min(_MOST, most))
 
     def _rows(self, x: NDArray[np.floating]) -> NDArray[np.floating]:
         """(C, 1, P) of (..., C)."""
@@ -125,7 +128,8 @@ class Layout:
             values = flat[0][:, index]  # (C, P, taps)
         else:
             values = flat[sample[:, None], :, index].transpose(2, 0, 1)
-        return np.where(inside, values, values.dtype.type(0)).transpose(0, 2, 1)
+        values = np.where(inside, values, values.dtype.type(0))
+        return np.asarray(values.transpose(0, 2, 1))
 
     def _geometry(self, spatial: tuple[int, ...]) -> tuple[list[int], list[int]]:
         """Padding before each axis, and the sizes of the output (at least one position)."""
@@ -172,9 +176,10 @@ class MomentSum:
         Args:
             terms: (blocks, B, P), finite.
         """
-        largest = float(np.abs(terms).max(initial=0))
+        largest = float(max(terms.max(initial=0), -terms.min(initial=0)))
         exponent = -(-math.frexp(largest)[1] // _SPAN) * _SPAN
-        codes = np.rint(np.ldexp(terms.astype(np.float64), _BITS - exponent))
+        codes = terms * np.float64(math.ldexp(1.0, _BITS - exponent))
+        np.rint(codes, out=codes)
         return MomentSum(
             {exponent: (codes @ codes.transpose(0, 2, 1), codes.sum(-1))}, terms.shape[-1]
         )
@@ -214,7 +219,10 @@ class MomentSum:
 
 
 def watch_moments(
-    batches: Iterable[Batch], layouts: Iterable[Layout], sums: dict[Layout, MomentSum]
+    batches: Iterable[Batch],
+    layouts: Iterable[Layout],
+    sums: dict[Layout, MomentSum],
+    first: int = 0,
 ) -> Iterator[Batch]:
     """Pass batches on and add up the second moments of the inputs of linear nodes.
 
@@ -222,13 +230,14 @@ def watch_moments(
         batches: one mapping tensor → array per sample.
         layouts: how the nodes read their inputs; equal ones are summed once.
         sums: filled as the batches go by; empty arrays are left out.
+        first: index of the first sample, for errors.
 
     Raises:
         CalibrationError: if a tensor does not have the shape that its reader wants, or there is
             more data than can be summed exactly; ``tensor`` and ``sample`` say where.
     """
     wanted = tuple(dict.fromkeys(layouts))
-    for sample, batch in enumerate(batches):
+    for sample, batch in enumerate(batches, first):
         for layout in wanted:
             x = np.asarray(batch[layout.tensor])
             if x.size == 0 or not (np.isfinite(x.min()) and np.isfinite(x.max())):
@@ -240,3 +249,11 @@ def watch_moments(
                 error.tensor, error.sample = layout.tensor, sample
                 raise
         yield batch
+
+
+def moments_of(
+    layouts: Mapping[str, Layout], sums: Mapping[Layout, MomentSum]
+) -> dict[str, Moments]:
+    """Node name → moments of what it reads; nodes whose input was always empty have none."""
+    found = {layout: total.moments for layout, total in sums.items()}
+    return {node: found[layout] for node, layout in layouts.items() if layout in found}

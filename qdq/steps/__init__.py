@@ -6,8 +6,10 @@ from qdq.solve import Step
 from qdq.steps.avoid_saturation import AvoidSaturation
 from qdq.steps.correct_bias import CorrectBias
 from qdq.steps.derive_bias import DeriveBias
+from qdq.steps.fit_weight_scales import FitWeightScales
 from qdq.steps.fit_weights import FitWeightsToBias
 from qdq.steps.from_ranges import FromConstants, FromRanges, ShareParams
+from qdq.steps.round_weights import RoundWeights
 from qdq.targets import Target
 
 __all__ = [
@@ -15,9 +17,11 @@ __all__ = [
     "AvoidSaturation",
     "CorrectBias",
     "DeriveBias",
+    "FitWeightScales",
     "FitWeightsToBias",
     "FromConstants",
     "FromRanges",
+    "RoundWeights",
     "ShareParams",
     "for_target",
 ]

@@ -26,6 +26,7 @@ class CorrectBias:
     they are.
     """
 
+    needs = frozenset({"means"})
     needs_means = True
 
     def __call__(self, problem: Problem, state: State) -> State:
@@ -37,9 +38,11 @@ class CorrectBias:
                 continue
             if linear.kind == "conv_transpose":
                 continue  # its stride decides how many taps an output sees; not known here
+            # the float model's weights: an earlier step may have rounded those of the state
+            exact = State().constant(problem, linear.weight).astype(np.float64)
             weight = state.constant(problem, linear.weight)
             rounded = fake_quantize(weight, state.need(linear.weight, self))
-            shift = _shift(linear, weight.astype(np.float64) - rounded, mean)
+            shift = _shift(linear, exact - rounded, mean)
             bias = state.constant(problem, linear.bias)
             corrected[linear.bias] = (bias + shift).astype(bias.dtype)
         return replace(state, constants={**state.constants, **corrected})

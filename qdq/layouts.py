@@ -1,0 +1,78 @@
+"""How linear nodes read their inputs, for the collection of second moments."""
+
+import math
+
+import onnx
+
+from qdq.calibrate.moments import Layout
+from qdq.graph import Graph
+from qdq.plan import Plan
+from qdq.problem import Linear
+from qdq.views import node_view
+
+__all__ = ["moment_layouts"]
+
+_ORDER = 1024  # most terms of a block
+_LEAST = 64
+_MEMORY = 1 << 27  # moments kept in all: 1 GiB of float64
+
+
+def moment_layouts(model: onnx.ModelProto, plan: Plan, memory: int = _MEMORY) -> dict[str, Layout]:
+    """How each linear node of a plan reads its input.
+
+    Args:
+        model: the prepared model that the plan was made for.
+        plan: the plan.
+        memory: the most numbers to be kept in all; larger blocks are halved until that holds.
+
+    Returns:
+        Node name → layout. Left out are transposed convolutions, and kernels with more than 1024
+        taps.
+    """
+    graph = Graph(model)
+    places = {node.name: index for index, node in enumerate(graph.nodes)}
+    order = _ORDER
+    while True:
+        found = {
+            linear.node: layout
+            for linear in plan.linears
+            if (layout := _layout(graph, places[linear.node], linear, order)) is not None
+        }
+        if order <= _LEAST or sum(layout.size for layout in set(found.values())) <= memory:
+            return found
+        order //= 2
+
+
+def _layout(graph: Graph, index: int, linear: Linear, order: int) -> Layout | None:
+    shape = tuple(int(d or 0) for d in graph.shape(linear.weight) or ())
+    if linear.kind == "conv_transpose" or 0 in shape:
+        return None
+    if linear.kind == "matmul":
+        return Layout(tensor=linear.input, channels=shape[0], blocks=_blocks(shape[0], 1, order))
+    kernel, view = shape[2:], node_view(graph, index)
+    taps, rank = math.prod(kernel), len(kernel)
+    if taps > _ORDER:
+        return None
+
+    def sizes(name: str, default: int, count: int) -> tuple[int, ...]:
+        value = view.attributes.get(name)
+        return tuple(value) if isinstance(value, list | tuple) else (default,) * count
+
+    auto = view.text("auto_pad", "NOTSET")
+    return Layout(
+        tensor=linear.input,
+        channels=shape[1] * linear.groups,
+        groups=linear.groups,
+        blocks=_blocks(shape[1], taps, order),
+        kernel=kernel,
+        strides=sizes("strides", 1, rank),
+        dilations=sizes("dilations", 1, rank),
+        pads=sizes("pads", 0, 2 * rank),
+        auto_pad=auto if auto.startswith("SAME") else "",
+    )
+
+
+def _blocks(channels: int, taps: int, order: int) -> int:
+    """The least number of blocks of whole channels with at most ``order`` terms, if possible."""
+    per_block = max(order // taps, 1)
+    return -(-channels // per_block)

@@ -1,0 +1,57 @@
+"""A model as it travels to other processes, and its fingerprint. Of any size, in parts."""
+
+import hashlib
+from collections.abc import Iterator
+
+import onnx
+
+from qdq.graph import without_large
+
+__all__ = ["Shipment", "fingerprint"]
+
+_LARGE = 1024
+
+
+class Shipment:
+    """A model that pickles in parts, since one protobuf message cannot exceed 2 GB.
+
+    Threads of the same process share it as it is.
+    """
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.model = model
+
+    def __getstate__(self) -> tuple[bytes, tuple[bytes, ...]]:
+        light = without_large(self.model, _LARGE, as_inputs=False)
+        large = tuple(t.SerializeToString() for t in _left_out(self.model, light))
+        return light.SerializeToString(), large
+
+    def __setstate__(self, state: tuple[bytes, tuple[bytes, ...]]) -> None:
+        light, large = state
+        self.model = onnx.load_model_from_string(light)
+        for data in large:
+            self.model.graph.initializer.add().ParseFromString(data)
+
+
+def fingerprint(model: onnx.ModelProto) -> str:
+    """SHA-256 of a model with its weights, as hexadecimal digits.
+
+    It is the same in every process and for every way in which a tensor's data can be stored;
+    one tensor is in memory at a time.
+    """
+    light = without_large(model, _LARGE, as_inputs=False)
+    total = hashlib.sha256()
+    data = light.SerializeToString(deterministic=True)
+    total.update(b"%d:" % len(data))
+    total.update(data)
+    for t in _left_out(model, light):
+        total.update(f"{t.name!r}{t.data_type}{list(t.dims)}".encode())
+        raw = t.raw_data if t.HasField("raw_data") else onnx.numpy_helper.to_array(t).tobytes()
+        total.update(raw)
+    return total.hexdigest()
+
+
+def _left_out(model: onnx.ModelProto, light: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """The initializers that the light copy lacks."""
+    present = {t.name for t in light.graph.initializer}
+    return (t for t in model.graph.initializer if t.name not in present)
