@@ -1,7 +1,9 @@
 """quantize(): the stages in order."""
 
 import logging
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -10,28 +12,33 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from qdq.calibrate import MSE, Calibrator, calibrate
-from qdq.calibrate.means import ChannelSum, watch_means
-from qdq.data import open_feeds
+from qdq.calibrate import MSE, Calibrator, ranges_from
+from qdq.calibrate.moments import Layout
+from qdq.data import Feed, open_feeds
 from qdq.emit import emit
 from qdq.errors import ConfigError
 from qdq.graph import Graph, without_large
 from qdq.history import planned_counts, scale_history
+from qdq.layouts import moment_layouts
 from qdq.modelio import load
 from qdq.plan import Plan, make_plan
 from qdq.prepare import prepare
-from qdq.problem import Problem
+from qdq.problem import Moments, Problem
 from qdq.ranges import TensorRange
 from qdq.scheme import Scheme
-from qdq.session import input_specs, observe
+from qdq.session import input_specs
+from qdq.sharding import collect
+from qdq.shipment import fingerprint
 from qdq.solve import Solution, Step, needs_of, solve
+from qdq.statistics import Statistics
 from qdq.steps import DEFAULT_STEPS, for_target
 from qdq.targets import ORT_CPU, Target
 from qdq.verify import verify
 from qdq.version import __version__
 from qdq.wiring import clamps_that_stay
+from qdq.worker import Progress
 
-__all__ = ["Result", "make_problem", "quantize", "run"]
+__all__ = ["Result", "collect_statistics", "make_problem", "quantize", "run"]
 
 log = logging.getLogger(__name__)
 
@@ -51,14 +58,30 @@ class Result:
         return {**self.plan.left_float, **late, **self.solution.floats}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Start:
+    """What is there before calibration; no feeds where statistics are given."""
+
+    prepared: onnx.ModelProto
+    plan: Plan
+    axes: Mapping[str, int]
+    layouts: Mapping[str, Layout]
+    shapes: Mapping[str, tuple[int, ...]]
+    first: Feed | None
+    feeds: Iterator[Feed]
+
+
 def run(
     model: Any,
-    calib_reader: Any,
+    calib_reader: Any = None,
     *,
     scheme: Scheme | None = None,
     calibrator: Calibrator[Any] | None = None,
     steps: Sequence[Step] = DEFAULT_STEPS,
     target: Target = ORT_CPU,
+    executor: Executor | None = None,
+    statistics: Statistics | str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
 ) -> Result:
     """As ``quantize``, and hand out the plan and the solution too.
 
@@ -71,28 +94,28 @@ def run(
     scheme = Scheme() if scheme is None else scheme
     calibrator = MSE() if calibrator is None else calibrator
     _check_options(scheme, calibrator, steps, target)
+    if (calib_reader is None) == (statistics is None):
+        raise ConfigError("give either calibration data or statistics of an earlier calibration")
+    given = Statistics.load(statistics) if isinstance(statistics, str | os.PathLike) else statistics
     steps = for_target(steps, target)
-    source = load(model)
-    feeds = open_feeds(calib_reader, input_specs(source))
-    first = next(feeds)  # open_feeds has made sure that there is one
-    feeds = chain([first], feeds)
-    prepared = prepare(source)
-    source = without_large(source, 1024)  # rules read its names; its weights are done with
-    seen = {name: array.shape for name, array in first.items()}
-    plan = make_plan(prepared, scheme, target, source=source, seen=seen)
-    log.info("plan: %d integer nodes, %d float", len(plan.quantized), len(plan.left_float))
-    if not plan.quantized:
-        log.warning(
-            "no node of this model runs on integers: the result computes what the float model "
-            "does; Result.left_float and the metadata say why, node by node"
+    start = _begin(model, calib_reader, given, scheme, steps, target)
+    plan, prepared = start.plan, start.prepared
+    found = given or _collect(start, calibrator, executor, progress)
+    if given is not None:
+        given.require(
+            calibrator=calibrator,
+            fingerprint=fingerprint(prepared),
+            tensors=tuple(plan.observed),
+            axes=start.axes,
+            layouts=start.layouts.values(),
         )
-    axes = _mean_axes(plan, steps)
-    names = list(dict.fromkeys([*plan.observed, *axes]))
-    sums: dict[str, ChannelSum] = {}
-    batches = watch_means(observe(prepared, names, feeds), axes, sums)
-    ranges = calibrate(batches, plan.observed, calibrator)
-    means = {name: total.mean for name, total in sums.items()}
-    solution = solve(make_problem(prepared, plan, ranges, means), steps)
+    ranges = ranges_from(found.summaries, plan.observed, calibrator)
+    moments = {
+        node: found.moments[layout].moments
+        for node, layout in start.layouts.items()
+        if layout in found.moments
+    }
+    solution = solve(make_problem(prepared, plan, ranges, found.means, moments), steps)
     log.info("solved: %d tensors, %d changes", len(solution.params), len(solution.changes))
     recipe = {
         "target": target.name,
@@ -109,7 +132,90 @@ def run(
         "changes": scale_history(solution.changes, {n.weight for n in plan.linears}),
     }
     emitted = emit(prepared, plan, solution, metadata)
-    return Result(model=verify(emitted, first, prepared), plan=plan, solution=solution)
+    return Result(model=verify(emitted, start.first, prepared), plan=plan, solution=solution)
+
+
+def collect_statistics(
+    model: Any,
+    calib_reader: Any,
+    *,
+    scheme: Scheme | None = None,
+    calibrator: Calibrator[Any] | None = None,
+    steps: Sequence[Step] = DEFAULT_STEPS,
+    target: Target = ORT_CPU,
+    executor: Executor | None = None,
+    progress: Progress | None = None,
+) -> Statistics:
+    """Calibrate only: what ``quantize(..., statistics=...)`` needs in place of the data.
+
+    Args and Raises: those of ``quantize``. The other options must be those of the later call.
+    """
+    scheme = Scheme() if scheme is None else scheme
+    calibrator = MSE() if calibrator is None else calibrator
+    _check_options(scheme, calibrator, steps, target)
+    start = _begin(model, calib_reader, None, scheme, for_target(steps, target), target)
+    return _collect(start, calibrator, executor, progress, fingerprint(start.prepared))
+
+
+def _begin(
+    model: Any,
+    calib_reader: Any,
+    statistics: Statistics | None,
+    scheme: Scheme,
+    steps: Sequence[Step],
+    target: Target,
+) -> _Start:
+    """Read, prepare and plan."""
+    source = load(model)
+    first: Feed | None = None
+    feeds: Iterator[Feed] = iter(())
+    if statistics is None:
+        feeds = open_feeds(calib_reader, input_specs(source))
+        first = next(feeds)  # open_feeds has made sure that there is one
+        feeds = chain([first], feeds)
+        shapes: Mapping[str, tuple[int, ...]] = {n: a.shape for n, a in first.items()}
+    else:
+        shapes = statistics.shapes
+    prepared = prepare(source)
+    source = without_large(source, 1024)  # rules read its names; its weights are done with
+    plan = make_plan(prepared, scheme, target, source=source, seen=shapes)
+    log.info("plan: %d integer nodes, %d float", len(plan.quantized), len(plan.left_float))
+    if not plan.quantized:
+        log.warning(
+            "no node of this model runs on integers: the result computes what the float model "
+            "does; Result.left_float and the metadata say why, node by node"
+        )
+    return _Start(
+        prepared=prepared,
+        plan=plan,
+        axes=_mean_axes(plan, steps),
+        layouts=moment_layouts(prepared, plan) if "moments" in needs_of(steps) else {},
+        shapes=shapes,
+        first=first,
+        feeds=feeds,
+    )
+
+
+def _collect(
+    start: _Start,
+    calibrator: Calibrator[Any],
+    executor: Executor | None,
+    progress: Progress | None,
+    mark: str | None = None,
+) -> Statistics:
+    return collect(
+        start.prepared,
+        tuple(start.plan.observed),
+        start.axes,
+        start.feeds,
+        calibrator,
+        executor=executor,
+        progress=progress,
+        layouts=start.layouts.values(),
+        shapes=start.shapes,
+        # workers know a model by its mark; without any, and nothing to save, it is not needed
+        mark="" if mark is None and executor is None else mark,
+    )
 
 
 def _check_options(scheme: object, calibrator: object, steps: object, target: object) -> None:
@@ -148,6 +254,7 @@ def make_problem(
     plan: Plan,
     ranges: Mapping[str, TensorRange],
     means: Mapping[str, NDArray[np.float64]] | None = None,
+    moments: Mapping[str, Moments] | None = None,
 ) -> Problem:
     """The numbers that the solver works on: the plan's tensors, their ranges and constants."""
     graph = Graph(model)
@@ -158,17 +265,21 @@ def make_problem(
         ranges=ranges,
         constants=values,
         means=means or {},
+        moments=moments or {},
     )
 
 
 def quantize(
     model: Any,
-    calib_reader: Any,
+    calib_reader: Any = None,
     *,
     scheme: Scheme | None = None,
     calibrator: Calibrator[Any] | None = None,
     steps: Sequence[Step] = DEFAULT_STEPS,
     target: Target = ORT_CPU,
+    executor: Executor | None = None,
+    statistics: Statistics | str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
 ) -> onnx.ModelProto:
     """Quantize a float model to QDQ form, in one pass over the calibration data.
 
@@ -187,6 +298,11 @@ def quantize(
             ``Percentile`` or ``Entropy``.
         steps: the solver's recipe.
         target: the runtime that the plan is made for; default: onnxruntime's CPU provider.
+        executor: a ``concurrent.futures.Executor`` that runs the calibration: processes, or a
+            cluster. The result is the same, byte for byte. It stays open.
+        statistics: of an earlier calibration of this model with these options, or the path of
+            their file, in place of calib_reader.
+        progress: called with the number of samples done so far.
 
     Returns:
         A new model that onnxruntime loads. What stays float is listed with its reason in its
@@ -201,5 +317,13 @@ def quantize(
         VerifyError: the result is not valid; a fault of qdq.
     """
     return run(
-        model, calib_reader, scheme=scheme, calibrator=calibrator, steps=steps, target=target
+        model,
+        calib_reader,
+        scheme=scheme,
+        calibrator=calibrator,
+        steps=steps,
+        target=target,
+        executor=executor,
+        statistics=statistics,
+        progress=progress,
     ).model

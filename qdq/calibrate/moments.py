@@ -27,9 +27,9 @@ _BITS = 14  # of a code; a product has 28
 _SPAN = 4  # exponents per bin: the largest value of a sample has at least 2**10 codes
 _ROWS = 1 << 25  # 2**28 * 2**25 = 2**53: up to here float64 sums of products are exact
 _LEAST = 32
-_MOST = 512  # positions per sample
-_WORK = 1 << 27  # multiplications per sample and node
-_TERMS = 1 << 20  # values per sample and node
+_MOST = 256  # positions per sample
+_WORK = 1 << 26  # multiplications per sample and node
+_TERMS = 1 << 18  # values per sample and node
 
 Floats = NDArray[np.float64]
 Batch = Mapping[str, NDArray[np.floating]]
@@ -75,7 +75,7 @@ class Layout:
     def terms(self, x: NDArray[np.floating]) -> NDArray[np.floating]:
         """(groups * blocks, B, P): the terms of P sums of one sample.
 
-        The positions are a fixed pattern, at most 512 and so few that the products cost no more
+        The positions are a fixed pattern, at most 256 and so few that the products cost no more
         than the node itself. What lies in the padding is 0, as are terms that fill up the last
         block.
 
@@ -240,10 +240,13 @@ def watch_moments(
     for sample, batch in enumerate(batches, first):
         for layout in wanted:
             x = np.asarray(batch[layout.tensor])
-            if x.size == 0 or not (np.isfinite(x.min()) and np.isfinite(x.max())):
-                continue  # NaN and Inf are refused where ranges are taken
+            if x.size == 0:
+                continue
             try:
-                found = MomentSum.of(layout.terms(x))
+                terms = layout.terms(x)
+                if not (np.isfinite(terms.min()) and np.isfinite(terms.max())):
+                    continue  # NaN and Inf are refused where ranges are taken
+                found = MomentSum.of(terms)
                 sums[layout] = sums[layout].merge(found) if layout in sums else found
             except CalibrationError as error:
                 error.tensor, error.sample = layout.tensor, sample
