@@ -2,34 +2,23 @@
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
-import numpy as np
 import onnx
-from numpy.typing import NDArray
 
-from qdq.calibrate import MSE, Calibrator, ranges_from
-from qdq.calibrate.moments import Layout
-from qdq.data import Feed, open_feeds
+from qdq.calibrate import MSE, Calibrator
 from qdq.emit import emit
 from qdq.errors import ConfigError
-from qdq.graph import Graph, without_large
+from qdq.frontier import choose
 from qdq.history import planned_counts, scale_history
-from qdq.layouts import moment_layouts
-from qdq.modelio import load
-from qdq.plan import Plan, make_plan
-from qdq.prepare import prepare
-from qdq.problem import Moments, Problem
-from qdq.ranges import TensorRange
+from qdq.plan import Plan
 from qdq.scheme import Scheme
-from qdq.session import input_specs
-from qdq.sharding import collect
 from qdq.shipment import fingerprint
-from qdq.solve import Solution, Step, needs_of, solve
+from qdq.solve import Solution, Step
+from qdq.stages import Start, begin, gather, make_problem, solved
 from qdq.statistics import Statistics
 from qdq.steps import DEFAULT_STEPS, for_target
 from qdq.targets import ORT_CPU, Target
@@ -58,19 +47,6 @@ class Result:
         return {**self.plan.left_float, **late, **self.solution.floats}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Start:
-    """What is there before calibration; no feeds where statistics are given."""
-
-    prepared: onnx.ModelProto
-    plan: Plan
-    axes: Mapping[str, int]
-    layouts: Mapping[str, Layout]
-    shapes: Mapping[str, tuple[int, ...]]
-    first: Feed | None
-    feeds: Iterator[Feed]
-
-
 def run(
     model: Any,
     calib_reader: Any = None,
@@ -82,6 +58,8 @@ def run(
     executor: Executor | None = None,
     statistics: Statistics | str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
+    measured: bool = False,
+    target_sqnr: float | None = None,
 ) -> Result:
     """As ``quantize``, and hand out the plan and the solution too.
 
@@ -96,26 +74,20 @@ def run(
     _check_options(scheme, calibrator, steps, target)
     if (calib_reader is None) == (statistics is None):
         raise ConfigError("give either calibration data or statistics of an earlier calibration")
+    measured = measured or target_sqnr is not None
+    if measured and statistics is not None:
+        raise ConfigError("measuring harm runs samples: give calibration data, not statistics")
     given = Statistics.load(statistics) if isinstance(statistics, str | os.PathLike) else statistics
     steps = for_target(steps, target)
-    start = _begin(model, calib_reader, given, scheme, steps, target)
-    plan, prepared = start.plan, start.prepared
-    found = given or _collect(start, calibrator, executor, progress)
+    start = begin(model, calib_reader, given, scheme, steps, target, measured=measured)
     if given is not None:
-        given.require(
-            calibrator=calibrator,
-            fingerprint=fingerprint(prepared),
-            tensors=tuple(plan.observed),
-            axes=start.axes,
-            layouts=start.layouts.values(),
-        )
-    ranges = ranges_from(found.summaries, plan.observed, calibrator)
-    moments = {
-        node: found.moments[layout].moments
-        for node, layout in start.layouts.items()
-        if layout in found.moments
-    }
-    solution = solve(make_problem(prepared, plan, ranges, found.means, moments), steps)
+        start.require(given, calibrator)
+    found = given or gather(start, calibrator, executor, progress)
+    plan, prepared = start.plan, start.prepared
+    solution = solved(start, plan, found, calibrator, steps)
+    if measured and plan.quantized:
+        plan = _chosen(start, solution, target_sqnr)
+        solution = solved(start, plan, found, calibrator, steps)
     log.info("solved: %d tensors, %d changes", len(solution.params), len(solution.changes))
     recipe = {
         "target": target.name,
@@ -153,69 +125,19 @@ def collect_statistics(
     scheme = Scheme() if scheme is None else scheme
     calibrator = MSE() if calibrator is None else calibrator
     _check_options(scheme, calibrator, steps, target)
-    start = _begin(model, calib_reader, None, scheme, for_target(steps, target), target)
-    return _collect(start, calibrator, executor, progress, fingerprint(start.prepared))
+    start = begin(model, calib_reader, None, scheme, for_target(steps, target), target)
+    return gather(start, calibrator, executor, progress, fingerprint(start.prepared))
 
 
-def _begin(
-    model: Any,
-    calib_reader: Any,
-    statistics: Statistics | None,
-    scheme: Scheme,
-    steps: Sequence[Step],
-    target: Target,
-) -> _Start:
-    """Read, prepare and plan."""
-    source = load(model)
-    first: Feed | None = None
-    feeds: Iterator[Feed] = iter(())
-    if statistics is None:
-        feeds = open_feeds(calib_reader, input_specs(source))
-        first = next(feeds)  # open_feeds has made sure that there is one
-        feeds = chain([first], feeds)
-        shapes: Mapping[str, tuple[int, ...]] = {n: a.shape for n, a in first.items()}
-    else:
-        shapes = statistics.shapes
-    prepared = prepare(source)
-    source = without_large(source, 1024)  # rules read its names; its weights are done with
-    plan = make_plan(prepared, scheme, target, source=source, seen=shapes)
-    log.info("plan: %d integer nodes, %d float", len(plan.quantized), len(plan.left_float))
+def _chosen(start: Start, solution: Solution, target_sqnr: float | None) -> Plan:
+    """The plan of the best value by measured harm, or the fastest that meets the target."""
+    feeds = list(start.kept.values())
+    choice = choose(start.prepared, start.plan_for, solution, feeds, target_sqnr=target_sqnr)
+    plan = choice.chosen.plan
+    log.info("measured: %d of %d nodes integer", len(plan.quantized), len(start.plan.quantized))
     if not plan.quantized:
-        log.warning(
-            "no node of this model runs on integers: the result computes what the float model "
-            "does; Result.left_float and the metadata say why, node by node"
-        )
-    return _Start(
-        prepared=prepared,
-        plan=plan,
-        axes=_mean_axes(plan, steps),
-        layouts=moment_layouts(prepared, plan) if "moments" in needs_of(steps) else {},
-        shapes=shapes,
-        first=first,
-        feeds=feeds,
-    )
-
-
-def _collect(
-    start: _Start,
-    calibrator: Calibrator[Any],
-    executor: Executor | None,
-    progress: Progress | None,
-    mark: str | None = None,
-) -> Statistics:
-    return collect(
-        start.prepared,
-        tuple(start.plan.observed),
-        start.axes,
-        start.feeds,
-        calibrator,
-        executor=executor,
-        progress=progress,
-        layouts=start.layouts.values(),
-        shapes=start.shapes,
-        # workers know a model by its mark; without any, and nothing to save, it is not needed
-        mark="" if mark is None and executor is None else mark,
-    )
+        log.warning("only the float model reaches target_sqnr=%s: no node is integer", target_sqnr)
+    return plan
 
 
 def _check_options(scheme: object, calibrator: object, steps: object, target: object) -> None:
@@ -241,34 +163,6 @@ def _check_options(scheme: object, calibrator: object, steps: object, target: ob
             raise ConfigError(f"{option}={value!r} ({type(value).__name__}): wants {wanted}")
 
 
-def _mean_axes(plan: Plan, steps: Sequence[Step]) -> dict[str, int]:
-    """Inputs of linear nodes whose channel means a step asks for → the channel axis."""
-    if "means" not in needs_of(steps):
-        return {}
-    with_bias = [n for n in plan.linears if n.bias is not None]
-    return {n.input: -1 if n.kind == "matmul" else 1 for n in with_bias}
-
-
-def make_problem(
-    model: onnx.ModelProto,
-    plan: Plan,
-    ranges: Mapping[str, TensorRange],
-    means: Mapping[str, NDArray[np.float64]] | None = None,
-    moments: Mapping[str, Moments] | None = None,
-) -> Problem:
-    """The numbers that the solver works on: the plan's tensors, their ranges and constants."""
-    graph = Graph(model)
-    values = {name: graph.floats(name) for name in plan.tensors if name in graph.constants}
-    return Problem(
-        tensors=plan.tensors,
-        linears=plan.linears,
-        ranges=ranges,
-        constants=values,
-        means=means or {},
-        moments=moments or {},
-    )
-
-
 def quantize(
     model: Any,
     calib_reader: Any = None,
@@ -280,6 +174,8 @@ def quantize(
     executor: Executor | None = None,
     statistics: Statistics | str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
+    measured: bool = False,
+    target_sqnr: float | None = None,
 ) -> onnx.ModelProto:
     """Quantize a float model to QDQ form, in one pass over the calibration data.
 
@@ -303,6 +199,11 @@ def quantize(
         statistics: of an earlier calibration of this model with these options, or the path of
             their file, in place of calib_reader.
         progress: called with the number of samples done so far.
+        measured: measure on a few of the samples what rounding each tensor does to the outputs,
+            and leave float what hurts most for the time it saves. Takes several times as long as
+            calibrating; the default is a fixed price per rounded element.
+        target_sqnr: in dB; the fastest plan whose worst output has it on samples held out for
+            that (measured too); in the end the float model, with a warning.
 
     Returns:
         A new model that onnxruntime loads. What stays float is listed with its reason in its
@@ -326,4 +227,6 @@ def quantize(
         executor=executor,
         statistics=statistics,
         progress=progress,
+        measured=measured,
+        target_sqnr=target_sqnr,
     ).model

@@ -14,6 +14,7 @@ import onnx
 from numpy.typing import NDArray
 
 from qdq.affine import fake_quantize
+from qdq.data import Feed
 from qdq.errors import CalibrationError, ConfigError
 from qdq.graph import Graph
 from qdq.harm import Reading, Sensitivity, decibels, read
@@ -27,7 +28,6 @@ __all__ = ["SAMPLES", "Feed", "Meter", "keep_few", "measure", "rounded_by"]
 
 log = logging.getLogger(__name__)
 
-Feed = Mapping[str, NDArray[np.generic]]
 SAMPLES = 4  #: how many samples are enough
 _ALL = 2  # samples on which everything is measured
 _MOST = 0.995  # share of the harm that is measured on every sample

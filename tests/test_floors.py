@@ -20,16 +20,18 @@ FLOORS = (
      "sharding"},
     {"placement", "solve", "steps", "bias_scale"},
     {"plan"},
-    {"wiring", "layouts", "history", "sqnr", "matching", "alone", "advice", "tally", "report", "report_text",
-     "report_svg", "report_html", "sensitivity", "frontier"},
+    {"wiring", "layouts", "history", "sqnr", "matching", "alone", "advice", "tally", "report",
+     "report_text", "report_svg", "report_html", "sensitivity", "frontier"},
+    {"stages"},
     {"emit", "verify"},
     {"api", "compare"},
     {"__init__"},
     {"demo", "cli"},
     {"__main__"},
 )  # fmt: skip
-NUMPY_ONLY = {"affine", "bias_scale", "calibrate", "costs", "harm", "mincut", "packing", "problem", "ranges",
-              "scheme", "solve", "sqnr", "spec", "statistics", "steps", "targets", "weighing", "ops"}  # fmt: skip
+NUMPY_ONLY = {"affine", "bias_scale", "calibrate", "costs", "harm", "mincut", "packing",
+              "problem", "ranges", "scheme", "solve", "sqnr", "spec", "statistics", "steps",
+              "targets", "weighing", "ops"}  # fmt: skip
 
 
 def module_of(path: Path) -> str:
