@@ -215,6 +215,9 @@ def _cut(
         price = weighing.integer(unit.view.name, kind, features, unit.demand)
         net.edge(vertex, sink, price - time, due=True)
         net.edge(source, vertex, weighing.float(kind, features))
+        if isinstance(unit.demand.output, SameAs) and unit.reads:
+            maker = producer.get(unit.reads[0], sink)
+            net.edge(vertex, maker, weighing.stranded(kind, features))
     for closing, gate in gates.items():
         net.edge(closing, gate, INFINITE, back=INFINITE)  # a swish is integer or float as a whole
     for name in graph.outputs:

@@ -6,7 +6,7 @@ rounds to 8 bits once more: a Lagrange multiplier between time and accuracy, in 
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import isfinite, prod
 
 from qdq import costs
@@ -108,6 +108,13 @@ class Weighing:
         if kind == "Mul.silu":  # onnxruntime makes x * Sigmoid(x) one kernel, already paid
             return 0
         return round(costs.float_cost(kind, features))
+
+    def stranded(self, kind: str, features: costs.Features) -> int:
+        """What an integer kernel takes longer right behind a Q, where data is channels-first."""
+        if not features.beside_conv:
+            return 0
+        alone = _int8_ns(kind, replace(features, beside_conv=False))
+        return max(0, round(alone - _int8_ns(kind, features))) if isfinite(alone) else 0
 
     def time(self, kind: str, features: costs.Features) -> int:
         """The time of a node on the integer side; INFINITE where there is no kernel."""

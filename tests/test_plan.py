@@ -326,6 +326,26 @@ def test_planning_is_linear_in_nodes() -> None:
     assert seconds(1000) < 4.0
 
 
+def test_a_max_pool_goes_with_what_is_before_it() -> None:
+    """On integers right behind a Q it would run in channels-first layout, fifty times as slow."""
+    constants = {"s": weights(32, 3, 3, 3), "w": weights(64, 32, 3, 3), "v": weights(64, 64, 3, 3)}
+    net = model(
+        [
+            node("Conv", ["x", "s"], "c", pads=[1] * 4),
+            node("MaxPool", ["c"], "m", kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4),
+            node("Conv", ["m", "w"], "d", pads=[1] * 4),
+            node("Conv", ["d", "v"], "y", pads=[1] * 4),
+        ],
+        {"x": [1, 3, 96, 96]},
+        {"y": [1, 64, 48, 48]},
+        constants,
+    )
+    rule = Rule(nodes="Conv_c", keep_float=True)
+    assert set(planned(net, rule, target=ORT_CPU).quantized) == {"Conv_d", "Conv_y"}
+    chosen = planned(net, target=ORT_CPU).quantized
+    assert ("MaxPool_m" in chosen) == ("Conv_c" in chosen)
+
+
 class TestUnitsAreNeverSplit:
     def test_hard_swish_stays_float_on_every_target(self) -> None:
         net = model(

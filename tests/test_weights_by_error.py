@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import pytest
 from harness import FORCED, Feed, Outcome, compare, dequantized
+from harness import quantized as through_api
 from models import conv_chain, feeds, mlp, model, node, rng, weights
 
 from qdq.affine import fake_quantize
@@ -181,3 +182,15 @@ def test_independent_inputs_gain_little_and_lose_nothing() -> None:
         for steps in (DEFAULT_STEPS, ROUND)
     )
     assert by_error > plain - 0.5
+
+
+def test_a_recipe_is_all_that_a_caller_gives() -> None:
+    net, shape = NETS["mlp"]
+    samples = smooth(shape)
+    result, outcome = through_api(net, samples, steps=BOTH)
+    agrees(outcome)
+    _, _, solution = quantized(net, samples, BOTH)
+    for name in ("w0", "w1"):
+        assert np.array_equal(result.solution.constants[name], solution.constants[name])
+    assert {c.step for c in result.solution.changes} >= {"FitWeightScales", "RoundWeights"}
+    assert through_api(net, samples)[0].solution.constants.keys().isdisjoint({"w0", "w1"})

@@ -27,7 +27,6 @@ class CorrectBias:
     """
 
     needs = frozenset({"means"})
-    needs_means = True
 
     def __call__(self, problem: Problem, state: State) -> State:
         """Return the state with corrected biases."""
