@@ -392,3 +392,31 @@ def test_demo_json(tmp_path: Path) -> None:
     facts = json.loads(done.stdout)
     assert facts["images"] == 500
     assert facts["bytes"][1] == (tmp_path / facts["output"]).stat().st_size
+
+
+class TestSeparateRuns:
+    def test_statistics_in_place_of_data_give_the_same_file(self, files: Path) -> None:
+        assert cli.main([*BASE, "--calibrator", "minmax"]) == 0
+        calibrate = ["calibrate", "in.onnx", "stats.npz", "--calib", "data.npz"]
+        assert cli.main([*calibrate, "--calibrator", "minmax"]) == 0
+        later = ["quantize", "in.onnx", "later.onnx", "--stats", "stats.npz"]
+        assert cli.main([*later, "--calibrator", "minmax"]) == 0
+        assert Path("later.onnx").read_bytes() == Path("out.onnx").read_bytes()
+
+    def test_other_options_are_refused(
+        self, files: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert cli.main(["calibrate", "in.onnx", "stats.npz", "--calib", "data.npz"]) == 0
+        stale = ["quantize", "in.onnx", "out.onnx", "--stats", "stats.npz"]
+        assert cli.main([*stale, "--calibrator", "entropy"]) == 1
+        assert "Entropy" in capsys.readouterr().err
+        assert not Path("out.onnx").exists()
+
+    def test_data_or_statistics(self, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert cli.main(["quantize", "in.onnx", "out.onnx"]) == 1
+        assert "either --calib or --stats" in capsys.readouterr().err
+
+
+def test_a_target_sqnr(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*BASE, "--json", "--target-sqnr", "400"]) == 0
+    assert json.loads(capsys.readouterr().out)["integer"] == {}

@@ -1,4 +1,4 @@
-"""The command line: ``qdq quantize``, ``plan``, ``compare`` and ``demo``.
+"""The command line: ``qdq quantize``, ``calibrate``, ``plan``, ``compare``, ``demo``.
 
 With the demo the only code that prints. Exit status: 0 done, 1 failed (one line on stderr), 2
 wrong usage, 130 interrupted.
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from qdq.cli import compare, plan, quantize
+from qdq.cli import calibrate, compare, plan, quantize
 from qdq.cli.options import add_command, add_common
 from qdq.demo import main as demo
 from qdq.errors import QdqError
@@ -60,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"qdq {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     quantize.add(commands)
+    calibrate.add(commands)
     plan.add(commands)
     compare.add(commands)
     command = add_command(

@@ -2,20 +2,15 @@
 
 import argparse
 import json
-import sys
-import time
 from collections import Counter
-from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import onnx
 
 from qdq.api import Result, run
-from qdq.calibrate import CALIBRATORS, Percentile
-from qdq.cli.options import add_command, add_common, add_scheme, check_output, count, scheme_of
-from qdq.data import Feed, npz_samples
+from qdq.cli.calibrate import Progress, add_calibration, calibrator_of, samples_of
+from qdq.cli.options import add_command, add_common, add_scheme, check_output, scheme_of
 from qdq.errors import ConfigError
 from qdq.modelio import save
 from qdq.session import optimized_op_counts
@@ -38,84 +33,56 @@ def add(commands: Any) -> None:
         (
             "qdq quantize model.onnx model.int8.onnx --calib calib.npz",
             "qdq quantize model.onnx out.onnx --calib calib.npz --skip '/head.*' --skip-op Mul",
+            "qdq quantize model.onnx out.onnx --calib calib.npz --target-sqnr 30",
+            "qdq quantize model.onnx out.onnx --stats stats.npz",
         ),
     )
     option = command.add_argument
     option("model", type=Path, metavar="IN", help="the float model")
     option("output", type=Path, metavar="OUT", help="where to write the quantized model")
     option(
-        "--calib",
+        "--stats",
         type=Path,
-        required=True,
-        metavar="FILE.npz",
-        help="calibration data: one array per model input, samples along the first axis",
+        metavar="STATS.npz",
+        help="statistics from qdq calibrate, in place of --calib",
     )
-    option("--samples", type=count, metavar="N", help="use the first N samples only")
-    option("--calibrator", choices=sorted(CALIBRATORS), default="mse", help="default: mse")
-    option("--percentile", type=_percentile, metavar="P", help="of --calibrator percentile")
+    option(
+        "--measured",
+        action="store_true",
+        help="measure what rounding each tensor does, and place by that; takes longer",
+    )
+    option(
+        "--target-sqnr",
+        type=float,
+        metavar="DB",
+        help="the fastest plan whose outputs have this SQNR on held-out samples",
+    )
+    add_calibration(command, required=False)
     add_scheme(command)
     add_common(command)
     command.set_defaults(action=_quantize)
 
 
-def _percentile(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = float("nan")
-    if not 50 < value <= 100:
-        raise argparse.ArgumentTypeError(f"wants a number above 50 up to 100; found '{text}'")
-    return value
-
-
 def _quantize(args: argparse.Namespace) -> None:
-    check_output(args.output, ((args.model, "float model"), (args.calib, "calibration data")))
-    scheme, calibrator, target = scheme_of(args), _calibrator(args), TARGETS[args.target]
-    with _Progress() as progress:
-        samples = progress.count(islice(npz_samples(args.calib), args.samples))
-        result = run(args.model, samples, scheme=scheme, calibrator=calibrator, target=target)
+    data = [(args.calib, "calibration data"), (args.stats, "statistics")]
+    given = [(path, what) for path, what in data if path is not None]
+    check_output(args.output, ((args.model, "float model"), *given))
+    if len(given) != 1:
+        raise ConfigError("give either --calib or --stats")
+    with Progress() as progress:
+        result = run(
+            args.model,
+            samples_of(args, progress) if args.calib is not None else None,
+            scheme=scheme_of(args),
+            calibrator=calibrator_of(args),
+            target=TARGETS[args.target],
+            statistics=args.stats,
+            measured=args.measured,
+            target_sqnr=args.target_sqnr,
+        )
     save(result.model, args.output)
     facts = _facts(result, args, progress.done)
     print(json.dumps(facts, indent=1) if args.json else _text(facts))
-
-
-def _calibrator(args: argparse.Namespace) -> Any:
-    if args.percentile is None:
-        return CALIBRATORS[args.calibrator]()
-    if args.calibrator != "percentile":
-        raise ConfigError("--percentile is for --calibrator percentile; give both or neither")
-    return Percentile(percentile=args.percentile)
-
-
-class _Progress:
-    """Counts samples as they pass; shows the count where stderr is a terminal."""
-
-    def __init__(self) -> None:
-        self.done = 0
-        self._shown = sys.stderr.isatty()
-        self._last = self._start = time.monotonic()
-
-    def __enter__(self) -> "_Progress":
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        if self._shown and self.done:
-            self._show()
-            print(file=sys.stderr)
-
-    def count(self, samples: Iterator[Feed]) -> Iterator[Feed]:
-        """The samples, counted."""
-        for sample in samples:
-            yield sample
-            self.done += 1
-            if self._shown and time.monotonic() - self._last > 0.1:
-                self._last = time.monotonic()
-                self._show()
-
-    def _show(self) -> None:
-        rate = self.done / max(time.monotonic() - self._start, 1e-9)
-        line = f"\rcalibrating: {self.done} samples, {rate:.1f}/s "
-        print(line, end="", file=sys.stderr, flush=True)
 
 
 def _facts(result: Result, args: argparse.Namespace, samples: int) -> dict[str, Any]:

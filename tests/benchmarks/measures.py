@@ -246,35 +246,42 @@ def plain(value):
 def latency(folder, paths, rounds=61):
     """Times of each path's model over the float one's, in turns: quartiles of the ratios.
 
-    Each round runs every model for about 10 ms; the order turns from round to round, so that
-    none always comes after the same other.
+    One session lives at a time: the threads of an idle one spin for a while and take cores from
+    the one that is measured. Each turn opens every model, warms it up and takes the median of
+    some 10 ms blocks; the order turns, so that none always comes after the same other.
     """
-    sessions = {"float": session(Path(folder) / "model.onnx")}
-    sessions |= {name: session(p) for name, p in paths.items()}
+    models = {"float": Path(folder) / "model.onnx", **paths}
     feed = next(samples(folder, "eval"))
-    inner = {}
-    for name, s in sessions.items():
-        once = []
-        for _ in range(4):
-            start = time.perf_counter()
-            s.run(None, feed)
-            once.append(time.perf_counter() - start)
-        inner[name] = int(np.clip(0.01 / min(once), 1, 200))
-    times = {name: np.zeros(rounds) for name in sessions}
-    names = list(sessions)
-    for i in range(rounds):
+    turns = max(5, rounds // 5)
+    times = {name: np.zeros(turns) for name in models}
+    names = list(models)
+    for i in range(turns):
         for name in (*names[i % len(names) :], *names[: i % len(names)]):
-            s, n = sessions[name], inner[name]
-            start = time.perf_counter()
-            for _ in range(n):
-                s.run(None, feed)
-            times[name][i] = (time.perf_counter() - start) / n
+            times[name][i] = one_latency(models[name], feed)
     result = {"float": {"ms": float(np.median(times["float"]) * 1e3)}}
     for name in paths:
         low, middle, high = np.percentile(times[name] / times["float"], (25, 50, 75))
         ms = float(np.median(times[name]) * 1e3)
         result[name] = {"ms": ms, "ratio": middle, "q1": low, "q3": high}
     return result
+
+
+def one_latency(path, feed, blocks=9):
+    """Seconds of one run in a session of its own."""
+    s = session(path)
+    once = []
+    for _ in range(4):
+        start = time.perf_counter()
+        s.run(None, feed)
+        once.append(time.perf_counter() - start)
+    count = int(np.clip(0.01 / min(once), 1, 200))
+    found = np.zeros(blocks)
+    for k in range(blocks):
+        start = time.perf_counter()
+        for _ in range(count):
+            s.run(None, feed)
+        found[k] = (time.perf_counter() - start) / count
+    return float(np.median(found))
 
 
 def agreement(folder, path):

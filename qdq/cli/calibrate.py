@@ -1,0 +1,132 @@
+"""``qdq calibrate``, and the options and the progress that calibrating commands share."""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from qdq.api import collect_statistics
+from qdq.calibrate import CALIBRATORS, Percentile
+from qdq.cli.options import add_command, add_common, add_scheme, check_output, count, scheme_of
+from qdq.data import Feed, npz_samples
+from qdq.errors import ConfigError
+from qdq.targets import TARGETS
+
+__all__ = ["Progress", "add", "add_calibration", "calibrator_of", "samples_of"]
+
+
+def add(commands: Any) -> None:
+    """Add the command."""
+    command = add_command(
+        commands,
+        "calibrate",
+        "gather the statistics of a model, to quantize from later",
+        "Run a float ONNX model on calibration data and save what quantizing needs of it. Give the "
+        "same options to qdq quantize --stats.",
+        (
+            "qdq calibrate model.onnx stats.npz --calib calib.npz",
+            "qdq quantize model.onnx model.int8.onnx --stats stats.npz",
+        ),
+    )
+    command.add_argument("model", type=Path, metavar="IN", help="the float model")
+    command.add_argument("output", type=Path, metavar="STATS.npz", help="where to write them")
+    add_calibration(command, required=True)
+    add_scheme(command)
+    add_common(command)
+    command.set_defaults(action=_calibrate)
+
+
+def add_calibration(command: argparse.ArgumentParser, *, required: bool) -> None:
+    """The options about data and calibrator."""
+    option = command.add_argument
+    option(
+        "--calib",
+        type=Path,
+        required=required,
+        metavar="FILE.npz",
+        help="calibration data: one array per model input, samples along the first axis",
+    )
+    option("--samples", type=count, metavar="N", help="use the first N samples only")
+    option("--calibrator", choices=sorted(CALIBRATORS), default="mse", help="default: mse")
+    option("--percentile", type=_percentile, metavar="P", help="of --calibrator percentile")
+
+
+def _calibrate(args: argparse.Namespace) -> None:
+    check_output(args.output, ((args.model, "float model"), (args.calib, "calibration data")))
+    with Progress() as progress:
+        statistics = collect_statistics(
+            args.model,
+            samples_of(args, progress),
+            scheme=scheme_of(args),
+            calibrator=calibrator_of(args),
+            target=TARGETS[args.target],
+        )
+    statistics.save(args.output)
+    facts = {
+        "model": str(args.model),
+        "output": str(args.output),
+        "samples": statistics.samples,
+        "tensors": len(statistics.summaries),
+        "calibrator": statistics.calibrator,
+    }
+    text = "{output}: statistics of {tensors} tensors over {samples} samples, {calibrator}"
+    print(json.dumps(facts, indent=1) if args.json else text.format(**facts))
+
+
+def samples_of(args: argparse.Namespace, progress: "Progress") -> Iterator[Feed]:
+    """The samples that the options name, counted as they pass."""
+    return progress.count(islice(npz_samples(args.calib), args.samples))
+
+
+def _percentile(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not 50 < value <= 100:
+        raise argparse.ArgumentTypeError(f"wants a number above 50 up to 100; found '{text}'")
+    return value
+
+
+def calibrator_of(args: argparse.Namespace) -> Any:
+    """The calibrator that the options ask for."""
+    if args.percentile is None:
+        return CALIBRATORS[args.calibrator]()
+    if args.calibrator != "percentile":
+        raise ConfigError("--percentile is for --calibrator percentile; give both or neither")
+    return Percentile(percentile=args.percentile)
+
+
+class Progress:
+    """Counts samples as they pass; shows the count where stderr is a terminal."""
+
+    def __init__(self) -> None:
+        self.done = 0
+        self._shown = sys.stderr.isatty()
+        self._last = self._start = time.monotonic()
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._shown and self.done:
+            self._show()
+            print(file=sys.stderr)
+
+    def count(self, samples: Iterator[Feed]) -> Iterator[Feed]:
+        """The samples, counted."""
+        for sample in samples:
+            yield sample
+            self.done += 1
+            if self._shown and time.monotonic() - self._last > 0.1:
+                self._last = time.monotonic()
+                self._show()
+
+    def _show(self) -> None:
+        rate = self.done / max(time.monotonic() - self._start, 1e-9)
+        line = f"\rcalibrating: {self.done} samples, {rate:.1f}/s "
+        print(line, end="", file=sys.stderr, flush=True)
