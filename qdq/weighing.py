@@ -97,7 +97,7 @@ class Weighing:
         weights: linear node → what the rounding of its weight does.
     """
 
-    noise: float = 0.1
+    noise: float = 0.08
     least: float = 2000.0
     price: float = 0.0
     harm: Mapping[str, float] = field(default_factory=dict)
