@@ -413,8 +413,11 @@ class TestSeparateRuns:
         assert not Path("out.onnx").exists()
 
     def test_data_or_statistics(self, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        assert cli.main(["quantize", "in.onnx", "out.onnx"]) == 1
-        assert "either --calib or --stats" in capsys.readouterr().err
+        for wrong in ([], ["--calib", "data.npz", "--stats", "stats.npz"]):
+            with pytest.raises(SystemExit) as stop:
+                cli.main(["quantize", "in.onnx", "out.onnx", *wrong])
+            assert stop.value.code == 2
+            assert "--calib" in capsys.readouterr().err
 
 
 def test_a_target_sqnr(files: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,19 +34,19 @@ def add(commands: Any) -> None:
     )
     command.add_argument("model", type=Path, metavar="IN", help="the float model")
     command.add_argument("output", type=Path, metavar="STATS.npz", help="where to write them")
-    add_calibration(command, required=True)
+    add_calibration(command)
     add_scheme(command)
     add_common(command)
     command.set_defaults(action=_calibrate)
 
 
-def add_calibration(command: argparse.ArgumentParser, *, required: bool) -> None:
-    """The options about data and calibrator."""
+def add_calibration(command: argparse.ArgumentParser, data: Any = None) -> None:
+    """The options about data and calibrator; ``data``: the group of which --calib is one choice."""
     option = command.add_argument
-    option(
+    (command if data is None else data).add_argument(
         "--calib",
         type=Path,
-        required=required,
+        required=data is None,
         metavar="FILE.npz",
         help="calibration data: one array per model input, samples along the first axis",
     )

@@ -11,7 +11,6 @@ import onnx
 from qdq.api import Result, run
 from qdq.cli.calibrate import Progress, add_calibration, calibrator_of, samples_of
 from qdq.cli.options import add_command, add_common, add_scheme, check_output, scheme_of
-from qdq.errors import ConfigError
 from qdq.modelio import save
 from qdq.session import optimized_op_counts
 from qdq.targets import TARGETS
@@ -40,7 +39,8 @@ def add(commands: Any) -> None:
     option = command.add_argument
     option("model", type=Path, metavar="IN", help="the float model")
     option("output", type=Path, metavar="OUT", help="where to write the quantized model")
-    option(
+    data = command.add_mutually_exclusive_group(required=True)
+    data.add_argument(
         "--stats",
         type=Path,
         metavar="STATS.npz",
@@ -57,7 +57,7 @@ def add(commands: Any) -> None:
         metavar="DB",
         help="the fastest plan whose outputs have this SQNR on held-out samples",
     )
-    add_calibration(command, required=False)
+    add_calibration(command, data)
     add_scheme(command)
     add_common(command)
     command.set_defaults(action=_quantize)
@@ -67,8 +67,6 @@ def _quantize(args: argparse.Namespace) -> None:
     data = [(args.calib, "calibration data"), (args.stats, "statistics")]
     given = [(path, what) for path, what in data if path is not None]
     check_output(args.output, ((args.model, "float model"), *given))
-    if len(given) != 1:
-        raise ConfigError("give either --calib or --stats")
     with Progress() as progress:
         result = run(
             args.model,
