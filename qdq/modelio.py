@@ -1,10 +1,8 @@
 """Models in and out: paths, bytes, ModelProto, onnx_ir.Model; external data; atomic files."""
 
-import contextlib
 import logging
 import os
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import onnx.external_data_helper
 import onnx.inliner
 
 from qdq.errors import ModelError
+from qdq.files import replacing
 from qdq.graph import for_checker, sort_nodes, subgraphs, tensor_bytes, without_large
 
 __all__ = ["load", "save"]
@@ -98,13 +97,13 @@ def save(model: onnx.ModelProto, path: str | os.PathLike[str]) -> None:
     light = without_large(model, 1024, as_inputs=False)
     large = sum(tensor_bytes(t) for t in model.graph.initializer)
     if light.ByteSize() + large <= _PROTO_LIMIT:
-        with _replacing(target) as temporary:
+        with replacing(target) as temporary:
             temporary.write_bytes(model.SerializeToString())
         return
     data = target.with_name(target.name + ".data")
-    with _replacing(data) as temporary:
+    with replacing(data) as temporary:
         _write_external(model, light, temporary, data.name)
-        with _replacing(target) as graph_file:
+        with replacing(target) as graph_file:
             graph_file.write_bytes(light.SerializeToString())
 
 
@@ -133,22 +132,6 @@ def _write_external(
 def _raw(tensor: onnx.TensorProto) -> bytes:
     raw: bytes = onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor)).raw_data
     return raw
-
-
-@contextlib.contextmanager
-def _replacing(target: Path) -> Iterator[Path]:
-    """A temporary file in the target's folder that replaces the target if all goes well."""
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes files that only the owner can read
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _read(model: Any) -> tuple[onnx.ModelProto, str]:
