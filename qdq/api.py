@@ -43,8 +43,7 @@ class Result:
     @property
     def left_float(self) -> Mapping[str, str]:
         """Node name → why it stays float: by the plan, or by the solver's last word."""
-        late = clamps_that_stay(self.plan, self.solution.params)
-        return {**self.plan.left_float, **late, **self.solution.floats}
+        return {**self.plan.left_float, **_late(self.plan, self.solution)}
 
 
 def run(
@@ -95,12 +94,12 @@ def run(
         "calibrator": repr(calibrator),
         "steps": [repr(s) for s in steps],
     }
-    late = clamps_that_stay(plan, solution.params)
+    late = _late(plan, solution)
     metadata = {
         "version": __version__,
         "recipe": recipe,
-        "left_float": {**plan.left_float, **late, **solution.floats},
-        "planned": planned_counts(plan, {**late, **solution.floats}),
+        "left_float": {**plan.left_float, **late},
+        "planned": planned_counts(plan, late),
         "changes": scale_history(solution.changes, {n.weight for n in plan.linears}),
     }
     emitted = emit(prepared, plan, solution, metadata)
@@ -127,6 +126,11 @@ def collect_statistics(
     _check_options(scheme, calibrator, steps, target)
     start = begin(model, calib_reader, None, scheme, for_target(steps, target), target)
     return gather(start, calibrator, executor, progress, fingerprint(start.prepared))
+
+
+def _late(plan: Plan, solution: Solution) -> Mapping[str, str]:
+    """Planned nodes that stay float after all → why."""
+    return {**clamps_that_stay(plan, solution.params), **solution.floats}
 
 
 def _chosen(start: Start, solution: Solution, target_sqnr: float | None) -> Plan:

@@ -18,8 +18,9 @@ from qdq.errors import ConfigError, ModelError
 from qdq.graph import tensor_bytes, without_large
 from qdq.matching import Match, Site, match, plain
 from qdq.modelio import load
+from qdq.observe import observe
 from qdq.report import NodeError, Report, Timing
-from qdq.session import Session, input_specs, observe, open_session, paired_latency, run
+from qdq.session import Session, input_specs, open_session, paired_latency, run
 from qdq.sqnr import OutputSums, TensorSums, sum_of_squares
 from qdq.tally import (
     Sums,

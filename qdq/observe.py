@@ -1,7 +1,7 @@
 """Chosen tensors of a model, sample by sample."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -9,11 +9,11 @@ import onnx
 from numpy.typing import NDArray
 
 from qdq.data import Feed
-from qdq.errors import CalibrationError, ModelError, QdqError
+from qdq.errors import ModelError
 from qdq.graph import Graph
-from qdq.session import open_session
+from qdq.session import open_session, run_sample
 
-__all__ = ["Observation", "Observer"]
+__all__ = ["Observation", "Observer", "observe"]
 
 log = logging.getLogger(__name__)
 
@@ -30,20 +30,28 @@ class Observer:
         model: the model; it does not change.
         names: names of tensors in the main graph: inputs, outputs or what is between.
         threads: number of threads per sample; None lets onnxruntime choose.
+        optimize: False runs a QDQ model as it is written, in float between its Q and DQ.
 
     Raises:
         ModelError: if a name is not in the graph, or onnxruntime cannot load the model.
     """
 
     def __init__(
-        self, model: onnx.ModelProto, names: Sequence[str], *, threads: int | None = None
+        self,
+        model: onnx.ModelProto,
+        names: Sequence[str],
+        *,
+        threads: int | None = None,
+        optimize: bool = True,
     ) -> None:
         graph = Graph(model)
         _check_known(graph, names)
         self._fed = [n for n in names if n in graph.inputs]
         self._made = [n for n in names if n not in graph.inputs]
         made = self._made
-        self._session = open_session(model, outputs=made, threads=threads) if made else None
+        self._session = (
+            open_session(model, outputs=made, threads=threads, optimize=optimize) if made else None
+        )
         log.debug("observe %d tensors", len(names))
 
     def run(self, feed: Feed, sample: int = 0) -> Observation:
@@ -58,11 +66,20 @@ class Observer:
         """
         values: Observation = {n: feed[n] for n in self._fed}
         if self._session is not None:
-            try:
-                values |= self._session.run(feed, self._made)
-            except QdqError as e:
-                raise CalibrationError(f"Sample {sample}: {e}", sample=sample) from e
+            values |= run_sample(self._session, feed, self._made, sample)
         return values
+
+
+def observe(
+    model: onnx.ModelProto, names: Sequence[str], feeds: Iterable[Feed], *, optimize: bool = True
+) -> Iterator[Observation]:
+    """Run the feeds and yield the named tensors' values, one sample at a time.
+
+    The model is loaded at once, the feeds are run as they are asked for, and nothing is kept
+    between samples. Args and Raises: those of ``Observer`` and its ``run``.
+    """
+    observer = Observer(model, names, optimize=optimize)
+    return (observer.run(feed, sample) for sample, feed in enumerate(feeds))
 
 
 def _check_known(graph: Graph, names: Sequence[str]) -> None:

@@ -13,7 +13,6 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,17 +30,15 @@ __all__ = [
     "Latency",
     "Session",
     "input_specs",
-    "observe",
     "open_session",
     "optimized_op_counts",
     "paired_latency",
     "run",
+    "run_sample",
 ]
 
 log = logging.getLogger(__name__)
 
-# what a sample's tensors are is known only when they come
-Observation = dict[str, NDArray[Any]]
 Model = onnx.ModelProto | bytes | str | os.PathLike[str]
 
 # Initializers above this many bytes are lent; the runtime's shape inference reads smaller ones.
@@ -207,57 +204,16 @@ def _load_message(error: BaseException) -> str:
     return f"onnxruntime could not load the model: {text}{hint}"
 
 
-def observe(
-    model: onnx.ModelProto, names: Sequence[str], feeds: Iterable[Feed], *, optimize: bool = True
-) -> Iterator[Observation]:
-    """Run the feeds and yield the named tensors' values, one sample at a time.
-
-    The model is loaded at once, the feeds are run as they are asked for, and nothing is kept
-    between samples. ``model`` does not change.
-
-    Args:
-        model: the model.
-        names: names of tensors in the main graph: inputs, outputs or what is between.
-        feeds: one mapping of input name to array per sample.
-        optimize: False runs a QDQ model as it is written, in float between its Q and DQ.
+def run_sample(session: Session, feed: Feed, names: Sequence[str] | None, index: int) -> Feed:
+    """One run of a session; a failure names the sample.
 
     Raises:
-        ModelError: if a name is not in the graph, or onnxruntime cannot load the model.
-        CalibrationError: if a sample cannot be run; ``sample`` is its index.
+        CalibrationError: if the sample cannot be run; ``sample`` is its index.
     """
-    graph = Graph(model)
-    _check_known(graph, names)
-    fed = [n for n in names if n in graph.inputs]
-    made = [n for n in names if n not in graph.inputs]
-    session = _open_proto(model, _options(optimize), made) if made else None
-    log.debug("observe %d tensors", len(names))
-    return _observed(session, made, fed, feeds)
-
-
-def _observed(
-    session: Session | None, made: list[str], fed: list[str], feeds: Iterable[Feed]
-) -> Iterator[Observation]:
-    for i, feed in enumerate(feeds):
-        values = {n: feed[n] for n in fed}
-        if session is not None:
-            values |= _run_sample(session, feed, made, i)
-        yield values
-
-
-def _run_sample(session: Session, feed: Feed, names: Sequence[str] | None, index: int) -> Feed:
     try:
         return session.run(feed, names)
     except QdqError as e:
         raise CalibrationError(f"Sample {index}: {e}", sample=index) from e
-
-
-def _check_known(graph: Graph, names: Sequence[str]) -> None:
-    known = graph.producer.keys() | graph.inputs.keys() | graph.constants.keys()
-    for name in names:
-        if name not in known:
-            near = get_close_matches(name, known, n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else ""
-            raise ModelError(f"The model has no tensor '{name}'{hint}", tensor=name)
 
 
 def _expose(model: onnx.ModelProto, names: Sequence[str]) -> None:
@@ -282,7 +238,7 @@ def run(
         CalibrationError: if a sample cannot be run; ``sample`` is its index.
     """
     session = open_session(model, optimize=optimize, threads=threads)
-    return (_run_sample(session, feed, None, i) for i, feed in enumerate(feeds))
+    return (run_sample(session, feed, None, i) for i, feed in enumerate(feeds))
 
 
 def optimized_op_counts(model: Model) -> dict[str, int]:

@@ -13,7 +13,8 @@ import qdq
 from qdq.affine import fake_quantize
 from qdq.matching import match
 from qdq.modelio import load
-from qdq.session import observe, run
+from qdq.observe import observe
+from qdq.session import run
 from qdq.sqnr import decibels, representable, sum_of_squares
 
 SHAPES = {"x": [1, 32, 24, 24]}

@@ -17,12 +17,13 @@ from qdq.errors import CalibrationError, ConfigError
 from qdq.frontier import best_value, choose, fastest_plan, frontier, meets, observed_by_any
 from qdq.graph import Graph
 from qdq.harm import Sensitivity, decibels, read, relative_error
+from qdq.observe import observe
 from qdq.plan import Plan, make_plan
 from qdq.prepare import prepare
 from qdq.probing import logits_of, probe_model
 from qdq.scheme import Rule, Scheme
 from qdq.sensitivity import Meter, keep_few, measure, rounded_by
-from qdq.session import observe, open_session
+from qdq.session import open_session
 from qdq.solve import Solution, solve
 from qdq.spec import QuantParams
 from qdq.steps import DEFAULT_STEPS

@@ -14,9 +14,9 @@ from onnx.reference import ReferenceEvaluator
 from qdq import session
 from qdq.data import open_feeds
 from qdq.errors import CalibrationError, ModelError
+from qdq.observe import observe
 from qdq.session import (
     input_specs,
-    observe,
     open_session,
     optimized_op_counts,
     paired_latency,

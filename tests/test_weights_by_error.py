@@ -17,11 +17,11 @@ from qdq.calibrate.means import ChannelSum, watch_means
 from qdq.calibrate.moments import Layout, MomentSum, moments_of, watch_moments
 from qdq.emit import emit
 from qdq.layouts import moment_layouts
+from qdq.observe import observe
 from qdq.plan import make_plan
 from qdq.prepare import prepare
 from qdq.problem import Problem
 from qdq.scheme import Scheme
-from qdq.session import observe
 from qdq.solve import Solution, Step, solve
 from qdq.spec import UINT8, QuantSpec
 from qdq.steps import (

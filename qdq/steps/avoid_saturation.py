@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from qdq.affine import broadcast
 from qdq.bias_scale import with_scale
 from qdq.problem import Constant, Fixed, Linear, Problem
 from qdq.solve import Note, State
@@ -75,10 +74,3 @@ def _largest_pair(linear: Linear, weight: NDArray[np.floating]) -> NDArray[np.fl
         *((part[:, :-1] + part[:, 1:]).max(axis=1, initial=0.0) for part in sums)
     )
     return largest
-
-
-def worst_pair(linear: Linear, weight: NDArray[np.floating], params: QuantParams) -> float:
-    """The largest sum of two neighbouring codes of one sign in the rounded weight."""
-    scale = broadcast(params.scale, params.spec.axis, weight.ndim)
-    codes = np.clip(np.rint(weight / scale), params.spec.qmin, params.spec.qmax)
-    return float(_largest_pair(linear, codes).max(initial=0.0))
