@@ -35,8 +35,11 @@ class ChannelSum:
     @staticmethod
     def of(x: NDArray[np.floating], axis: int) -> "ChannelSum":
         """The mean of one sample over all axes but ``axis``, as a sum of one vector."""
-        others = tuple(i for i in range(x.ndim) if i != axis % x.ndim)
-        value = x.mean(axis=others, dtype=np.float64).astype(np.float32)
+        return ChannelSum._of_mean(_channel_mean(x, axis))
+
+    @staticmethod
+    def _of_mean(mean: NDArray[np.float64]) -> "ChannelSum":
+        value = mean.astype(np.float32)
         mantissa, exponent = np.frexp(value)
         place = exponent.astype(np.int64) - 24 - _LOWEST
         whole = np.rint(np.ldexp(mantissa.astype(np.float64), 24)).astype(np.int64)
@@ -54,6 +57,14 @@ class ChannelSum:
         powers = np.ldexp(1.0, _LOWEST + _SPAN * np.arange(_BINS))
         total: NDArray[np.float64] = np.einsum("bc,b->c", self.bins.astype(np.float64), powers)
         return total / self.count
+
+
+def _channel_mean(x: NDArray[np.floating], axis: int) -> NDArray[np.float64]:
+    """Mean over all axes but one, (C,); NaN or Inf where a value is."""
+    others = tuple(i for i in range(x.ndim) if i != axis % x.ndim)
+    with np.errstate(invalid="ignore"):
+        mean: NDArray[np.float64] = x.mean(axis=others, dtype=np.float64)
+    return mean
 
 
 def watch_means(
@@ -76,9 +87,12 @@ def watch_means(
     for sample, batch in enumerate(batches, first):
         for name, axis in axes.items():
             x = np.asarray(batch[name])
-            if x.size == 0 or not np.isfinite(x.max()) or not np.isfinite(x.min()):
+            if x.size == 0:
+                continue
+            mean = _channel_mean(x, axis)
+            if not np.isfinite(mean).all():
                 continue  # NaN and Inf are refused where ranges are taken
-            found = ChannelSum.of(x, axis)
+            found = ChannelSum._of_mean(mean)
             if name in sums and sums[name].bins.shape != found.bins.shape:
                 raise CalibrationError(
                     f"tensor '{name}' has {found.bins.shape[1]} channels in calibration sample "
