@@ -80,7 +80,9 @@ def load(model: Any, *, quantized: bool = False) -> onnx.ModelProto:
     return proto
 
 
-def save(model: onnx.ModelProto, path: str | os.PathLike[str]) -> None:
+def save(
+    model: onnx.ModelProto, path: str | os.PathLike[str], *, external_data: bool = False
+) -> None:
     """Write a model so that the file is complete or, on any failure, not changed at all.
 
     A model too large for one protobuf file (2 GB) gets its large tensors in ``<name>.data``
@@ -89,6 +91,7 @@ def save(model: onnx.ModelProto, path: str | os.PathLike[str]) -> None:
     Args:
         model: the model; not changed.
         path: the file to write; an existing file is replaced.
+        external_data: write the large tensors (above 1 kB) beside a smaller model too.
 
     Raises:
         OSError: if the folder does not exist or cannot be written to.
@@ -96,7 +99,8 @@ def save(model: onnx.ModelProto, path: str | os.PathLike[str]) -> None:
     target = Path(path)
     light = without_large(model, 1024, as_inputs=False)
     large = sum(tensor_bytes(t) for t in model.graph.initializer)
-    if light.ByteSize() + large <= _PROTO_LIMIT:
+    split = external_data and len(light.graph.initializer) < len(model.graph.initializer)
+    if not split and light.ByteSize() + large <= _PROTO_LIMIT:
         with replacing(target) as temporary:
             temporary.write_bytes(model.SerializeToString())
         return

@@ -75,8 +75,10 @@ def read_rules(graph: Graph, rules: Iterable[Rule], source: Graph | None = None)
             nearest names).
     """
     pinned: dict[str, str] = {}
+    chosen: set[str] | None = None
     tensors: dict[str, tuple[Rule, ...]] = {}
     names = _tensor_names(graph)
+    follow = _Successors(graph, source or graph)
     for rule in rules:
         if rule.tensors is not None:
             found = _matching(rule.tensors, names, "tensor")
@@ -84,8 +86,13 @@ def read_rules(graph: Graph, rules: Iterable[Rule], source: Graph | None = None)
                 tensors[name] = (*tensors.get(name, ()), rule)
                 if rule.keep_float:
                     pinned |= _around(graph, name, rule.tensors)
+        elif rule.only:
+            chosen = (chosen or set()) | _nodes(follow, rule)
         else:
-            pinned |= _nodes(graph, source or graph, rule)
+            what = f"'{rule.nodes}'" if rule.nodes is not None else "/".join(rule.op_types)
+            pinned |= dict.fromkeys(sorted(_nodes(follow, rule)), f"a rule keeps {what} float")
+    if chosen is not None:
+        pinned = _others(graph, chosen) | pinned
     shapes = {n: tuple(graph.constants[n].dims) for n in tensors if n in graph.constants}
     return Overrides(pinned, tensors, shapes)
 
@@ -99,8 +106,9 @@ def _tensor_names(graph: Graph) -> list[str]:
     return list(dict.fromkeys([*graph.inputs, *graph.constants, *graph.producer]))
 
 
-def _nodes(graph: Graph, source: Graph, rule: Rule) -> dict[str, str]:
-    """The nodes that match both the name pattern and the operator types, where given."""
+def _nodes(follow: "_Successors", rule: Rule) -> set[str]:
+    """What became of the nodes that match both the name pattern and the operator types."""
+    graph, source = follow.graph, follow.source
     pattern = _compile(rule.nodes) if rule.nodes is not None else None
     matched = [
         (g, i)
@@ -118,13 +126,24 @@ def _nodes(graph: Graph, source: Graph, rule: Rule) -> dict[str, str]:
             f"the rule nodes={rule.nodes!r}, op_types={rule.op_types} matches no node of the "
             f"model{_nearest(near)} Patterns are regular expressions for the whole name."
         )
-    what = f"'{rule.nodes}'" if rule.nodes is not None else "/".join(rule.op_types)
     names = {graph.nodes[i].name for g, i in matched if g is graph}
-    follow = _Successors(graph, source)
     for g, i in matched:
         if g is source:
             names |= follow.of(i)
-    return dict.fromkeys(sorted(names), f"a rule keeps {what} float")
+    return names
+
+
+def _others(graph: Graph, chosen: set[str]) -> dict[str, str]:
+    """All nodes but the chosen ones, and but the Relu or Clip behind one of those."""
+    behind = {
+        node.name
+        for node in graph.nodes
+        if node.op_type in ("Relu", "Clip")
+        and node.input[0] in graph.producer
+        and graph.nodes[graph.producer[node.input[0]]].name in chosen
+    }
+    names = [n.name for n in graph.nodes if n.name not in chosen and n.name not in behind]
+    return dict.fromkeys(names, "no rule with only=True names it")
 
 
 class _Successors:
@@ -136,26 +155,26 @@ class _Successors:
     """
 
     def __init__(self, graph: Graph, source: Graph) -> None:
-        self._graph, self._source = graph, source
+        self.graph, self.source = graph, source
         self._ops = {n.name: n.op_type for n in graph.nodes}
 
     def of(self, index: int) -> set[str]:
-        nodes = self._source.nodes
+        nodes = self.source.nodes
         found: set[str] = set()
         seen, todo = {index}, [index]
         while todo:
             node = nodes[todo.pop()]
             here = {
-                self._graph.nodes[self._graph.producer[o]].name
+                self.graph.nodes[self.graph.producer[o]].name
                 for o in node.output
-                if o in self._graph.producer
+                if o in self.graph.producer
             }
             if not here and node.name in self._ops:
                 here = {node.name}
             found |= here
             if here or node.op_type in _IDLE:
                 continue
-            behind = {use.node for o in node.output for use in self._source.uses(o)}
+            behind = {use.node for o in node.output for use in self.source.uses(o)}
             # a node that kept its name but not its operator took others in
             gone = {i for i in behind if self._ops.get(nodes[i].name) != nodes[i].op_type}
             todo += sorted(gone - seen)

@@ -23,6 +23,8 @@ class Rule:
         tensors: pattern on tensor names (activations, weights).
         keep_float: leave the matched nodes float, or every node that would read or write the
             matched tensors as integers.
+        only: leave float every node that no rule with ``only`` matches. A Relu or Clip goes with
+            the node before it.
         dtype: integer type of the matched tensors.
         symmetric: symmetric range for the matched tensors.
         per_channel: one scale per output channel (True) or per tensor (False), for weights.
@@ -35,6 +37,7 @@ class Rule:
     op_types: tuple[str, ...] = ()
     tensors: str | None = None
     keep_float: bool = False
+    only: bool = False
     dtype: IntType | None = None
     symmetric: bool | None = None
     per_channel: bool | None = None
@@ -54,8 +57,12 @@ class Rule:
                 "a Rule about nodes can only keep_float; to set a type, range or scale name the "
                 f"tensor with Rule(tensors=...): {self}"
             )
-        if not self.keep_float and all(e is None for e in effects):
-            raise ConfigError(f"this Rule changes nothing; set keep_float, dtype, ...: {self}")
+        if self.only and (self.keep_float or not about_nodes):
+            raise ConfigError(f"only=True is about nodes, and without keep_float: {self}")
+        if not (self.keep_float or self.only) and all(e is None for e in effects):
+            raise ConfigError(
+                f"this Rule changes nothing; set keep_float, only, dtype, ...: {self}"
+            )
         if (self.scale is None) != (self.zero_point is None):
             raise ConfigError(f"scale and zero_point go together; give both or neither: {self}")
         if self.scale is not None and self.range is not None:

@@ -26,7 +26,7 @@ FLOORS = (
     {"emit", "verify"},
     {"api", "compare"},
     {"__init__"},
-    {"demo", "cli"},
+    {"demo", "cli", "compat"},
     {"__main__"},
 )  # fmt: skip
 NUMPY_ONLY = {"affine", "bias_scale", "calibrate", "costs", "harm", "mincut", "packing",

@@ -159,6 +159,19 @@ class TestRules:
         assert "Add_s" in plan.left_float
         assert len(plan.quantized) == 3
 
+    def test_only_what_is_named(self) -> None:
+        first = Rule(nodes="Conv_c0", only=True)
+        plan = planned(conv_chain(), first)
+        assert plan.quantized == ("Conv_c0",)
+        assert plan.placement.units[0].clamp == "Relu_r0"  # goes with its convolution
+        assert plan.left_float["Conv_c1"] == "no rule with only=True names it"
+        both = planned(conv_chain(), first, Rule(nodes="Conv_c1", only=True))
+        assert both.quantized == ("Conv_c0", "Conv_c1")
+        every = (Rule(op_types=("Conv",), only=True), Rule(nodes="Conv_c1", keep_float=True))
+        plan = planned(conv_chain(), *every)
+        assert plan.quantized == ("Conv_c0", "Conv_c2")
+        assert plan.left_float["Conv_c1"] == "a rule keeps 'Conv_c1' float"
+
     def test_by_tensor(self) -> None:
         plan = planned(residual(), Rule(tensors="ar", keep_float=True))
         # whatever makes or reads the tensor stays float
@@ -178,8 +191,9 @@ class TestRules:
             {"w": weights(64, 64), "b": weights(1, 64)[0], "v": weights(64, 64, seed=3)},
         )
         assert len(planned(net).quantized) == 2
-        for rule in (Rule(nodes="MatMul_m", keep_float=True), Rule(nodes="Add_a", keep_float=True)):
-            assert len(planned(net, rule).quantized) == 1
+        for name in ("MatMul_m", "Add_a"):
+            assert len(planned(net, Rule(nodes=name, keep_float=True)).quantized) == 1
+            assert len(planned(net, Rule(nodes=name, only=True)).quantized) == 1
 
     @pytest.mark.parametrize("name", ["Add_a", "Clip_l", "Mul_m", "Div_h"])
     def test_any_part_of_a_hard_swish_names_the_whole(self, name: str) -> None:
@@ -253,6 +267,8 @@ class TestRules:
             {"nodes": "a", "tensors": "b", "keep_float": True},
             {"nodes": "a"},
             {"nodes": "a", "range": (0, 1)},
+            {"nodes": "a", "only": True, "keep_float": True},
+            {"tensors": "a", "only": True},
             {"tensors": "a", "scale": 1.0},
             {"tensors": "a", "scale": 1.0, "zero_point": 0, "range": (0, 1)},
             {"tensors": "a", "range": (1, 1)},
