@@ -13,6 +13,8 @@ from sybil import Sybil
 from sybil.integration.pytest import SybilItem
 from sybil.parsers.myst import PythonCodeBlockParser, SkipParser
 
+os.environ.setdefault("MPLBACKEND", "Agg")  # pages that draw need no screen
+
 
 def enter(namespace: dict[str, Any]) -> None:
     """Go to an empty directory."""

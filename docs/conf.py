@@ -1,10 +1,13 @@
-"""Sphinx configuration: ``sphinx-build -W docs docs/_build``.
+"""Sphinx configuration: ``sphinx-build -W docs docs/_build/html``.
 
-The examples are not run here: pytest runs every page (see conftest.py), and what a page shows as
-output is checked there.
+Pages that begin with ``file_format: mystnb`` are run at every build, so that their output and
+plots are those of this version; a cell that fails stops the build. pytest runs the examples of
+every page too, without Sphinx (see conftest.py).
 """
 
+import os
 import re
+from pathlib import Path
 from typing import Any
 
 from qdq.version import __version__
@@ -15,11 +18,14 @@ copyright = "the qdq developers, MIT licence"
 release = version = __version__
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax"]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "jupyter_execute"]
 
-nb_execution_mode = "off"
-# Code cells in a page that is not converted to a notebook are shown as code, which is meant.
-suppress_warnings = ["mystnb.nbcell"]
+nb_execution_mode = "force"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 120  # seconds, for a cell
+nb_execution_in_temp = True  # what a page writes is gone with it
+nb_merge_streams = True  # what a cell prints is one block
+os.environ["MATPLOTLIBRC"] = str(Path(__file__).parent / "matplotlibrc")  # read by the kernels
 myst_enable_extensions = ["deflist", "dollarmath"]
 myst_heading_anchors = 3
 
@@ -33,6 +39,8 @@ napoleon_use_rtype = False
 
 html_theme = "furo"
 html_title = "qdq"
+html_static_path = ["_static"]
+html_css_files = ["custom.css"]
 
 
 def plain_asterisks(_app: Any, _what: str, _name: str, _obj: Any, _options: Any, lines: list[str]):

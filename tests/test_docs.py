@@ -60,6 +60,16 @@ def test_every_toctree_entry_is_a_page(entry: str) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(DOCS)))
+def test_code_cells_are_in_notebooks_and_nothing_else_is_run_there(page: Path) -> None:
+    """Sphinx runs cells alone and pytest all blocks, so all but comparisons must be cells."""
+    text = page.read_text(encoding="utf8")
+    notebook = text.startswith("---\nfile_format: mystnb\n")
+    assert notebook == bool(re.search(r"^```\{code-cell\} python$", text, re.MULTILINE))
+    if notebook:
+        assert not re.search(r"^```python\n(?!>>> )", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(DOCS)))
 def test_relative_links_lead_somewhere(page: Path) -> None:
     for link in LINK.findall(prose(page)):
         if re.match(r"[a-z]+:", link):
