@@ -12,13 +12,14 @@ import onnx
 from qdq.calibrate import MSE, Calibrator
 from qdq.emit import emit
 from qdq.errors import ConfigError
-from qdq.frontier import choose
+from qdq.frontier import WORTH, choose
 from qdq.history import planned_counts, scale_history
 from qdq.plan import Plan
+from qdq.rating import NOISE_WORTH, check_worth, explained, rated
 from qdq.scheme import Scheme
 from qdq.shipment import fingerprint
 from qdq.solve import Solution, Step
-from qdq.stages import Start, begin, gather, make_problem, solved
+from qdq.stages import Start, begin, gather, make_problem, ranges_of, solved
 from qdq.statistics import Statistics
 from qdq.steps import DEFAULT_STEPS, for_target
 from qdq.targets import ORT_CPU, Target
@@ -29,7 +30,7 @@ from qdq.worker import Progress
 
 __all__ = ["Result", "collect_statistics", "make_problem", "quantize", "run"]
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +58,7 @@ def run(
     executor: Executor | None = None,
     statistics: Statistics | str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
+    worth: float | None = None,
     measured: bool = False,
     target_sqnr: float | None = None,
 ) -> Result:
@@ -78,15 +80,20 @@ def run(
         raise ConfigError("measuring harm runs samples: give calibration data, not statistics")
     given = Statistics.load(statistics) if isinstance(statistics, str | os.PathLike) else statistics
     steps = for_target(steps, target)
-    start = begin(model, calib_reader, given, scheme, steps, target, measured=measured)
+    start = begin(model, calib_reader, given, scheme, calibrator, steps, target, measured=measured)
+    _check_worth(worth, start, measured=measured, target_sqnr=target_sqnr)
     if given is not None:
         start.require(given, calibrator)
     found = given or gather(start, calibrator, executor, progress)
+    ranges = ranges_of(start, found, calibrator)
     plan, prepared = start.plan, start.prepared
-    solution = solved(start, plan, found, calibrator, steps)
+    if start.rated:
+        rate = NOISE_WORTH if worth is None else worth
+        plan = rated(start.plan_for, plan, ranges, found.summaries, rate)
+    solution = solved(start, plan, found, ranges, steps)
     if measured and plan.quantized:
-        plan = _chosen(start, solution, target_sqnr)
-        solution = solved(start, plan, found, calibrator, steps)
+        plan = _chosen(start, solution, target_sqnr, WORTH if worth is None else worth)
+        solution = solved(start, plan, found, ranges, steps)
     log.info("solved: %d tensors, %d changes", len(solution.params), len(solution.changes))
     recipe = {
         "target": target.name,
@@ -124,7 +131,8 @@ def collect_statistics(
     scheme = Scheme() if scheme is None else scheme
     calibrator = MSE() if calibrator is None else calibrator
     _check_options(scheme, calibrator, steps, target)
-    start = begin(model, calib_reader, None, scheme, for_target(steps, target), target)
+    steps = for_target(steps, target)
+    start = begin(model, calib_reader, None, scheme, calibrator, steps, target)
     return gather(start, calibrator, executor, progress, fingerprint(start.prepared))
 
 
@@ -133,15 +141,37 @@ def _late(plan: Plan, solution: Solution) -> Mapping[str, str]:
     return {**clamps_that_stay(plan, solution.params), **solution.floats}
 
 
-def _chosen(start: Start, solution: Solution, target_sqnr: float | None) -> Plan:
+def _chosen(start: Start, solution: Solution, target_sqnr: float | None, worth: float) -> Plan:
     """The plan of the best value by measured harm, or the fastest that meets the target."""
     feeds = list(start.kept.values())
-    choice = choose(start.prepared, start.plan_for, solution, feeds, target_sqnr=target_sqnr)
-    plan = choice.chosen.plan
+    choice = choose(
+        start.prepared, start.plan_for, solution, feeds, target_sqnr=target_sqnr, worth=worth
+    )
+    plan = explained(start.plan, choice.chosen.plan)
     log.info("measured: %d of %d nodes integer", len(plan.quantized), len(start.plan.quantized))
     if not plan.quantized:
         log.warning("only the float model reaches target_sqnr=%s: no node is integer", target_sqnr)
     return plan
+
+
+def _check_worth(
+    worth: float | None, start: Start, *, measured: bool, target_sqnr: float | None
+) -> None:
+    """Refuse a worth that nothing would heed.
+
+    Raises:
+        ConfigError: saying why, and what to do.
+    """
+    check_worth(worth)
+    if worth is None:
+        return
+    if target_sqnr is not None:
+        raise ConfigError("worth and target_sqnr are two ways to choose one plan: give one of them")
+    if not (measured or start.rated):
+        raise ConfigError(
+            f"worth={worth!r} needs errors to weigh: a calibrator that keeps histograms (MSE, "
+            "Entropy, Percentile) or measured=True, and a target that weighs costs"
+        )
 
 
 def _check_options(scheme: object, calibrator: object, steps: object, target: object) -> None:
@@ -178,6 +208,7 @@ def quantize(
     executor: Executor | None = None,
     statistics: Statistics | str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
+    worth: float | None = None,
     measured: bool = False,
     target_sqnr: float | None = None,
 ) -> onnx.ModelProto:
@@ -203,9 +234,14 @@ def quantize(
         statistics: of an earlier calibration of this model with these options, or the path of
             their file, in place of calib_reader.
         progress: called with the number of samples done so far.
+        worth: what accuracy is worth in latency: 0 makes the fastest model, and the greater it
+            is the more stays float. The default, 8, leaves a node float where that takes 1 % of
+            the float model's time and spares a rounding that makes noise of 1/800 of the signal
+            or more. Calibrators without a histogram (MinMax) have a fixed price per rounded
+            element in its place.
         measured: measure on a few of the samples what rounding each tensor does to the outputs,
-            and leave float what hurts most for the time it saves. Takes several times as long as
-            calibrating; the default is a fixed price per rounded element.
+            in place of what it does to the tensor itself. Takes several times as long as
+            calibrating; ``worth`` then weighs the harm to the outputs, and its default is 6.
         target_sqnr: in dB; the fastest plan whose worst output has it on samples held out for
             that (measured too); in the end the float model, with a warning.
 
@@ -231,6 +267,7 @@ def quantize(
         executor=executor,
         statistics=statistics,
         progress=progress,
+        worth=worth,
         measured=measured,
         target_sqnr=target_sqnr,
     ).model

@@ -59,12 +59,14 @@ class Placement:
         left_float: node name → why it stays float.
         time: what nodes and borders take, in ns, as far as the cost table knows; 0 for a target
             that does not weigh costs.
+        float_time: the same with every unit float.
     """
 
     units: tuple[Unit, ...]
     integer: frozenset[str]
     left_float: Mapping[str, str] = field(default_factory=dict)
     time: int = 0
+    float_time: int = 0
 
 
 def units_of(graph: Graph, target: Target, pinned: Mapping[str, str]) -> tuple[Unit, ...]:
@@ -185,17 +187,24 @@ def place(
     """
     units = units_of(graph, target, pinned)
     if not target.weighs_costs:
-        chosen, time = frozenset(u.view.name for u in units if u.demand is not None), 0
+        chosen, times = frozenset(u.view.name for u in units if u.demand is not None), (0, 0)
     else:
-        chosen, time = _cut(graph, target, units, sizes, weighing)
+        chosen, times = _cut(graph, target, units, sizes, weighing)
     reasons = {u.view.name: u.reason or FLOAT_PAYS for u in units if u.view.name not in chosen}
-    return Placement(units=units, integer=chosen, left_float=reasons, time=time)
+    time, float_time = times
+    return Placement(
+        units=units, integer=chosen, left_float=reasons, time=time, float_time=float_time
+    )
 
 
 def _cut(
     graph: Graph, target: Target, units: tuple[Unit, ...], sizes: Graph, weighing: Weighing
-) -> tuple[frozenset[str], int]:
-    """The integer side of the minimum cut (source = integer, sink = float), and its time."""
+) -> tuple[frozenset[str], tuple[int, int]]:
+    """The integer side of the minimum cut (source = integer, sink = float).
+
+    Returns:
+        The names, and two times: that of this cut, and that of the float model.
+    """
     source, sink, first = 0, 1, 2
     net = Network(first + len(units))
     producer = {o: first + k for k, u in enumerate(units) for o in u.outputs}
@@ -235,7 +244,7 @@ def _cut(
     _harm(net, target, units, first, weighing)
     side = net.source_side(source, sink)
     chosen = frozenset(u.view.name for k, u in enumerate(units) if first + k in side)
-    return chosen, net.capacity(side)
+    return chosen, (net.capacity(side), net.capacity({source}))
 
 
 def _harm(

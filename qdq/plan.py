@@ -31,6 +31,7 @@ class Plan:
         tensors: every tensor that gets parameters.
         linears: the integer nodes that accumulate in int32, for the solver.
         observed: tensors that calibration must observe → the spec that they will have.
+        ruled: tensors whose parameters the user's rules set or change.
     """
 
     target: Target
@@ -38,6 +39,7 @@ class Plan:
     tensors: Mapping[str, TensorPlan] = field(default_factory=dict)
     linears: tuple[Linear, ...] = ()
     observed: Mapping[str, QuantSpec] = field(default_factory=dict)
+    ruled: frozenset[str] = frozenset()
 
     @property
     def left_float(self) -> Mapping[str, str]:
@@ -129,6 +131,7 @@ class _Tensors:
             tensors=self.tensors,
             linears=tuple(self.linears),
             observed=observed,
+            ruled=self.rules.changed & self.tensors.keys(),
         )
 
     def _share(self, units: list[Unit]) -> None:

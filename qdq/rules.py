@@ -41,14 +41,20 @@ class Overrides:
         said = [r.per_channel for r in self.tensors.get(name, ()) if r.per_channel is not None]
         return said[-1] if said else default
 
+    @property
+    def changed(self) -> frozenset[str]:
+        """Tensors whose parameters a rule sets or changes, planned or not."""
+        return frozenset(n for n, rules in self.tensors.items() if any(map(_changes, rules)))
+
     def check_used(self, planned: Collection[str], left_float: Mapping[str, str]) -> None:
         """Every overridden tensor must be one that gets parameters.
 
         Raises:
             ConfigError: naming the tensor that stays float, so that its rule would do nothing.
         """
-        for name, rules in self.tensors.items():
-            if name not in planned and any(_changes(r) for r in rules):
+        changed = self.changed
+        for name in self.tensors:
+            if name not in planned and name in changed:
                 near = difflib.get_close_matches(name, planned, 3, 0.5)
                 raise ConfigError(
                     f"a rule sets the quantization of tensor '{name}', but nothing reads or writes "

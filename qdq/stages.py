@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from qdq.calibrate import Calibrator, ranges_from
+from qdq.calibrate import Calibrator, ranges_from, require_values
 from qdq.calibrate.moments import Layout
 from qdq.data import Feed, open_feeds
 from qdq.frontier import Planner, fastest_plan, observed_by_any
@@ -23,6 +23,7 @@ from qdq.plan import Plan, make_plan
 from qdq.prepare import prepare
 from qdq.problem import Moments, Problem
 from qdq.ranges import TensorRange
+from qdq.rating import WIDEST, keeps_histograms, observed_to_rate
 from qdq.scheme import Scheme
 from qdq.sensitivity import SAMPLES, keep_few
 from qdq.session import input_specs
@@ -35,9 +36,9 @@ from qdq.targets import Target
 from qdq.weighing import Weighing
 from qdq.worker import Progress
 
-__all__ = ["Start", "begin", "gather", "make_problem", "solved"]
+__all__ = ["Start", "begin", "gather", "make_problem", "ranges_of", "solved"]
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +48,9 @@ class Start:
     Attributes:
         prepared: the canonical float model.
         plan_for: makes the plan for a weighing.
-        plan: the plan; where harm is to be measured the fastest one, of which others are parts.
+        plan: the plan; where harm is to be measured, or noise to be rated, the widest one, of
+            which the plan to be chosen is a part.
+        rated: whether the part is to be chosen by the noise in the calibrator's histograms.
         observed: tensors that calibration must observe → the spec that they will have.
         axes: inputs of linear nodes whose channel means a step asks for → the channel axis.
         layouts: linear nodes whose second moments a step asks for.
@@ -60,6 +63,7 @@ class Start:
     prepared: onnx.ModelProto
     plan_for: Planner
     plan: Plan
+    rated: bool
     observed: Mapping[str, QuantSpec]
     axes: Mapping[str, int]
     layouts: Mapping[str, Layout]
@@ -88,6 +92,7 @@ def begin(
     calib_reader: Any,
     statistics: Statistics | None,
     scheme: Scheme,
+    calibrator: Calibrator[Any],
     steps: Sequence[Step],
     target: Target,
     *,
@@ -108,15 +113,17 @@ def begin(
     prepared = prepare(source)
     source = without_large(source, 1024)  # rules read its names; its weights are done with
     plan_for = partial(_plan_for, prepared, scheme, target, source, shapes)
+    rated = not measured and target.weighs_costs and keeps_histograms(calibrator)
     if measured:
         plan = fastest_plan(plan_for)
-        observed: Mapping[str, QuantSpec] = observed_by_any(
-            plan, frozenset(Graph(prepared).constants)
-        )
+        observed = observed_by_any(plan, frozenset(Graph(prepared).constants))
         feeds = keep_few(feeds, kept, 2 * SAMPLES)
+    elif rated:
+        plan = plan_for(WIDEST)
+        observed = observed_to_rate(plan, frozenset(Graph(prepared).constants))
     else:
         plan = plan_for(Weighing())
-        observed = plan.observed
+        observed = dict(plan.observed)
     log.info("plan: %d integer nodes, %d float", len(plan.quantized), len(plan.left_float))
     if not plan.quantized:
         log.warning(
@@ -127,6 +134,7 @@ def begin(
         prepared=prepared,
         plan_for=plan_for,
         plan=plan,
+        rated=rated,
         observed=observed,
         axes=_mean_axes(plan, steps),
         layouts=moment_layouts(prepared, plan) if "moments" in needs_of(steps) else {},
@@ -178,15 +186,28 @@ def gather(
     )
 
 
+def ranges_of(
+    start: Start, statistics: Statistics, calibrator: Calibrator[Any]
+) -> dict[str, TensorRange]:
+    """Range of every observed tensor that had values."""
+    known = {n: spec for n, spec in start.observed.items() if n in statistics.summaries}
+    return ranges_from(statistics.summaries, known, calibrator)
+
+
 def solved(
     start: Start,
     plan: Plan,
     statistics: Statistics,
-    calibrator: Calibrator[Any],
+    ranges: Mapping[str, TensorRange],
     steps: Sequence[Step],
 ) -> Solution:
-    """Solve a plan from the statistics; ``plan`` is that of the start or a part of it."""
-    ranges = ranges_from(statistics.summaries, plan.observed, calibrator)
+    """Solve a plan from the statistics; ``plan`` is that of the start or a part of it.
+
+    Raises:
+        CalibrationError: a tensor that the plan observes never had a value. And those of solve.
+    """
+    require_values(plan.observed, ranges)
+    ranges = {n: ranges[n] for n in plan.observed}
     moments = {
         node: statistics.moments[layout].moments
         for node, layout in start.layouts.items()

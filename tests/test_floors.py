@@ -21,7 +21,7 @@ FLOORS = (
     {"placement", "solve", "steps", "bias_scale"},
     {"plan"},
     {"wiring", "layouts", "history", "sqnr", "matching", "alone", "advice", "tally", "report",
-     "report_text", "report_svg", "report_html", "sensitivity", "frontier"},
+     "report_text", "report_svg", "report_html", "sensitivity", "frontier", "rating"},
     {"stages"},
     {"emit", "verify"},
     {"api", "compare"},

@@ -1,0 +1,136 @@
+"""Placement by the noise that each rounding makes, read from the histograms of calibration.
+
+What rounding a tensor to 8 bits does to the model is measured best at the outputs
+(``qdq.sensitivity``), at a run of the model for each tensor. Nearly all of what such measurements
+change in a placement can be had without a run: the few tensors that ruin a model have bad SQNRs
+themselves, since their range is wide and their values are mostly small (scores beside pixel
+coordinates, outlier channels). So the energy of the error over that of the values, which the
+histogram knows, stands in for the harm. Noise of independent roundings adds up in energy.
+"""
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from qdq.affine import params_from_range
+from qdq.calibrate import Calibrator
+from qdq.calibrate.noise import relative_noise
+from qdq.errors import ConfigError
+from qdq.frontier import Planner, observed_by_any
+from qdq.plan import Plan
+from qdq.problem import Fixed, Source
+from qdq.ranges import Histogram, TensorRange
+from qdq.spec import QuantParams, QuantSpec
+from qdq.weighing import Weighing
+
+__all__ = [
+    "NOISE_WORTH",
+    "WIDEST",
+    "check_worth",
+    "explained",
+    "keeps_histograms",
+    "observed_to_rate",
+    "rated",
+]
+
+NOISE_WORTH = 8.0
+"""Latency, relative to the float model's, that the loss of a tensor's whole signal is worth."""
+
+WIDEST = Weighing(noise=0.0)
+"""Prices without any on accuracy (but ``least``): every rated plan is a part of that plan."""
+
+log = logging.getLogger(__name__)
+
+HARMS = "rounding it costs more accuracy than its integer kernel saves time"
+
+
+def keeps_histograms(calibrator: Calibrator[Any]) -> bool:
+    """Whether the calibrator's summaries tell what rounding does to a tensor."""
+    return isinstance(calibrator.summarize(np.zeros(1, np.float32)), Histogram)
+
+
+def check_worth(worth: float | None) -> None:
+    """Refuse a worth that is not one.
+
+    Raises:
+        ConfigError: it is negative, or not finite.
+    """
+    if worth is not None and not (math.isfinite(worth) and worth >= 0):
+        raise ConfigError(
+            f"worth={worth!r}: wants a finite number from 0 (the fastest model) up; the default "
+            f"is {NOISE_WORTH:g}"
+        )
+
+
+def observed_to_rate(plan: Plan, constants: frozenset[str]) -> dict[str, QuantSpec]:
+    """Tensors whose histograms rate the parts of ``plan`` → their spec: all that it rounds."""
+    known = {
+        t.name: t.spec
+        for t in plan.tensors.values()
+        if isinstance(t.source, Fixed) and t.name not in constants and t.name not in plan.ruled
+    }
+    return {**observed_by_any(plan, constants), **known}
+
+
+def rated(
+    plan_for: Planner,
+    plan: Plan,
+    ranges: Mapping[str, TensorRange],
+    summaries: Mapping[str, Any],
+    worth: float = NOISE_WORTH,
+) -> Plan:
+    """The part of a plan with the least time / time of the float model + worth * noise.
+
+    Args:
+        plan_for: makes the plan for a weighing: ``make_plan`` with all else filled in.
+        plan: ``plan_for(WIDEST)``.
+        ranges: tensor → calibrated range.
+        summaries: tensor → histogram of all its values.
+        worth: the relative latency that a noise as large as the signal is worth; 0 takes the
+            fastest, and the greater it is the more stays float.
+    """
+    parts = _parts(plan)
+    noise = {}
+    for t in plan.tensors.values():
+        if t.name not in summaries or t.name in plan.ruled:
+            continue  # a constant; or what the user has set, which is wanted so and has no price
+        params = _params(t.source, t.spec, ranges.get(t.name))
+        seen = [summaries[n] for n in (t.name, *parts.get(t.name, ())) if n in summaries]
+        noise[t.name] = max(relative_noise(histogram, params) for histogram in seen)
+    price = worth * plan.placement.float_time
+    return explained(plan, plan_for(replace(WIDEST, price=price, harm=noise)))
+
+
+def _parts(plan: Plan) -> dict[str, tuple[str, ...]]:
+    """What a Concat puts together: result → inputs.
+
+    Each part counts by itself: pixel coordinates beside probabilities have nearly all of the
+    energy, and the loss of all probabilities would not be seen.
+    """
+    units = plan.placement.units
+    return {u.outputs[0]: u.reads for u in units if u.view.op_type == "Concat" and u.demand}
+
+
+def _params(source: Source, spec: QuantSpec, found: TensorRange | None) -> QuantParams:
+    """The parameters that the solver will give, but for what sharing them changes."""
+    if isinstance(source, Fixed):
+        low, high = np.array([source.low, source.high], np.float32)
+        found = TensorRange(np.asarray(low), np.asarray(high))
+    assert found is not None  # noqa: S101 -- all that is rated without a rule is observed
+    return params_from_range(found, spec)
+
+
+def explained(widest: Plan, chosen: Plan) -> Plan:
+    """The chosen plan, whose reasons tell what is float for accuracy's sake and not for speed."""
+    for name in sorted(widest.ruled - chosen.tensors.keys()):
+        log.warning("the rules for tensor '%s' do nothing: the nodes around it stay float", name)
+    given_up = widest.placement.integer - chosen.placement.integer
+    reasons = {
+        node: HARMS if node in given_up else why
+        for node, why in chosen.placement.left_float.items()
+    }
+    return replace(chosen, placement=replace(chosen.placement, left_float=reasons))

@@ -1,0 +1,155 @@
+"""Placement by the noise in the calibrated histograms."""
+
+import logging
+from itertools import pairwise
+
+import numpy as np
+import onnx
+import pytest
+from harness import compare, sqnr
+from hypothesis import given
+from hypothesis import strategies as st
+from models import feeds, model, node, weights
+
+import qdq
+from qdq.affine import fake_quantize, params_from_range
+from qdq.api import collect_statistics, run
+from qdq.calibrate import MSE
+from qdq.calibrate.noise import relative_noise
+from qdq.ranges import Histogram, TensorRange
+from qdq.rating import HARMS
+from qdq.spec import INT8, UINT8, QuantSpec
+from qdq.targets import PORTABLE
+
+SHAPE = {"x": [1, 32, 40, 40]}
+
+
+def detector():
+    """Boxes up to some 300 and scores of 0..1, side by side in one tensor."""
+    nodes = [
+        node("Conv", ["x", "w0"], "c", pads=[1] * 4),
+        node("Relu", ["c"], "r"),
+        node("Conv", ["r", "w1"], "box", pads=[1] * 4),
+        node("Conv", ["r", "w2"], "logit", pads=[1] * 4),
+        node("Sigmoid", ["logit"], "score"),
+        node("Concat", ["box", "score"], "y", axis=1),
+    ]
+    constants = {
+        "w0": weights(32, 32, 3, 3, seed=0),
+        "w1": 60 * weights(64, 32, 3, 3, seed=1),
+        "w2": weights(64, 32, 3, 3, seed=2),
+    }
+    return model(nodes, SHAPE, {"y": [1, 128, 40, 40]}, constants)
+
+
+# -- the noise --------------------------------------------------------------------------------
+
+
+@given(
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([0.05, 0.5, 1.0, 3.0]),
+    st.sampled_from([QuantSpec(dtype=UINT8), QuantSpec(dtype=INT8, symmetric=True)]),
+)
+def test_noise_is_that_of_the_values(seed: int, reach: float, spec: QuantSpec) -> None:
+    x = np.random.default_rng(seed).standard_normal(20000).astype(np.float32)
+    top = np.float32(reach * np.abs(x).max())
+    params = params_from_range(TensorRange(np.asarray(-top), np.asarray(top)), spec)
+    error = (fake_quantize(x, params) - x).astype(np.float64)
+    found = relative_noise(Histogram.of(x), params)
+    assert found == pytest.approx((error @ error) / (x.astype(np.float64) @ x), rel=0.05)
+
+
+@given(st.integers(-60, 60))
+def test_noise_has_no_unit(exponent: int) -> None:
+    x = np.random.default_rng(5).standard_normal(3000).astype(np.float32)
+    spec = QuantSpec(dtype=UINT8)
+
+    def noise(values: np.ndarray) -> float:
+        return relative_noise(Histogram.of(values), params_from_range(TensorRange.of(values), spec))
+
+    assert noise(np.ldexp(x, exponent)) == pytest.approx(noise(x), rel=1e-9)
+
+
+def test_zeros_and_a_lost_signal() -> None:
+    wide = params_from_range(
+        TensorRange(np.float32([0.0])[0:1].reshape(()), np.float32([1e6]).reshape(())),
+        QuantSpec(dtype=UINT8),
+    )
+    assert relative_noise(Histogram.of(np.zeros(9, np.float32)), wide) == 0
+    assert relative_noise(Histogram.of(np.full(9, 0.5, np.float32)), wide) == pytest.approx(1)
+
+
+# -- what placement makes of it ---------------------------------------------------------------
+
+
+def test_what_would_be_ruined_stays_float() -> None:
+    exact, data = detector(), feeds(SHAPE, 4)
+    fastest, default = run(exact, data, worth=0.0), run(exact, data)
+    assert "Concat_y" in fastest.plan.quantized
+    assert default.plan.left_float["Concat_y"] == HARMS
+    assert set(default.plan.quantized) < set(fastest.plan.quantized)
+    assert len(default.plan.quantized) >= 3  # the convolutions, with their Relu
+
+    def scores(m: onnx.ModelProto) -> float:
+        found = compare(exact, m, feeds(SHAPE, 2, seed=7))
+        return sqnr(*(y.reshape(2, 128, -1)[:, 64:] for y in (found.exact, found.fused)))
+
+    assert scores(fastest.model) < 20
+    assert scores(default.model) > 35
+
+
+def test_a_higher_worth_leaves_more_float() -> None:
+    exact, data = detector(), feeds(SHAPE, 4)
+    plans = [set(run(exact, data, worth=w).plan.quantized) for w in (0.0, 8.0, 1e3, 1e9)]
+    assert all(b <= a for a, b in pairwise(plans))
+    assert not plans[-1]
+
+
+def test_the_order_of_samples_and_saved_statistics_change_nothing() -> None:
+    exact, data = detector(), feeds(SHAPE, 5)
+    found = collect_statistics(exact, data)
+    made = [qdq.quantize(exact, data), qdq.quantize(exact, data[::-1])]
+    made.append(qdq.quantize(exact, statistics=found))
+    assert len({m.SerializeToString(deterministic=True) for m in made}) == 1
+
+
+def test_minmax_has_no_histogram_and_pays_by_the_element() -> None:
+    exact, data = detector(), feeds(SHAPE, 3)
+    assert HARMS not in run(exact, data, calibrator=qdq.MinMax()).plan.left_float.values()
+    with pytest.raises(qdq.ConfigError, match="keeps histograms"):
+        run(exact, data, calibrator=qdq.MinMax(), worth=1.0)
+    with pytest.raises(qdq.ConfigError, match="weighs costs"):
+        run(exact, data, target=PORTABLE, worth=1.0)
+
+
+def test_a_calibrator_of_ones_own_with_histograms_is_rated() -> None:
+    class Mine(MSE):
+        pass
+
+    result = run(detector(), feeds(SHAPE, 3), calibrator=Mine())
+    assert result.plan.left_float["Concat_y"] == HARMS
+
+
+@pytest.mark.parametrize("worth", [-1.0, float("nan"), float("inf")])
+def test_an_impossible_worth(worth: float) -> None:
+    with pytest.raises(qdq.ConfigError, match="from 0"):
+        run(detector(), feeds(SHAPE, 1), worth=worth)
+
+
+def test_worth_and_a_target_exclude_each_other() -> None:
+    with pytest.raises(qdq.ConfigError, match="give one of them"):
+        run(detector(), feeds(SHAPE, 2), worth=1.0, target_sqnr=30.0)
+
+
+def test_what_a_rule_sets_has_no_price() -> None:
+    exact, data = detector(), feeds(SHAPE, 3)
+    rule = qdq.Rule(tensors="y", range=(-500.0, 500.0))
+    assert "Concat_y" in run(exact, data, scheme=qdq.Scheme(rules=(rule,))).plan.quantized
+
+
+def test_a_rule_for_what_stays_float_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, "qdq")
+    rule = qdq.Rule(tensors="r", range=(0.0, 5.0))
+    result = run(detector(), feeds(SHAPE, 3), scheme=qdq.Scheme(rules=(rule,)), worth=1e9)
+    assert not result.plan.quantized
+    assert "rules for tensor 'r' do nothing" in caplog.text
