@@ -211,7 +211,8 @@ def measure(
         if repeats:
             timing = paired_latency(model, variant, feeds[0], repeats=repeats, threads=threads)
             slower = 1 / timing.ratio - 1
-        pattern = "|".join(re.escape(name) for name in candidate.names)
+        names = (match.undivided.get(name, name) for name in candidate.names)
+        pattern = "|".join(map(re.escape, names))
         literal = repr(pattern) if "'" in pattern else f"r'{pattern}'"
         option = "--skip" if candidate.about == "nodes" else "--skip-tensor"
         found.append(

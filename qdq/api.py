@@ -10,16 +10,18 @@ from typing import Any
 import onnx
 
 from qdq.calibrate import MSE, Calibrator
+from qdq.data import Feed
 from qdq.emit import emit
 from qdq.errors import ConfigError
+from qdq.evidence import Evidence, make_problem, solved
 from qdq.frontier import WORTH, choose
-from qdq.history import planned_counts, scale_history
+from qdq.history import planned_counts, scale_history, smoothing_history
 from qdq.plan import Plan
 from qdq.rating import NOISE_WORTH, check_worth, explained, rated
 from qdq.scheme import Scheme
 from qdq.shipment import fingerprint
 from qdq.solve import Solution, Step
-from qdq.stages import Start, begin, gather, make_problem, ranges_of, solved
+from qdq.stages import Start, begin, gather, learn
 from qdq.statistics import Statistics
 from qdq.steps import DEFAULT_STEPS, for_target
 from qdq.targets import ORT_CPU, Target
@@ -85,15 +87,16 @@ def run(
     if given is not None:
         start.require(given, calibrator)
     found = given or gather(start, calibrator, executor, progress)
-    ranges = ranges_of(start, found, calibrator)
-    plan, prepared = start.plan, start.prepared
+    evidence = learn(start, found, calibrator)
+    plan = evidence.plan
     if start.rated:
         rate = NOISE_WORTH if worth is None else worth
-        plan = rated(start.plan_for, plan, ranges, found.summaries, rate)
-    solution = solved(start, plan, found, ranges, steps)
+        plan = rated(evidence.plan_for, plan, evidence.noise, rate)
+    solution = solved(evidence, plan, steps)
     if measured and plan.quantized:
-        plan = _chosen(start, solution, target_sqnr, WORTH if worth is None else worth)
-        solution = solved(start, plan, found, ranges, steps)
+        rate = WORTH if worth is None else worth
+        plan = _chosen(evidence, solution, list(start.kept.values()), target_sqnr, rate)
+        solution = solved(evidence, plan, steps)
     log.info("solved: %d tensors, %d changes", len(solution.params), len(solution.changes))
     recipe = {
         "target": target.name,
@@ -107,10 +110,12 @@ def run(
         "recipe": recipe,
         "left_float": {**plan.left_float, **late},
         "planned": planned_counts(plan, late),
+        "smoothed": smoothing_history(evidence.smoothings, evidence.products),
         "changes": scale_history(solution.changes, {n.weight for n in plan.linears}),
     }
-    emitted = emit(prepared, plan, solution, metadata)
-    return Result(model=verify(emitted, start.first, prepared), plan=plan, solution=solution)
+    emitted = emit(evidence.model, plan, solution, metadata)
+    model = verify(emitted, start.first, start.prepared)
+    return Result(model=model, plan=plan, solution=solution)
 
 
 def collect_statistics(
@@ -141,14 +146,18 @@ def _late(plan: Plan, solution: Solution) -> Mapping[str, str]:
     return {**clamps_that_stay(plan, solution.params), **solution.floats}
 
 
-def _chosen(start: Start, solution: Solution, target_sqnr: float | None, worth: float) -> Plan:
+def _chosen(
+    evidence: Evidence,
+    solution: Solution,
+    feeds: Sequence[Feed],
+    target_sqnr: float | None,
+    worth: float,
+) -> Plan:
     """The plan of the best value by measured harm, or the fastest that meets the target."""
-    feeds = list(start.kept.values())
-    choice = choose(
-        start.prepared, start.plan_for, solution, feeds, target_sqnr=target_sqnr, worth=worth
-    )
-    plan = explained(start.plan, choice.chosen.plan)
-    log.info("measured: %d of %d nodes integer", len(plan.quantized), len(start.plan.quantized))
+    model, plan_for, widest = evidence.model, evidence.plan_for, evidence.plan
+    choice = choose(model, plan_for, solution, feeds, target_sqnr=target_sqnr, worth=worth)
+    plan = explained(widest, choice.chosen.plan)
+    log.info("measured: %d of %d nodes integer", len(plan.quantized), len(widest.quantized))
     if not plan.quantized:
         log.warning("only the float model reaches target_sqnr=%s: no node is integer", target_sqnr)
     return plan

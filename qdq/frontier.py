@@ -22,11 +22,13 @@ from qdq.spec import QuantSpec
 from qdq.weighing import Weighing
 
 __all__ = [
+    "FASTEST",
     "WORTH",
     "Candidate",
     "Choice",
     "Planner",
     "best_value",
+    "check_weighs",
     "choose",
     "fastest_plan",
     "frontier",
@@ -36,6 +38,7 @@ __all__ = [
 
 Planner = Callable[[Weighing], Plan]
 WORTH = 6.0  #: latency, relative to the float model's, that a harm of 1 is worth
+FASTEST = Weighing(noise=0.0, least=0.0)  #: prices without any on accuracy
 _WORTHS = np.geomspace(0.1, 1e4, 31)
 _BEYOND = 1e15  # ns; capacities stay well below INFINITE
 
@@ -63,13 +66,22 @@ def fastest_plan(plan_for: Planner) -> Plan:
     Raises:
         ConfigError: the target does not weigh costs. And those of ``make_plan``.
     """
-    plan = plan_for(Weighing(noise=0.0, least=0.0))
+    plan = plan_for(FASTEST)
+    check_weighs(plan)
+    return plan
+
+
+def check_weighs(plan: Plan) -> None:
+    """Refuse a plan that was made without weighing costs.
+
+    Raises:
+        ConfigError: there would be nothing to choose.
+    """
     if not plan.target.weighs_costs:
         raise ConfigError(
             f"target {plan.target.name!r} does not weigh costs, so there is nothing to choose "
             "between latency and accuracy; use a target that does, as qdq.targets.ORT_CPU"
         )
-    return plan
 
 
 def observed_by_any(plan: Plan, constants: frozenset[str]) -> dict[str, QuantSpec]:

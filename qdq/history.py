@@ -1,13 +1,37 @@
 """What the plan and the solver did, as plain values for the model's metadata."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from qdq.plan import Plan
+from qdq.smoothing import Smoothing
 from qdq.solve import Change
 
-__all__ = ["planned_counts", "scale_history"]
+__all__ = ["planned_counts", "scale_history", "smoothing_history"]
+
+
+def smoothing_history(
+    smoothings: Mapping[str, Smoothing], products: Mapping[str, Sequence[str]]
+) -> list[dict[str, Any]]:
+    """Which tensors were divided, and how.
+
+    Returns:
+        For each: ``tensor``, ``alpha``, ``error`` (expected, after over before), ``exponents`` (of
+        two: the divisor of each channel) and ``nodes``, the products that read it.
+    """
+    return [
+        {
+            "tensor": name,
+            "alpha": round(s.alpha, 3),
+            "error": float(f"{s.error:.3g}"),
+            "exponents": np.log2(s.divisors).astype(int).tolist(),
+            "nodes": list(products[name]),
+        }
+        for name, s in smoothings.items()
+    ]
 
 
 def planned_counts(plan: Plan, floats: Collection[str] = ()) -> dict[str, int]:

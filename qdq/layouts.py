@@ -1,4 +1,4 @@
-"""How linear nodes read their inputs, for the collection of second moments."""
+"""How linear nodes read their inputs: for second moments, and for dividing them."""
 
 import math
 
@@ -7,10 +7,10 @@ import onnx
 from qdq.calibrate.moments import Layout
 from qdq.graph import Graph
 from qdq.plan import Plan
-from qdq.problem import Linear
+from qdq.problem import Linear, Observed, Shared
 from qdq.views import node_view
 
-__all__ = ["moment_layouts"]
+__all__ = ["divisible", "moment_layouts"]
 
 _ORDER = 1024  # most terms of a block
 _LEAST = 64
@@ -76,3 +76,37 @@ def _blocks(channels: int, taps: int, order: int) -> int:
     """The least number of blocks of whole channels with at most ``order`` terms, if possible."""
     per_block = max(order // taps, 1)
     return -(-channels // per_block)
+
+
+def divisible(model: onnx.ModelProto, plan: Plan) -> dict[str, tuple[Linear, ...]]:
+    """Float tensors that only matrix products read as codes → these products.
+
+    Left out are tensors that an integer kernel hands out as codes, those whose parameters a rule
+    sets or other tensors share, and those whose weights something else reads as well. So is all
+    where the target has an integer kernel for Div: it would round before it divides.
+    """
+    if plan.target.kernel("Div") is not None:
+        return {}
+    graph = Graph(model)
+    units = [u for u in plan.placement.units if u.view.name in plan.placement.integer]
+    made = {name for u in units for name in u.outputs}
+    shared = {t.source.owner for t in plan.tensors.values() if isinstance(t.source, Shared)}
+    linears = {n.node: n for n in plan.linears}
+    readers: dict[str, list[Linear | None]] = {}
+    for unit in units:
+        for name in unit.reads:
+            readers.setdefault(name, []).append(linears.get(unit.view.name))
+    found: dict[str, tuple[Linear, ...]] = {}
+    for name, products in readers.items():
+        if name in made or name in shared or name in plan.ruled:
+            continue
+        known = [n for n in products if n is not None and _divides(graph, n, plan)]
+        if len(known) == len(products) and isinstance(plan.tensors[name].source, Observed):
+            found[name] = tuple(known)
+    return found
+
+
+def _divides(graph: Graph, linear: Linear, plan: Plan) -> bool:
+    """Whether a node is a product with a matrix that is its own."""
+    matrix = linear.kind == "matmul" and len(graph.shape(linear.weight) or ()) == 2
+    return matrix and linear.weight not in plan.ruled and len(graph.uses(linear.weight)) == 1

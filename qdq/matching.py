@@ -13,6 +13,7 @@ import onnx
 from numpy.typing import NDArray
 
 from qdq.affine import dequantize, fake_quantize
+from qdq.dividing import divided_like
 from qdq.errors import ConfigError, ModelError
 from qdq.graph import Graph
 from qdq.ops.clamp import bounds
@@ -105,6 +106,7 @@ class Match:
         constants: output of a DQ → the constant.
         sites: nodes that make matched tensors, in graph order.
         notes: what could not be matched.
+        undivided: tensor that smoothing divided → its name in the user's model.
     """
 
     float_graph: Graph
@@ -115,6 +117,7 @@ class Match:
     constants: Mapping[str, Constant]
     sites: tuple[Site, ...]
     notes: tuple[str, ...]
+    undivided: Mapping[str, str]
 
 
 def plain(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -140,9 +143,10 @@ def match(source: onnx.ModelProto, quantized: onnx.ModelProto) -> Match:
     """
     graph = Graph(plain(quantized))
     makers = {(n.op_type, o) for n in graph.nodes for o in n.output}
-    forms = [Graph(prepare(source)), Graph(plain(source))]
+    prepared, names = divided_like(prepare(source), quantized)
+    forms = [Graph(prepared), Graph(plain(source))]
     float_graph = max(forms, key=lambda g: sum((n.op_type, n.output[0]) in makers for n in g.nodes))
-    found = _Matcher(float_graph, graph).match()
+    found = _Matcher(float_graph, graph).match(names)
     all_float = quantized.producer_name == "qdq"  # qdq may find that nothing pays
     if not (found.coded or found.constants or all_float):
         raise ModelError(
@@ -164,7 +168,7 @@ class _Matcher:
         self.meaning: dict[str, str] = {}
         self.before_q: set[str] = set()
 
-    def match(self) -> Match:
+    def match(self, names: Mapping[str, str]) -> Match:
         for node in self.graph.nodes:
             if node.op_type == "DequantizeLinear":
                 self._dequantize(node)
@@ -189,6 +193,7 @@ class _Matcher:
             constants=self.constants,
             sites=sites,
             notes=tuple(self.notes),
+            undivided={divided: name for name, divided in names.items()},
         )
 
     def _dequantize(self, node: onnx.NodeProto) -> None:

@@ -15,7 +15,7 @@ from qdq.session import open_session, run_sample
 
 __all__ = ["Observation", "Observer", "observe"]
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 # what a sample's tensors are is known only when they come
 Observation = dict[str, NDArray[Any]]

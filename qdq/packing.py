@@ -77,6 +77,8 @@ def pack_sums(sums: Sequence[ChannelSum]) -> Arrays:
         "sum_bins": np.concatenate([s.bins for s in sums], axis=1),
         "sum_channels": np.asarray([s.bins.shape[1] for s in sums], np.int64),
         "sum_counts": np.asarray([s.count for s in sums], np.int64),
+        "sum_low": np.concatenate([s.reach.low for s in sums]),
+        "sum_high": np.concatenate([s.reach.high for s in sums]),
     }
 
 
@@ -84,9 +86,13 @@ def unpack_sums(arrays: Arrays) -> list[ChannelSum]:
     """The channel sums, from what ``pack_sums`` gave."""
     if "sum_bins" not in arrays:
         return []
-    parts = _split(arrays["sum_bins"], arrays["sum_channels"])
+    sizes = arrays["sum_channels"]
+    bins, low, high = (_split(arrays[f"sum_{f}"], sizes) for f in ("bins", "low", "high"))
     counts = arrays["sum_counts"].tolist()
-    return [ChannelSum(bins, count) for bins, count in zip(parts, counts, strict=True)]
+    return [
+        ChannelSum(b, count, TensorRange(least, most))
+        for b, count, least, most in zip(bins, counts, low, high, strict=True)
+    ]
 
 
 def pack_moments(moments: Sequence[MomentSum | None]) -> Arrays:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ __all__ = ["MAX_BINS", "Histogram", "TensorRange"]
 MAX_BINS = 8192
 """Most bins of a histogram; data that fills its range has more than half as many."""
 
-_CHUNK = 1 << 18
+_CHUNK = 1 << 16
 """Elements at a time: temporaries stay in the cache, and memory stays bounded."""
 
 
@@ -48,7 +49,7 @@ class TensorRange:
             return NotImplemented
         return np.array_equal(self.low, other.low) and np.array_equal(self.high, other.high)
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__: ClassVar[None] = None  # type: ignore[assignment]
 
     @classmethod
     def of(cls, x: NDArray[np.floating]) -> "TensorRange":
@@ -71,6 +72,12 @@ class TensorRange:
         if not (np.isfinite(low) and np.isfinite(high)):
             raise CalibrationError(f"the tensor holds NaN or Inf; found range [{low}, {high}]")
         return cls(np.asarray(low), np.asarray(high))
+
+    def extended(self, x: NDArray[np.floating]) -> "TensorRange":
+        """``self.union(TensorRange.of(x))``."""
+        other = TensorRange.of(x)
+        inside = bool(self.low <= other.low and other.high <= self.high)
+        return self if inside else self.union(other)
 
     def union(self, other: "TensorRange") -> "TensorRange":
         """The smallest range that holds both; associative, commutative, idempotent."""
@@ -131,38 +138,36 @@ class Histogram:
             )
 
     @classmethod
-    def of(cls, x: NDArray[np.floating]) -> "Histogram":
-        """Histogram of all values of an array, as float32.
+    def of(cls, x: NDArray[np.floating], most: int | None = None) -> "Histogram":
+        """Histogram of the values of an array, as float32.
 
         Args:
             x: any shape, float16, float32 or float64, at least one value.
+            most: of a larger array only about so many values are counted, evenly spaced, each
+                for all that it stands for; besides, always the smallest and the largest.
 
         Raises:
             CalibrationError: if x is empty or holds NaN or Inf.
         """
-        flat = np.ravel(x, order="K")
-        if flat.dtype == np.float16:
-            flat = flat.astype(np.float32)
-        bounds = TensorRange.of(flat)
-        low, high = float(bounds.low), float(bounds.high)
+        parts, low, high = _parts(x, most)
         exponent, start, size = _layout(low, high)
-        # Dividing by 2**exponent is exact, but for tiny values under a wide range: those could
-        # underflow to -0.0 and land in bin 0 in place of bin -1. float64 has room for them.
-        work = np.float64 if exponent > 0 and low < 0 else np.float32
-        per_unit = work(2.0**-exponent)
         counts = np.zeros(size, np.int64)
-        zeros = 0
-        for at in range(0, flat.size, _CHUNK):
-            chunk = flat[at : at + _CHUNK].astype(np.float32, copy=False)
-            bins = chunk * per_unit
-            np.floor(bins, out=bins)
-            bins -= work(start)
-            # By way of int32, which the processor converts to at once; numpy counts intp.
-            index = bins.astype(np.int32).astype(np.intp)
-            counts += np.bincount(index, minlength=size)
-            if low <= 0 <= high:
-                zeros += int(np.count_nonzero(chunk == 0))
+        zeros = _count(parts, exponent, start, counts)
         return cls(exponent, start, counts, low, high, zeros)
+
+    def extended(self, x: NDArray[np.floating], most: int | None = None) -> "Histogram":
+        """``self.merge(Histogram.of(x, most))``, counted straight into the bins of the result.
+
+        Raises:
+            CalibrationError: if x is empty or holds NaN or Inf.
+        """
+        parts, low, high = _parts(x, most)
+        low, high = min(self.low, low), max(self.high, high)
+        exponent, start, size = _layout(low, high)
+        counts = np.zeros(size, np.int64)
+        self._add_to(counts, exponent, start)
+        zeros = self.zeros + _count(parts, exponent, start, counts)
+        return Histogram(exponent, start, counts, low, high, zeros)
 
     def merge(self, other: "Histogram") -> "Histogram":
         """The histogram of both sets of values; associative and commutative, exactly."""
@@ -170,9 +175,13 @@ class Histogram:
         exponent, start, size = _layout(low, high)
         counts = np.zeros(size, np.int64)
         for part in (self, other):
-            first, coarse = part.coarsened(exponent)
-            counts[first - start : first - start + coarse.size] += coarse
+            part._add_to(counts, exponent, start)
         return Histogram(exponent, start, counts, low, high, self.zeros + other.zeros)
+
+    def _add_to(self, counts: NDArray[np.int64], exponent: int, start: int) -> None:
+        """Add the counts to those of a histogram that covers this one."""
+        first, coarse = self.coarsened(exponent)
+        counts[first - start : first - start + coarse.size] += coarse
 
     def coarsened(self, exponent: int) -> tuple[int, NDArray[np.int64]]:
         """First bin and counts with bins of 2**exponent, not below the histogram's exponent."""
@@ -191,7 +200,7 @@ class Histogram:
         theirs = (other.exponent, other.start, other.low, other.high, other.zeros)
         return mine == theirs and np.array_equal(self.counts, other.counts)
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__: ClassVar[None] = None  # type: ignore[assignment]
 
     @property
     def width(self) -> float:
@@ -212,6 +221,54 @@ class Histogram:
         if self.zeros:
             counts[-self.start] -= self.zeros
         return counts
+
+
+_Parts = list[tuple[NDArray[np.floating], int]]
+
+
+def _parts(x: NDArray[np.floating], most: int | None) -> tuple[_Parts, float, float]:
+    """What to count: values, and for how many each stands; the smallest and largest of all."""
+    flat = np.ravel(x, order="K")
+    if flat.dtype == np.float16:
+        flat = flat.astype(np.float32)
+    bounds = TensorRange.of(flat)
+    low, high = float(bounds.low), float(bounds.high)
+    if most is None or flat.size <= most:
+        return [(flat, 1)], low, high
+    step = -(-flat.size // most)
+    while math.gcd(step, flat.size) > 1:  # or it would meet the same columns in every row
+        step += 1
+    return [(flat[::step], step), (np.array([low, high]), 1)], low, high
+
+
+def _count(parts: _Parts, exponent: int, start: int, counts: NDArray[np.int64]) -> int:
+    """Add values to the counts of bins that cover them; returns how many are exactly 0."""
+    return sum(weight * _count_one(x, exponent, start, counts, weight) for x, weight in parts)
+
+
+def _count_one(
+    flat: NDArray[np.floating], exponent: int, start: int, counts: NDArray[np.int64], weight: int
+) -> int:
+    # Dividing by 2**exponent is exact, but for tiny values under a wide range: those could
+    # underflow to -0.0 and land in bin 0 in place of bin -1. float64 has room for them.
+    work = np.float64 if exponent > 0 and start < 0 else np.float32
+    size = min(flat.size, _CHUNK)
+    scaled, whole, index = (np.empty(size, t) for t in (work, np.int32, np.intp))
+    zeros = 0
+    for at in range(0, flat.size, size):
+        chunk = flat[at : at + size].astype(np.float32, copy=False)
+        n = chunk.size
+        bins = np.multiply(chunk, work(2.0**-exponent), out=scaled[:n])
+        if start < 0:  # from 0 up the conversion to integers rounds down
+            np.floor(bins, out=bins)
+        if start:
+            bins -= work(start)
+        # By way of int32, which the processor converts to at once; numpy counts intp.
+        np.copyto(whole[:n], bins, casting="unsafe")
+        np.copyto(index[:n], whole[:n])
+        counts += weight * np.bincount(index[:n], minlength=counts.size)
+        zeros += int(np.count_nonzero(chunk == 0))
+    return zeros
 
 
 def _layout(low: float, high: float) -> tuple[int, int, int]:

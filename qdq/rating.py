@@ -33,6 +33,7 @@ __all__ = [
     "check_worth",
     "explained",
     "keeps_histograms",
+    "noise_of",
     "observed_to_rate",
     "rated",
 ]
@@ -76,22 +77,15 @@ def observed_to_rate(plan: Plan, constants: frozenset[str]) -> dict[str, QuantSp
     return {**observed_by_any(plan, constants), **known}
 
 
-def rated(
-    plan_for: Planner,
-    plan: Plan,
-    ranges: Mapping[str, TensorRange],
-    summaries: Mapping[str, Any],
-    worth: float = NOISE_WORTH,
-) -> Plan:
-    """The part of a plan with the least time / time of the float model + worth * noise.
+def noise_of(
+    plan: Plan, ranges: Mapping[str, TensorRange], summaries: Mapping[str, Any]
+) -> dict[str, float]:
+    """Tensor → energy of its rounding over the energy of its values.
 
     Args:
-        plan_for: makes the plan for a weighing: ``make_plan`` with all else filled in.
-        plan: ``plan_for(WIDEST)``.
+        plan: the widest plan.
         ranges: tensor → calibrated range.
         summaries: tensor → histogram of all its values.
-        worth: the relative latency that a noise as large as the signal is worth; 0 takes the
-            fastest, and the greater it is the more stays float.
     """
     parts = _parts(plan)
     noise = {}
@@ -101,8 +95,23 @@ def rated(
         params = _params(t.source, t.spec, ranges.get(t.name))
         seen = [summaries[n] for n in (t.name, *parts.get(t.name, ())) if n in summaries]
         noise[t.name] = max(relative_noise(histogram, params) for histogram in seen)
-    price = worth * plan.placement.float_time
-    return explained(plan, plan_for(replace(WIDEST, price=price, harm=noise)))
+    return noise
+
+
+def rated(
+    plan_for: Planner, widest: Plan, noise: Mapping[str, float], worth: float = NOISE_WORTH
+) -> Plan:
+    """The part of a plan with the least time / time of the float model + worth * noise.
+
+    Args:
+        plan_for: makes the plan for a weighing: ``make_plan`` with all else filled in.
+        widest: ``plan_for(WIDEST)``.
+        noise: from ``noise_of``.
+        worth: the relative latency that a noise as large as the signal is worth; 0 takes the
+            fastest, and the greater it is the more stays float.
+    """
+    price = worth * widest.placement.float_time
+    return explained(widest, plan_for(replace(WIDEST, price=price, harm=noise)))
 
 
 def _parts(plan: Plan) -> dict[str, tuple[str, ...]]:

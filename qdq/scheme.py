@@ -79,12 +79,15 @@ class Scheme:
         activation: spec of activations. Default: uint8, asymmetric, per tensor.
         weight: spec of weights; its axis is set by each operator. Default: int8, symmetric.
         per_channel: one weight scale per output channel where the target fuses that.
+        smooth: move outlier channels of a matrix product's input into its weights
+            (``qdq.smoothing``) where that lessens the expected error.
         rules: exceptions; later rules win.
     """
 
     activation: QuantSpec = QuantSpec(dtype=UINT8)
     weight: QuantSpec = QuantSpec(dtype=INT8, symmetric=True)
     per_channel: bool = True
+    smooth: bool = True
     rules: tuple[Rule, ...] = ()
 
     def __post_init__(self) -> None:

@@ -37,7 +37,7 @@ __all__ = [
     "run_sample",
 ]
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 Model = onnx.ModelProto | bytes | str | os.PathLike[str]
 

@@ -10,7 +10,7 @@ would be in one process.
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import (
     FIRST_COMPLETED,
     BrokenExecutor,
@@ -21,29 +21,31 @@ from concurrent.futures import (
     wait,
 )
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import onnx
 
-from qdq.calibrate import Calibrator
+from qdq.calibrate import CALIBRATORS, Calibrator
 from qdq.calibrate.moments import Layout
 from qdq.data import Feed
 from qdq.errors import CalibrationError, ConfigError
 from qdq.observe import Observer
 from qdq.shipment import Shipment, fingerprint
 from qdq.statistics import Statistics
-from qdq.worker import Job, Progress, Shard, forget, run_shard, summarize
+from qdq.worker import Answer, Job, Progress, Shard, forget, run_here, run_shard, summarize
 
 __all__ = ["collect"]
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 _SHARD_SAMPLES = 4
 _SHARD_BYTES = 1 << 23  # of one shard's samples, unless one sample alone is larger
 _FLIGHT_BYTES = 1 << 28  # of all samples handed out and not yet back
 _FLIGHT_SHARDS = 64  # where the number of workers is unknown
 _ATTEMPTS = 3
+_THREADS = 2  # of this process: each has the tensors of one sample in memory
 
 
 def collect(
@@ -69,8 +71,9 @@ def collect(
         axes: tensor → channel axis, for the tensors whose channel means are wanted.
         feeds: the checked samples; read once, in this process, and never all at a time.
         calibrator: makes and merges the summaries.
-        executor: who does the work; None: this process, one sample after the other. It stays
-            open. A custom calibrator must be importable where the workers run.
+        executor: who does the work. It stays open. A custom calibrator must be importable where
+            the workers run. None: two threads of this process, so that one sample runs while
+            another is summarized; a custom calibrator sees one sample after the other.
         shard_size: samples per shard.
         threads: that onnxruntime uses per sample; None lets it choose in this process, and
             shares the processors among the workers of a local pool (1 each elsewhere). The
@@ -101,9 +104,16 @@ def collect(
         calibrator=calibrator,
         threads=threads if threads is not None or executor is None else _threads(executor),
     )
-    if executor is None:
+    shards = _shards(feeds, shard_size)
+    if executor is not None:
+        run = partial(run_shard, job)
+        return _Dispatcher(executor, run, Shipment(model), calibrator, progress).run(shards)
+    if type(calibrator) not in CALIBRATORS.values():
         return summarize(job, Observer(model, job.names, threads=threads), feeds, 0, progress)
-    return _Dispatcher(executor, job, Shipment(model), progress).run(_shards(feeds, shard_size))
+    with ThreadPoolExecutor(_THREADS) as pool:
+        threads = _threads(pool) if threads is None else threads
+        run = partial(run_here, job, Observer(model, job.names, threads=threads))
+        return _Dispatcher(pool, run, None, calibrator, progress).run(shards)
 
 
 def _threads(executor: Executor) -> int:
@@ -144,12 +154,18 @@ class _Dispatcher:
     """Hands shards to an executor, a bounded number at a time, and merges what comes back."""
 
     def __init__(
-        self, executor: Executor, job: Job, shipment: Shipment, progress: Progress | None
+        self,
+        executor: Executor,
+        run: Callable[[Shard, Shipment | None], Answer],
+        shipment: Shipment | None,
+        calibrator: Calibrator[Any],
+        progress: Progress | None,
     ) -> None:
         workers = _workers(executor)
         self._executor: Executor | None = executor  # None when it has broken
-        self._job = job
+        self._run = run
         self._shipment = shipment
+        self._calibrator = calibrator
         self._progress = progress
         self._limit = _FLIGHT_SHARDS if workers is None else 2 * workers
         self._pending: dict[Future[Any], Shard] = {}
@@ -196,7 +212,7 @@ class _Dispatcher:
             return  # an earlier sample has failed already
         if self._executor is not None:
             try:
-                future = self._executor.submit(run_shard, self._job, shard, shipment)
+                future = self._executor.submit(self._run, shard, shipment)
             except BrokenExecutor as e:
                 self._broke(e)
             except RuntimeError as e:
@@ -207,7 +223,7 @@ class _Dispatcher:
             else:
                 self._pending[future] = shard
                 return
-        self._take(shard, run_shard(self._job, shard, self._shipment))
+        self._take(shard, self._run(shard, self._shipment))
 
     def _receive(self) -> None:
         for future in wait(self._pending, return_when=FIRST_COMPLETED).done:
@@ -224,7 +240,7 @@ class _Dispatcher:
             else:
                 self._take(shard, answer)
 
-    def _take(self, shard: Shard, answer: Statistics | Exception | None) -> None:
+    def _take(self, shard: Shard, answer: Answer) -> None:
         if answer is None:
             self._send(shard, self._shipment)
         elif isinstance(answer, Exception):
@@ -234,7 +250,7 @@ class _Dispatcher:
             try:
                 merged = answer
                 if self._merged is not None:
-                    merged = self._merged.merge(answer, self._job.calibrator)
+                    merged = self._merged.merge(answer, self._calibrator)
             except CalibrationError as e:
                 e.sample = shard.first
                 self._fail(shard.first, e)

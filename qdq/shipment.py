@@ -18,6 +18,8 @@ class Shipment:
     Threads of the same process share it as it is.
     """
 
+    model: onnx.ModelProto
+
     def __init__(self, model: onnx.ModelProto) -> None:
         self.model = model
 

@@ -1,42 +1,40 @@
-"""What happens around the solver: read, prepare, plan, gather statistics, solve."""
+"""What happens before the solver: read, prepare, plan, gather statistics, learn from them."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from typing import Any
 
-import numpy as np
 import onnx
-from numpy.typing import NDArray
 
-from qdq.calibrate import Calibrator, ranges_from, require_values
+from qdq.calibrate import Calibrator, ranges_from
 from qdq.calibrate.moments import Layout
 from qdq.data import Feed, open_feeds
-from qdq.frontier import Planner, fastest_plan, observed_by_any
+from qdq.evidence import Evidence, smoothed
+from qdq.frontier import FASTEST, Planner, check_weighs, observed_by_any
 from qdq.graph import Graph, without_large
-from qdq.layouts import moment_layouts
+from qdq.layouts import divisible, moment_layouts
 from qdq.modelio import load
 from qdq.plan import Plan, make_plan
 from qdq.prepare import prepare
-from qdq.problem import Moments, Problem
-from qdq.ranges import TensorRange
-from qdq.rating import WIDEST, keeps_histograms, observed_to_rate
+from qdq.problem import Linear
+from qdq.rating import WIDEST, keeps_histograms, noise_of, observed_to_rate
 from qdq.scheme import Scheme
 from qdq.sensitivity import SAMPLES, keep_few
 from qdq.session import input_specs
 from qdq.sharding import collect
 from qdq.shipment import fingerprint
-from qdq.solve import Solution, Step, needs_of, solve
+from qdq.solve import Step, needs_of
 from qdq.spec import QuantSpec
 from qdq.statistics import Statistics
 from qdq.targets import Target
 from qdq.weighing import Weighing
 from qdq.worker import Progress
 
-__all__ = ["Start", "begin", "gather", "make_problem", "ranges_of", "solved"]
+__all__ = ["Start", "begin", "gather", "learn"]
 
 log: logging.Logger = logging.getLogger(__name__)
 
@@ -47,12 +45,15 @@ class Start:
 
     Attributes:
         prepared: the canonical float model.
-        plan_for: makes the plan for a weighing.
-        plan: the plan; where harm is to be measured, or noise to be rated, the widest one, of
-            which the plan to be chosen is a part.
+        planner: model → what makes its plan for a weighing.
+        widest: prices of the plan; where harm is to be measured, or noise to be rated, those of
+            the widest one.
+        plan: the plan, or the widest one, of which that to be chosen is a part.
         rated: whether the part is to be chosen by the noise in the calibrator's histograms.
         observed: tensors that calibration must observe → the spec that they will have.
-        axes: inputs of linear nodes whose channel means a step asks for → the channel axis.
+        readers: tensors that may be smoothed → the products that read them.
+        axes: inputs of linear nodes whose channel means a step asks for, or whose channel ranges
+            smoothing needs → the channel axis.
         layouts: linear nodes whose second moments a step asks for.
         shapes: shapes of the inputs in the first sample.
         first: the first sample; None where statistics are given.
@@ -61,10 +62,12 @@ class Start:
     """
 
     prepared: onnx.ModelProto
-    plan_for: Planner
+    planner: Callable[[onnx.ModelProto], Planner]
+    widest: Weighing
     plan: Plan
     rated: bool
     observed: Mapping[str, QuantSpec]
+    readers: Mapping[str, tuple[Linear, ...]]
     axes: Mapping[str, int]
     layouts: Mapping[str, Layout]
     shapes: Mapping[str, tuple[int, ...]]
@@ -112,18 +115,18 @@ def begin(
         shapes = statistics.shapes
     prepared = prepare(source)
     source = without_large(source, 1024)  # rules read its names; its weights are done with
-    plan_for = partial(_plan_for, prepared, scheme, target, source, shapes)
+    planner = partial(_planner, scheme, target, source, shapes)
     rated = not measured and target.weighs_costs and keeps_histograms(calibrator)
+    widest = FASTEST if measured else WIDEST if rated else Weighing()
+    plan = planner(prepared)(widest)
+    observed: Mapping[str, QuantSpec] = plan.observed
     if measured:
-        plan = fastest_plan(plan_for)
+        check_weighs(plan)
         observed = observed_by_any(plan, frozenset(Graph(prepared).constants))
         feeds = keep_few(feeds, kept, 2 * SAMPLES)
     elif rated:
-        plan = plan_for(WIDEST)
         observed = observed_to_rate(plan, frozenset(Graph(prepared).constants))
-    else:
-        plan = plan_for(Weighing())
-        observed = dict(plan.observed)
+    readers = divisible(prepared, plan) if scheme.smooth else {}
     log.info("plan: %d integer nodes, %d float", len(plan.quantized), len(plan.left_float))
     if not plan.quantized:
         log.warning(
@@ -132,11 +135,13 @@ def begin(
         )
     return Start(
         prepared=prepared,
-        plan_for=plan_for,
+        planner=planner,
+        widest=widest,
         plan=plan,
         rated=rated,
         observed=observed,
-        axes=_mean_axes(plan, steps),
+        readers=readers,
+        axes={**_mean_axes(plan, steps), **dict.fromkeys(readers, -1)},
         layouts=moment_layouts(prepared, plan) if "moments" in needs_of(steps) else {},
         shapes=shapes,
         first=first,
@@ -145,15 +150,17 @@ def begin(
     )
 
 
-def _plan_for(
-    prepared: onnx.ModelProto,
+def _planner(
     scheme: Scheme,
     target: Target,
     source: onnx.ModelProto,
     seen: Mapping[str, tuple[int, ...]],
-    weighing: Weighing,
-) -> Plan:
-    return make_plan(prepared, scheme, target, weighing, source=source, seen=seen)
+    prepared: onnx.ModelProto,
+) -> Planner:
+    def plan_for(weighing: Weighing) -> Plan:
+        return make_plan(prepared, scheme, target, weighing, source=source, seen=seen)
+
+    return plan_for
 
 
 def _mean_axes(plan: Plan, steps: Sequence[Step]) -> dict[str, int]:
@@ -186,51 +193,22 @@ def gather(
     )
 
 
-def ranges_of(
-    start: Start, statistics: Statistics, calibrator: Calibrator[Any]
-) -> dict[str, TensorRange]:
-    """Range of every observed tensor that had values."""
+def learn(start: Start, statistics: Statistics, calibrator: Calibrator[Any]) -> Evidence:
+    """What calibration has shown, with outlier channels smoothed where that pays."""
     known = {n: spec for n, spec in start.observed.items() if n in statistics.summaries}
-    return ranges_from(statistics.summaries, known, calibrator)
-
-
-def solved(
-    start: Start,
-    plan: Plan,
-    statistics: Statistics,
-    ranges: Mapping[str, TensorRange],
-    steps: Sequence[Step],
-) -> Solution:
-    """Solve a plan from the statistics; ``plan`` is that of the start or a part of it.
-
-    Raises:
-        CalibrationError: a tensor that the plan observes never had a value. And those of solve.
-    """
-    require_values(plan.observed, ranges)
-    ranges = {n: ranges[n] for n in plan.observed}
+    ranges = ranges_from(statistics.summaries, known, calibrator)
     moments = {
         node: statistics.moments[layout].moments
         for node, layout in start.layouts.items()
         if layout in statistics.moments
     }
-    return solve(make_problem(start.prepared, plan, ranges, statistics.means, moments), steps)
-
-
-def make_problem(
-    model: onnx.ModelProto,
-    plan: Plan,
-    ranges: Mapping[str, TensorRange],
-    means: Mapping[str, NDArray[np.float64]] | None = None,
-    moments: Mapping[str, Moments] | None = None,
-) -> Problem:
-    """The numbers that the solver works on: the plan's tensors, their ranges and constants."""
-    graph = Graph(model)
-    values = {name: graph.floats(name) for name in plan.tensors if name in graph.constants}
-    return Problem(
-        tensors=plan.tensors,
-        linears=plan.linears,
+    evidence = Evidence(
+        model=start.prepared,
+        plan_for=start.planner(start.prepared),
+        plan=start.plan,
         ranges=ranges,
-        constants=values,
-        means=means or {},
-        moments=moments or {},
+        noise=noise_of(start.plan, ranges, statistics.summaries) if start.rated else {},
+        means=statistics.means,
+        moments=moments,
     )
+    return smoothed(evidence, start.readers, statistics, start.planner, start.widest)

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +36,7 @@ from qdq.version import __version__
 
 __all__ = ["Statistics"]
 
-_FORMAT = "qdq statistics 1"
+_FORMAT = "qdq statistics 2"
 _UNREADABLE = (
     OSError,
     ValueError,
@@ -66,7 +66,8 @@ class Statistics:
         summaries: tensor → what the calibrator's ``summarize`` and ``merge`` gave; a tensor that
             was empty in every sample has none.
         axes: tensor → channel axis, for the tensors whose channel means were taken.
-        sums: tensor → sum over the samples of its channel means; those of ``axes`` that were not
+        sums: tensor → sum over the samples of its channel means, and its channels' ranges; those of
+            ``axes`` that were not
             empty in every sample.
         layouts: how linear nodes read their inputs, for those whose second moments were taken.
         moments: layout → sums of products; those of ``layouts`` that were not empty.
@@ -99,7 +100,7 @@ class Statistics:
         )
         return means and _same_moments(self.moments, other.moments)
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__: ClassVar[None] = None  # type: ignore[assignment]
 
     @property
     def means(self) -> dict[str, NDArray[np.float64]]:

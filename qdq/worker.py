@@ -20,7 +20,10 @@ from qdq.observe import Observer
 from qdq.shipment import Shipment
 from qdq.statistics import Statistics
 
-__all__ = ["Job", "Progress", "Shard", "forget", "run_shard", "summarize"]
+__all__ = ["Answer", "Job", "Progress", "Shard", "forget", "run_here", "run_shard", "summarize"]
+
+Answer = Statistics | Exception | None
+"""What a worker returns: statistics, an error, or that it needs the model."""
 
 Progress = Callable[[int], object]
 """Called in the caller's process, in its thread, with the number of samples done so far."""
@@ -116,18 +119,30 @@ def _observer(job: Job, shipment: Shipment | None) -> Observer | None:
         return _kept.get(key)
 
 
-def run_shard(job: Job, shard: Shard, shipment: Shipment | None) -> Statistics | Exception | None:
+def run_shard(job: Job, shard: Shard, shipment: Shipment | None) -> Answer:
     """A worker's task; None asks for the model.
 
     Errors are returned: what is raised is then not the sample's fault but the worker's end.
     """
     try:
         observer = _observer(job, shipment)
-        return None if observer is None else summarize(job, observer, shard.feeds, shard.first)
     except Exception as e:
-        if not isinstance(e, QdqError):
-            e.add_note(f"in a calibration worker:\n{traceback.format_exc()}")
-        return e
+        return _noted(e)
+    return None if observer is None else run_here(job, observer, shard)
+
+
+def run_here(job: Job, observer: Observer, shard: Shard, _: object = None) -> Answer:
+    """The task of a thread that shares the observer with others; errors are returned too."""
+    try:
+        return summarize(job, observer, shard.feeds, shard.first)
+    except Exception as e:
+        return _noted(e)
+
+
+def _noted(error: Exception) -> Exception:
+    if not isinstance(error, QdqError):
+        error.add_note(f"in a calibration worker:\n{traceback.format_exc()}")
+    return error
 
 
 def forget() -> None:

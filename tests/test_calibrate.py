@@ -24,6 +24,7 @@ from qdq.calibrate import (
     summarize_batches,
 )
 from qdq.calibrate.mse import expected_error
+from qdq.calibrate.search import SAMPLED
 from qdq.errors import CalibrationError, ConfigError
 from qdq.ranges import Histogram, TensorRange
 from qdq.spec import INT8, INT16, UINT8, UINT16, QuantSpec
@@ -437,3 +438,18 @@ def test_tensor_without_values_is_named() -> None:
     with pytest.raises(CalibrationError, match="'x' has no values") as caught:
         calibrate([{"x": np.zeros((0, 2), np.float32)}], {"x": U8}, MinMax())
     assert caught.value.tensor == "x"
+
+
+@pytest.mark.parametrize("calibrator", CLIPPING, ids=lambda c: c.name)
+def test_of_large_tensors_a_sample_is_counted(calibrator: Calibrator[Any]) -> None:
+    x = sample("laplace", 3 * 160_000).reshape(3, 10, 200, 80)
+    parts = [calibrator.summarize(x[i : i + 1]) for i in range(3)]
+    counted = merge_summaries({"x": parts[0]}, {"x": parts[1]}, calibrator)
+    counted = merge_summaries(counted, {"x": parts[2]}, calibrator)
+    assert (counted["x"].low, counted["x"].high) == (x.min(), x.max())
+    assert counted["x"].counts.sum() == pytest.approx(x.size, rel=1e-3)
+    few = np.gcd.reduce(parts[0].counts[1:-1])
+    assert few >= 160_000 // SAMPLED  # each value stands for so many
+    all_of_it = calibrator.range(Histogram.of(x), U8)
+    for r in (calibrator.range(counted["x"], U8), one_range(calibrator, x)):
+        assert error(r, x) < 1.2 * error(all_of_it, x)

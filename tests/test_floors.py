@@ -16,12 +16,13 @@ FLOORS = (
     {"spec"},
     {"ranges", "scheme", "graph", "mincut", "ops", "prepare", "modelio", "data", "affine",
      "problem", "targets", "costs", "weighing", "calibrate", "session", "views", "rules",
-     "harm", "probing", "files", "packing", "statistics", "observe", "shipment", "worker",
+     "harm", "probing", "smoothing", "dividing", "files", "packing", "statistics", "observe", "shipment", "worker",
      "sharding"},
     {"placement", "solve", "steps", "bias_scale"},
     {"plan"},
     {"wiring", "layouts", "history", "sqnr", "matching", "alone", "advice", "tally", "report",
      "report_text", "report_svg", "report_html", "sensitivity", "frontier", "rating"},
+    {"evidence"},
     {"stages"},
     {"emit", "verify"},
     {"api", "compare"},
@@ -31,7 +32,7 @@ FLOORS = (
 )  # fmt: skip
 NUMPY_ONLY = {"affine", "bias_scale", "calibrate", "costs", "harm", "mincut", "packing",
               "problem", "ranges", "scheme", "solve", "sqnr", "spec", "statistics", "steps",
-              "targets", "weighing", "ops"}  # fmt: skip
+              "smoothing", "targets", "weighing", "ops"}  # fmt: skip
 
 
 def module_of(path: Path) -> str:

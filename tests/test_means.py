@@ -42,6 +42,20 @@ def test_axes_and_weights_of_samples() -> None:
     assert np.allclose(ChannelSum.of(x, -1).mean, x.mean((0, 1, 2)))
 
 
+def test_many_samples_are_the_sum_of_each() -> None:
+    rng = np.random.default_rng(0)
+    data = [(rng.standard_normal((1, 3, 2)) * 10.0 ** (k % 30)).astype(np.float32)
+            for k in range(75)]  # fmt: skip
+    sums: dict[str, ChannelSum] = {}
+    seen = list(watch_means([{"x": x} for x in data], {"x": 1}, sums))
+    assert [batch["x"] is x for batch, x in zip(seen, data, strict=True)] == [True] * 75
+    whole = ChannelSum.of(data[0], 1)
+    for x in data[1:]:
+        whole = whole.merge(ChannelSum.of(x, 1))
+    assert sums["x"].count == whole.count == 75
+    assert np.array_equal(sums["x"].bins, whole.bins)
+
+
 def test_channels_must_not_change() -> None:
     batches = [{"x": np.zeros((1, 3), np.float32)}, {"x": np.zeros((1, 4), np.float32)}]
     with pytest.raises(CalibrationError, match=r"'x' has 4 channels in calibration sample 1"):

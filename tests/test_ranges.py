@@ -165,3 +165,47 @@ def test_damaged_fields_are_an_error(change: dict[str, object]) -> None:
 def test_counts_are_read_only() -> None:
     with pytest.raises(ValueError, match="read-only"):
         Histogram.of(f32([1.0])).counts[0] = 2
+
+
+# ---- a sample of the values ------------------------------------------------------------------
+
+
+def sampled_laws(x: np.ndarray, most: int) -> Histogram:
+    h = Histogram.of(x, most)
+    assert (h.low, h.high) == (float(x.min()), float(x.max()))
+    assert h == Histogram.of(x, most)
+    whole = Histogram.of(x)
+    assert (h.exponent, h.start, h.counts.size) == (whole.exponent, whole.start, whole.counts.size)
+    return h
+
+
+@given(st.integers(1, 400), st.integers(1, 50))
+def test_of_many_values_a_spaced_sample_counts(n: int, most: int) -> None:
+    x = np.random.default_rng(n).standard_normal(n).astype(np.float32)
+    h = sampled_laws(x, most)
+    if n <= most:
+        assert h == Histogram.of(x)
+    assert n <= h.counts.sum() <= 2 * n + 3
+
+
+def test_a_sample_shows_the_shape_of_all() -> None:
+    x = np.random.default_rng(0).laplace(size=(3, 112, 112)).astype(np.float32)
+    x[x < -1] = 0
+    h, whole = sampled_laws(x, 1 << 12), Histogram.of(x)
+    apart = np.cumsum(h.counts) / h.counts.sum() - np.cumsum(whole.counts) / whole.counts.sum()
+    assert np.abs(apart).max() < 0.02
+    assert h.zeros / h.counts.sum() == pytest.approx(whole.zeros / x.size, abs=0.02)
+
+
+def test_the_sample_meets_every_column() -> None:
+    """A step that divides the rows' length would read the same few columns of each."""
+    x = np.broadcast_to(np.arange(64, dtype=np.float32), (1, 8, 64, 64)).copy()
+    h = Histogram.of(x, x.size // 64)
+    assert np.count_nonzero(h.counts) == 64
+
+
+@given(data, data, st.sampled_from([None, 1, 3]))
+def test_extending_is_merging(a: list[float], b: list[float], most: int | None) -> None:
+    there = Histogram.of(f32(a), most).extended(f32(b), most)
+    assert there == Histogram.of(f32(a), most).merge(Histogram.of(f32(b), most))
+    assert TensorRange.of(f32(a)).extended(f32(b)) == TensorRange.of(f32([*a, *b]))

@@ -8,10 +8,11 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -25,6 +26,7 @@ from qdq import sharding, worker
 from qdq.calibrate import CALIBRATORS, Calibrator, MinMax
 from qdq.data import Feed
 from qdq.errors import CalibrationError, ConfigError, ModelError
+from qdq.observe import Observer
 from qdq.ranges import TensorRange
 from qdq.sharding import collect
 from qdq.statistics import Statistics
@@ -90,7 +92,7 @@ def inline(monkeypatch: pytest.MonkeyPatch) -> type[Inline]:
     real = sharding.wait
 
     def wait(pending: Any, **kwargs: Any) -> Any:
-        while not any(f.done() for f in pending):
+        while made[-1].waiting and not any(f.done() for f in pending):
             made[-1].work()
         return real(pending, **kwargs)
 
@@ -225,13 +227,51 @@ def test_progress(processes: Executor) -> None:
         assert threading.get_ident() == here
         seen.append(done)
 
-    run(None, progress=progress)
-    assert seen == list(range(1, 11))
-    seen.clear()
-    run(processes, progress=progress, shard_size=4)
-    assert seen == sorted(set(seen))
-    assert len(seen) == 3
-    assert seen[-1] == 10
+    for executor in (None, processes):
+        seen.clear()
+        run(executor, progress=progress, shard_size=4)
+        assert seen == sorted(set(seen))
+        assert len(seen) == 3
+        assert seen[-1] == 10
+
+
+def test_two_samples_at_a_time_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    lock, inside, most = threading.Lock(), 0, 0
+    real = Observer.run
+
+    def watched(self: Observer, *args: Any) -> Any:
+        nonlocal inside, most
+        with lock:
+            inside += 1
+            most = max(most, inside)
+        time.sleep(0.01)
+        found = real(self, *args)
+        with lock:
+            inside -= 1
+        return found
+
+    monkeypatch.setattr(Observer, "run", watched)
+    assert run(None, data=DATA * 4, shard_size=1).samples == 40
+    assert most == 2
+
+
+@dataclass(frozen=True)
+class Own(MinMax):
+    """A calibrator that is not qdq's, and says who called it."""
+
+    called: list[Any] = field(default_factory=list)
+
+    def summarize(self, x: np.ndarray) -> TensorRange:
+        self.called.append((threading.get_ident(), float(x.flat[0])))
+        return super().summarize(x)
+
+
+def test_a_calibrator_of_the_callers_sees_one_sample_after_the_other() -> None:
+    own = Own()
+    found = collect(NET, ("x",), {}, DATA, own)
+    here = threading.get_ident()
+    assert own.called == [(here, float(feed["x"].flat[0])) for feed in DATA]
+    assert found.summaries["x"] == run(None, MinMax()).summaries["x"]
 
 
 # ---- bad samples -----------------------------------------------------------------------------

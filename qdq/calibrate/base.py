@@ -16,10 +16,13 @@ S = TypeVar("S")
 class Calibrator(Protocol[S]):
     """How a tensor's values become a range, in one pass.
 
-    ``merge`` is associative and commutative, exactly, and
-    ``merge(summarize(a), summarize(b)) == summarize(concatenate([a, b]))``. So the order of
-    the samples, the batch size and a split over several machines cannot change a range.
+    ``merge`` is associative and commutative, exactly. So the order of the samples and a split
+    over several machines cannot change a range. Where every value counts (MinMax; histograms of
+    tensors that are not large), ``merge(summarize(a), summarize(b))`` is
+    ``summarize(concatenate([a, b]))``, and the batch size cannot change it either.
     Implementations are frozen dataclasses whose fields are their settings.
+
+    ``extend(summary, x)`` may be there too; it is ``merge(summary, summarize(x))`` done faster.
     """
 
     @property

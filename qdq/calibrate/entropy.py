@@ -7,7 +7,15 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from qdq.calibrate.search import Objective, extent, full_range, inner_range, search
+from qdq.calibrate.search import (
+    Objective,
+    extended,
+    extent,
+    full_range,
+    histogram_of,
+    inner_range,
+    search,
+)
 from qdq.errors import ConfigError
 from qdq.ranges import MAX_BINS, Histogram, TensorRange
 from qdq.spec import QuantSpec
@@ -54,8 +62,12 @@ class Entropy:
             raise ConfigError(f"bins must be in [256, {MAX_BINS // 2}]; found {self.bins!r}")
 
     def summarize(self, x: NDArray[np.floating]) -> Histogram:
-        """Return the histogram of x."""
-        return Histogram.of(x)
+        """Return the histogram of x; of a large x, of evenly spaced values."""
+        return histogram_of(x)
+
+    def extend(self, summary: Histogram, x: NDArray[np.floating]) -> Histogram:
+        """Return the histogram with the values of x counted too."""
+        return extended(summary, x)
 
     def merge(self, a: Histogram, b: Histogram) -> Histogram:
         """Return the histogram of both."""

@@ -25,6 +25,10 @@ class MinMax:
         """Return the smallest and largest value of x."""
         return TensorRange.of(x)
 
+    def extend(self, summary: TensorRange, x: NDArray[np.floating]) -> TensorRange:
+        """Return the union of the range and that of x."""
+        return summary.extended(x)
+
     def merge(self, a: TensorRange, b: TensorRange) -> TensorRange:
         """Return the union of both ranges."""
         return a.union(b)

@@ -7,7 +7,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qdq.affine import params_from_range
-from qdq.calibrate.search import Objective, full_range, inner_range, search
+from qdq.calibrate.search import (
+    Objective,
+    extended,
+    full_range,
+    histogram_of,
+    inner_range,
+    search,
+)
 from qdq.ranges import Histogram, TensorRange
 from qdq.spec import QuantParams, QuantSpec
 
@@ -34,8 +41,12 @@ class MSE:
     name: ClassVar[str] = "mse"
 
     def summarize(self, x: NDArray[np.floating]) -> Histogram:
-        """Return the histogram of x."""
-        return Histogram.of(x)
+        """Return the histogram of x; of a large x, of evenly spaced values."""
+        return histogram_of(x)
+
+    def extend(self, summary: Histogram, x: NDArray[np.floating]) -> Histogram:
+        """Return the histogram with the values of x counted too."""
+        return extended(summary, x)
 
     def merge(self, a: Histogram, b: Histogram) -> Histogram:
         """Return the histogram of both."""

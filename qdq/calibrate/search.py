@@ -1,4 +1,4 @@
-"""Search for the two ends of a range that cost least. Numpy only."""
+"""Histograms, and the search for the two ends of a range that cost least. Numpy only."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,20 @@ from numpy.typing import NDArray
 
 from qdq.ranges import Histogram, TensorRange
 
-__all__ = ["Objective", "extent", "full_range", "inner_range", "search"]
+__all__ = [
+    "SAMPLED",
+    "Objective",
+    "extended",
+    "extent",
+    "full_range",
+    "histogram_of",
+    "inner_range",
+    "search",
+]
+
+SAMPLED = 1 << 14
+"""Values that a histogram counts of each entry of a tensor's first axis, the batch: half a million
+in 32 samples show as much of its shape as all, in a fraction of the time of running the model."""
 
 FloatArray = NDArray[np.float64]
 Objective = Callable[[FloatArray, FloatArray], FloatArray]
@@ -17,6 +30,20 @@ _PER_OCTAVE = 4
 """Candidates per halving of an end, in the first pass."""
 _REFINED = 4
 """Steps on either side of the best candidate, in each refinement."""
+
+
+def histogram_of(x: NDArray[np.floating]) -> Histogram:
+    """The histogram of a tensor's values, of at most about ``SAMPLED`` an entry of its batch."""
+    return Histogram.of(x, _most(x))
+
+
+def extended(histogram: Histogram, x: NDArray[np.floating]) -> Histogram:
+    """``histogram.merge(histogram_of(x))``, faster."""
+    return histogram.extended(x, _most(x))
+
+
+def _most(x: NDArray[np.floating]) -> int:
+    return SAMPLED * (len(x) if x.ndim else 1)
 
 
 def full_range(histogram: Histogram) -> TensorRange:

@@ -1,0 +1,114 @@
+"""Smoothing: outlier channels of a matrix product's input move into its weights. Numpy only.
+
+For positive divisors d of the K input channels, ``x @ w = (x / d) @ (d[:, None] * w)``. If few
+channels of x are much larger than the others, one scale for all of x leaves the others few codes;
+weights, with a scale per output channel, have room to spare. Dividing by ::
+
+    d_k = peak_k ** alpha / reach_k ** (1 - alpha)
+
+with peak_k the largest ``|x_k|`` and reach_k the largest ``|w_k|`` of a row shares the load (Xiao
+et al. 2023, "SmoothQuant"). alpha is chosen for each tensor, by the least expected error of the
+products: with a step s of the input and s_n of the output channels' weights, ::
+
+    s**2 / 12 * sum(d_k**2 w_kn**2)  +  sum(s_n**2) / 12 * sum(E[x_k**2] / d_k**2)
+
+where ``E[x_k**2]`` is taken as proportional to ``peak_k**2``. d is rounded to powers of two, so
+that neither division nor multiplication rounds: the float model stays exactly what it was.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qdq.affine import params_from_range
+from qdq.ranges import TensorRange
+from qdq.spec import QuantSpec
+
+__all__ = ["Smoothing", "find_smoothing"]
+
+PAYS = 0.7
+"""The expected error must fall below this share of what it is: the division takes some time."""
+_ALPHAS = np.linspace(0.5, 1.0, 11)
+_MOST = 2.0**12  # a channel is divided by at most this much more than another
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Smoothing:
+    """How one tensor is smoothed.
+
+    Attributes:
+        divisors: float32 (K,), powers of two; the tensor is divided by them, the rows of the
+            weights that read it are multiplied.
+        range: of the divided tensor, shape ().
+        alpha: share of the load that goes to the weights.
+        error: expected error of the products over that without smoothing.
+    """
+
+    divisors: NDArray[np.float32]
+    range: TensorRange
+    alpha: float
+    error: float
+
+
+def find_smoothing(
+    reach: TensorRange,
+    weights: Sequence[NDArray[np.floating]],
+    spec: QuantSpec,
+    weight_spec: QuantSpec,
+    noise: float,
+    energy: float,
+) -> Smoothing | None:
+    """The best smoothing of a tensor, or None where it does not pay.
+
+    Args:
+        reach: range of each channel, shape (K,).
+        weights: all that the tensor is multiplied with, (K, N) each.
+        spec: of the tensor.
+        weight_spec: of the weights; taken as one scale per output channel.
+        noise: variance of its rounding without smoothing.
+        energy: mean square of its values.
+    """
+    peak = np.maximum(np.abs(reach.low), np.abs(reach.high)).astype(np.float64)
+    rows = np.concatenate(weights, axis=1).astype(np.float64)
+    largest = np.abs(rows).max(axis=1)
+    if not energy > 0 or not peak.max() > 0 or not largest.max() > 0:
+        return None
+    steps = (weight_spec.qmax - weight_spec.qmin) // 2
+    squares = energy * peak.size * peak**2 / (peak @ peak)
+    power = (rows**2).sum(axis=1)
+    before = noise * power.sum() + _weight_noise(rows, steps) * squares.sum()
+    best: Smoothing | None = None
+    for alpha in _ALPHAS:
+        divisors = _divisors(peak, largest, float(alpha))
+        found = TensorRange(
+            np.asarray((reach.low / divisors).min()), np.asarray((reach.high / divisors).max())
+        )
+        step = float(params_from_range(found, spec).scale)
+        after = step**2 / 12 * (divisors**2 @ power)
+        after += _weight_noise(rows * divisors[:, None], steps) * (squares @ divisors**-2.0)
+        error = float(after / before)
+        if error < (PAYS if best is None else best.error):
+            best = Smoothing(
+                divisors=divisors.astype(np.float32), range=found, alpha=float(alpha), error=error
+            )
+    return best
+
+
+def _weight_noise(rows: NDArray[np.float64], steps: int) -> float:
+    """Sum over the output channels of the variance of their weights' rounding."""
+    return float(((np.abs(rows).max(axis=0) / steps) ** 2).sum() / 12)
+
+
+def _divisors(
+    peak: NDArray[np.float64], largest: NDArray[np.float64], alpha: float
+) -> NDArray[np.float64]:
+    """The formula, as powers of two, around 1."""
+    tiny = np.finfo(np.float32).tiny
+    logs = alpha * np.log2(np.maximum(peak, tiny)) - (1 - alpha) * np.log2(
+        np.maximum(largest, tiny)
+    )
+    logs -= np.median(logs)
+    logs = np.clip(logs, -np.log2(_MOST), np.log2(_MOST))
+    return np.asarray(np.exp2(np.rint(logs)))
