@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx
 
+from qdq.affine import dequantize
 from qdq.errors import ConfigError
 from qdq.harm import Sensitivity
 from qdq.plan import Plan
-from qdq.problem import Observed, Shared
+from qdq.problem import Fixed, Given, Shared
+from qdq.ranges import TensorRange
 from qdq.sensitivity import Feed, Meter, measure, rounded_by
 from qdq.solve import Solution
-from qdq.spec import QuantSpec
 from qdq.weighing import Weighing
 
 __all__ = [
@@ -33,7 +34,7 @@ __all__ = [
     "fastest_plan",
     "frontier",
     "meets",
-    "observed_by_any",
+    "moved",
 ]
 
 Planner = Callable[[Weighing], Plan]
@@ -84,16 +85,26 @@ def check_weighs(plan: Plan) -> None:
         )
 
 
-def observed_by_any(plan: Plan, constants: frozenset[str]) -> dict[str, QuantSpec]:
-    """Tensors that calibration must observe for ``plan`` and for any part of it → their spec.
+def moved(plan: Plan, ranges: Mapping[str, TensorRange]) -> dict[str, TensorRange]:
+    """The ranges, with those of what movement nodes hand out: their input's.
 
-    Where a movement node is float, what it hands out has a range of its own.
+    A part of the plan may leave a movement node float whose result it rounds; then that has a
+    range of its own.
     """
-    return {
-        t.name: t.spec
-        for t in plan.tensors.values()
-        if isinstance(t.source, Observed | Shared) and t.name not in constants
-    }
+    found = dict(ranges)
+    for t in plan.tensors.values():
+        if isinstance(t.source, Shared) and t.name not in found:
+            owner = plan.tensors[t.source.owner]
+            if owner.name in found:
+                found[t.name] = found[owner.name]
+            elif isinstance(owner.source, Fixed):
+                low, high = np.array([owner.source.low, owner.source.high], np.float32)
+                found[t.name] = TensorRange(np.asarray(low), np.asarray(high))
+            elif isinstance(owner.source, Given):
+                params = owner.source.params
+                low, high = dequantize(np.array([params.spec.qmin, params.spec.qmax]), params)
+                found[t.name] = TensorRange(np.asarray(low), np.asarray(high))
+    return found
 
 
 def frontier(plan_for: Planner, sensitivity: Sensitivity) -> tuple[Candidate, ...]:

@@ -1,6 +1,7 @@
 """Ranges of tensor values: the currency between calibration and the solver. Numpy only."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -177,6 +178,16 @@ class Histogram:
         for part in (self, other):
             part._add_to(counts, exponent, start)
         return Histogram(exponent, start, counts, low, high, self.zeros + other.zeros)
+
+    def mapped(self, function: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> "Histogram":
+        """The histogram of a rising function of the values, each taken at its bin's centre."""
+        low, high = (float(v) for v in function(np.array([self.low, self.high])))
+        exponent, start, size = _layout(low, high)
+        centre = function((self.edges[:-1] + self.edges[1:]) / 2)
+        place = np.floor(np.clip(centre, low, high) * 2.0**-exponent).astype(np.int64) - start
+        counts = np.zeros(size, np.int64)
+        np.add.at(counts, np.clip(place, 0, size - 1), self.counts)
+        return Histogram(exponent, start, counts, low, high, 0)
 
     def _add_to(self, counts: NDArray[np.int64], exponent: int, start: int) -> None:
         """Add the counts to those of a histogram that covers this one."""

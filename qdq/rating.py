@@ -20,9 +20,9 @@ from qdq.affine import params_from_range
 from qdq.calibrate import Calibrator
 from qdq.calibrate.noise import relative_noise
 from qdq.errors import ConfigError
-from qdq.frontier import Planner, observed_by_any
+from qdq.frontier import Planner
 from qdq.plan import Plan
-from qdq.problem import Fixed, Source
+from qdq.problem import Fixed, Shared, Source
 from qdq.ranges import Histogram, TensorRange
 from qdq.spec import QuantParams, QuantSpec
 from qdq.weighing import Weighing
@@ -32,6 +32,7 @@ __all__ = [
     "WIDEST",
     "check_worth",
     "explained",
+    "inferred",
     "keeps_histograms",
     "noise_of",
     "observed_to_rate",
@@ -68,13 +69,43 @@ def check_worth(worth: float | None) -> None:
 
 
 def observed_to_rate(plan: Plan, constants: frozenset[str]) -> dict[str, QuantSpec]:
-    """Tensors whose histograms rate the parts of ``plan`` → their spec: all that it rounds."""
+    """Tensors to observe so that all that ``plan`` rounds can be rated → their spec.
+
+    A tensor whose histogram follows from another's (``inferred``) is left out.
+    """
+    gates = _gates(plan)
     known = {
         t.name: t.spec
         for t in plan.tensors.values()
-        if isinstance(t.source, Fixed) and t.name not in constants and t.name not in plan.ruled
+        if isinstance(t.source, Fixed)
+        and t.name not in constants
+        and t.name not in plan.ruled
+        and gates.get(t.name) not in plan.observed
     }
-    return {**observed_by_any(plan, constants), **known}
+    return {**plan.observed, **known}
+
+
+def inferred(plan: Plan, summaries: Mapping[str, Any]) -> dict[str, Any]:
+    """The summaries, with those that follow from others.
+
+    A movement node hands out (a part of) the values that it reads. A Sigmoid's values are those
+    of its input, each taken at the centre of its bin; that is for rating only, since the range of
+    a Sigmoid is known.
+    """
+    found = dict(summaries)
+    for result, source in _gates(plan).items():
+        if result not in found and isinstance(found.get(source), Histogram):
+            found[result] = found[source].mapped(lambda x: 1 / (1 + np.exp(-x)))
+    for t in plan.tensors.values():
+        if isinstance(t.source, Shared) and t.source.owner in found:
+            found.setdefault(t.name, found[t.source.owner])
+    return found
+
+
+def _gates(plan: Plan) -> dict[str, str]:
+    """Result of a Sigmoid → its input."""
+    units = plan.placement.units
+    return {u.outputs[0]: u.view.inputs[0].name for u in units if u.view.op_type == "Sigmoid"}
 
 
 def noise_of(

@@ -14,14 +14,14 @@ from qdq.calibrate import Calibrator, ranges_from
 from qdq.calibrate.moments import Layout
 from qdq.data import Feed, open_feeds
 from qdq.evidence import Evidence, smoothed
-from qdq.frontier import FASTEST, Planner, check_weighs, observed_by_any
+from qdq.frontier import FASTEST, Planner, check_weighs, moved
 from qdq.graph import Graph, without_large
 from qdq.layouts import divisible, moment_layouts
 from qdq.modelio import load
 from qdq.plan import Plan, make_plan
 from qdq.prepare import prepare
 from qdq.problem import Linear
-from qdq.rating import WIDEST, keeps_histograms, noise_of, observed_to_rate
+from qdq.rating import WIDEST, inferred, keeps_histograms, noise_of, observed_to_rate
 from qdq.scheme import Scheme
 from qdq.sensitivity import SAMPLES, keep_few
 from qdq.session import input_specs
@@ -122,7 +122,6 @@ def begin(
     observed: Mapping[str, QuantSpec] = plan.observed
     if measured:
         check_weighs(plan)
-        observed = observed_by_any(plan, frozenset(Graph(prepared).constants))
         feeds = keep_few(feeds, kept, 2 * SAMPLES)
     elif rated:
         observed = observed_to_rate(plan, frozenset(Graph(prepared).constants))
@@ -196,18 +195,21 @@ def gather(
 def learn(start: Start, statistics: Statistics, calibrator: Calibrator[Any]) -> Evidence:
     """What calibration has shown, with outlier channels smoothed where that pays."""
     known = {n: spec for n, spec in start.observed.items() if n in statistics.summaries}
-    ranges = ranges_from(statistics.summaries, known, calibrator)
+    ranges = moved(start.plan, ranges_from(statistics.summaries, known, calibrator))
     moments = {
         node: statistics.moments[layout].moments
         for node, layout in start.layouts.items()
         if layout in statistics.moments
     }
+    noise: Mapping[str, float] = {}
+    if start.rated:
+        noise = noise_of(start.plan, ranges, inferred(start.plan, statistics.summaries))
     evidence = Evidence(
         model=start.prepared,
         plan_for=start.planner(start.prepared),
         plan=start.plan,
         ranges=ranges,
-        noise=noise_of(start.plan, ranges, statistics.summaries) if start.rated else {},
+        noise=noise,
         means=statistics.means,
         moments=moments,
     )

@@ -153,3 +153,37 @@ def test_a_rule_for_what_stays_float_is_said(caplog: pytest.LogCaptureFixture) -
     result = run(detector(), feeds(SHAPE, 3), scheme=qdq.Scheme(rules=(rule,)), worth=1e9)
     assert not result.plan.quantized
     assert "rules for tensor 'r' do nothing" in caplog.text
+
+
+# -- what need not be observed ----------------------------------------------------------------
+
+
+def test_a_mapped_histogram_is_that_of_the_mapped_values() -> None:
+    x = np.random.default_rng(4).normal(-3, 2, 50_000).astype(np.float32)
+    y = (1 / (1 + np.exp(-x.astype(np.float64)))).astype(np.float32)
+    spec = QuantSpec(dtype=UINT8)
+    unit = params_from_range(TensorRange(np.asarray(0.0), np.asarray(1.0)), spec)
+    found = Histogram.of(x).mapped(lambda v: 1 / (1 + np.exp(-v)))
+    assert found.counts.sum() == x.size
+    exact = relative_noise(Histogram.of(y), unit)
+    assert relative_noise(found, unit) == pytest.approx(exact, rel=0.02)
+
+
+def test_results_of_sigmoid_and_movement_are_not_observed() -> None:
+    shape = {"x": [1, 32, 80, 80]}
+    nodes = [
+        node("Conv", ["x", "w0"], "c", pads=[1] * 4),
+        node("Sigmoid", ["c"], "s"),
+        node("Mul", ["c", "s"], "m"),
+        node("MaxPool", ["m"], "p", kernel_shape=[2, 2], strides=[2, 2]),
+        node("Conv", ["p", "w1"], "y", pads=[1] * 4),
+    ]
+    constants = {"w0": weights(32, 32, 3, 3, seed=0), "w1": weights(32, 32, 3, 3, seed=1)}
+    exact = model(nodes, shape, {"y": [1, 32, 40, 40]}, constants)
+    data = feeds(shape, 4)
+    wide = run(exact, data, worth=0.0)
+    assert {"Sigmoid_s", "Mul_m", "MaxPool_p"} <= set(wide.plan.quantized)
+    assert sorted(collect_statistics(exact, data).tensors) == ["c", "m", "x", "y"]
+    for worth in (0.0, 8.0, 300.0):  # at some of these the pool is float and p has its own codes
+        result = run(exact, data, worth=worth)
+        assert compare(exact, result.model, feeds(shape, 2, seed=9)).sqnr > 30
