@@ -34,7 +34,7 @@ from qdq.tally import (
 
 __all__ = ["compare"]
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 KEPT = 4  # samples that advice is measured on; they stay in memory
 GAP_DB = 3.0  # more error than that in the fused model than in the QDQ one is worth a note

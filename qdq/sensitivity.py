@@ -26,7 +26,7 @@ from qdq.solve import Solution
 
 __all__ = ["SAMPLES", "Feed", "Meter", "keep_few", "measure", "rounded_by"]
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 SAMPLES = 4  #: how many samples are enough
 _ALL = 2  # samples on which everything is measured
@@ -161,8 +161,8 @@ class Meter:
                 self._rounded[linear.node] = _codes(graph, solution, linear.weight, linear.bias)
         names = list(dict.fromkeys(n for values in self._rounded.values() for n in values))
         self._weights = {n: graph.array(n) for n in names}
-        self.tensors = tuple(order)
-        self.nodes = tuple(self._rounded)
+        self.tensors: tuple[str, ...] = tuple(order)
+        self.nodes: tuple[str, ...] = tuple(self._rounded)
         self._outputs = [
             v.name
             for v in model.graph.output

@@ -20,7 +20,7 @@ from qdq.spec import QuantParams
 
 __all__ = ["Change", "Note", "Solution", "State", "Step", "Table", "kernel_of", "needs_of", "solve"]
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 Table = Mapping[str, QuantParams]
 Constants = Mapping[str, NDArray[np.floating]]

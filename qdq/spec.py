@@ -1,6 +1,7 @@
 """What a quantized tensor is: integer types, the wished spec, the found parameters. Numpy only."""
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -134,4 +135,4 @@ class QuantParams:
             and np.array_equal(self.zero_point, other.zero_point)
         )
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__: ClassVar[None] = None  # type: ignore[assignment]

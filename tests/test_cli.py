@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from qdq import cli
 from qdq.calibrate import CALIBRATORS
+from qdq.cli.progress import Progress, line
 from qdq.demo import MODEL, digits
 from qdq.errors import ModelError
 from qdq.version import __version__
@@ -110,6 +112,17 @@ def test_percentile_reaches_the_calibrator(files: Path) -> None:
 def test_types(files: Path, options: list[str], expected: list[str]) -> None:
     assert cli.main([*BASE, *options]) == 0
     assert types("out.onnx") == expected
+
+
+def test_worth_and_smoothing_are_passed_on(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*BASE, "--worth", "1e9", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["integer"] == {}
+    assert cli.main([*BASE, "--worth", "-1"]) != 0
+    assert "from 0" in capsys.readouterr().err
+    for options, smooth in (([], True), (["--no-smooth"], False)):
+        assert cli.main([*BASE, *options]) == 0
+        props = {p.key: p.value for p in onnx.load("out.onnx").metadata_props}
+        assert f"smooth={smooth}" in props["qdq.recipe"]
 
 
 def test_per_tensor(files: Path) -> None:
@@ -242,20 +255,75 @@ def test_an_unforeseen_error_is_one_line_too(
     assert err.count("\n") == 1
 
 
-def test_progress_on_a_terminal(
-    files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_progress_on_a_terminal(files: Path) -> None:
+    """Nothing in a pipe; on a terminal a line that is drawn again, with a rate in the end."""
+    data = np.load("data.npz")["x"]
+    np.savez("data.npz", x=np.concatenate([data, data]))
+    shown, ours = os.openpty()
+    with os.fdopen(shown, "rb", buffering=0) as terminal:
+        done = shell(*BASE, "--samples", "10", cwd=files, stderr=ours)
+        os.close(ours)
+        text = terminal.read(1 << 16).decode()
+    assert done.returncode == 0
+    assert done.stdout.startswith("out.onnx: ")
+    lines = [part.rstrip() for part in text.split("\r") if part.strip()]
+    assert lines[0] == "calibrating: 4 of 10 samples"
+    assert re.fullmatch(r"calibrating: 10 of 10 samples, [\d.e+]+/s", lines[-1])
+    assert text.endswith("\n")
+
+
+def test_the_time_left() -> None:
+    assert line(4, 10, 0) == "calibrating: 4 of 10 samples"
+    assert line(4, 10, 0.25) == "calibrating: 4 of 10 samples, 0.25/s, 0:24 left"
+    assert line(10, 10, 123.456) == "calibrating: 10 of 10 samples, 123/s"
+    assert line(1, 10_001, 2.0).endswith(", 1:23:20 left")
+
+
+def test_progress_counts_from_the_first_sample(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    now = 0.0
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    assert cli.main(BASE) == 0
-    err = capsys.readouterr().err
-    assert "\rcalibrating: 6 samples" in err
-    assert err.endswith("\n")
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    with Progress(6) as progress:
+        for now, done in ((100.0, 2), (101.0, 4), (101.05, 5), (102.0, 6)):  # noqa: B007
+            progress(done)
+    drawn = [part.rstrip() for part in capsys.readouterr().err.split("\r")[1:]]
+    assert drawn == [
+        "calibrating: 2 of 6 samples",
+        "calibrating: 4 of 6 samples, 2/s, 0:01 left",
+        "calibrating: 6 of 6 samples, 2/s",
+        "calibrating: 6 of 6 samples, 2/s",
+    ]
 
 
-def shell(*argv: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+@pytest.mark.parametrize("command", ["quantize", "calibrate"])
+def test_jobs_give_the_same(files: Path, command: str) -> None:
+    made = []
+    for jobs in ("1", "2"):
+        out = f"out{jobs}.npz" if command == "calibrate" else f"out{jobs}.onnx"
+        done = shell(command, "in.onnx", out, "--calib", "data.npz", "--jobs", jobs, cwd=files)
+        assert (done.returncode, done.stderr) == (0, "")
+        made.append((files / out).read_bytes())
+    assert made[0] == made[1]
+
+
+def test_jobs_want_samples(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["calibrate", "in.onnx", "s.npz", "--calib", "data.npz"]) == 0
+    assert cli.main(["quantize", "in.onnx", "out.onnx", "--stats", "s.npz", "--jobs", "2"]) == 1
+    assert "--jobs is for --calib" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([*BASE, "--jobs", "0"])
+
+
+def shell(
+    *argv: str, cwd: Path | None = None, stderr: int = subprocess.PIPE
+) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "qdq", *argv]
-    return subprocess.run(command, capture_output=True, text=True, env=env, check=False, cwd=cwd)
+    return subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=stderr, text=True, env=env, check=False, cwd=cwd
+    )
 
 
 def test_python_m_qdq(files: Path) -> None:

@@ -1,10 +1,7 @@
-"""``qdq calibrate``, and the options and the progress that calibrating commands share."""
+"""``qdq calibrate``, and the options that calibrating commands share."""
 
 import argparse
 import json
-import sys
-import time
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,11 +9,12 @@ from typing import Any
 from qdq.api import collect_statistics
 from qdq.calibrate import CALIBRATORS, Percentile
 from qdq.cli.options import add_command, add_common, add_scheme, check_output, count, scheme_of
+from qdq.cli.progress import Progress, pool
 from qdq.data import Feed, npz_samples
 from qdq.errors import ConfigError
 from qdq.targets import TARGETS
 
-__all__ = ["Progress", "add", "add_calibration", "calibrator_of", "samples_of"]
+__all__ = ["add", "add_calibration", "calibrator_of", "samples_of"]
 
 
 def add(commands: Any) -> None:
@@ -29,6 +27,7 @@ def add(commands: Any) -> None:
         "same options to qdq quantize --stats.",
         (
             "qdq calibrate model.onnx stats.npz --calib calib.npz",
+            "qdq calibrate model.onnx stats.npz --calib calib.npz --jobs 8",
             "qdq quantize model.onnx model.int8.onnx --stats stats.npz",
         ),
     )
@@ -51,19 +50,29 @@ def add_calibration(command: argparse.ArgumentParser, data: Any = None) -> None:
         help="calibration data: one array per model input, samples along the first axis",
     )
     option("--samples", type=count, metavar="N", help="use the first N samples only")
+    option(
+        "--jobs",
+        type=count,
+        default=1,
+        metavar="N",
+        help="processes that run the samples; the result is the same; default: 1",
+    )
     option("--calibrator", choices=sorted(CALIBRATORS), default="mse", help="default: mse")
     option("--percentile", type=_percentile, metavar="P", help="of --calibrator percentile")
 
 
 def _calibrate(args: argparse.Namespace) -> None:
     check_output(args.output, ((args.model, "float model"), (args.calib, "calibration data")))
-    with Progress() as progress:
+    samples = samples_of(args)
+    with pool(args.jobs) as executor, Progress(len(samples)) as progress:
         statistics = collect_statistics(
             args.model,
-            samples_of(args, progress),
+            samples,
             scheme=scheme_of(args),
             calibrator=calibrator_of(args),
             target=TARGETS[args.target],
+            executor=executor,
+            progress=progress,
         )
     statistics.save(args.output)
     facts = {
@@ -77,9 +86,9 @@ def _calibrate(args: argparse.Namespace) -> None:
     print(json.dumps(facts, indent=1) if args.json else text.format(**facts))
 
 
-def samples_of(args: argparse.Namespace, progress: "Progress") -> Iterator[Feed]:
-    """The samples that the options name, counted as they pass."""
-    return progress.count(islice(npz_samples(args.calib), args.samples))
+def samples_of(args: argparse.Namespace) -> list[Feed]:
+    """The samples that the options name: views of the arrays of the file."""
+    return list(islice(npz_samples(args.calib), args.samples))
 
 
 def _percentile(text: str) -> float:
@@ -99,34 +108,3 @@ def calibrator_of(args: argparse.Namespace) -> Any:
     if args.calibrator != "percentile":
         raise ConfigError("--percentile is for --calibrator percentile; give both or neither")
     return Percentile(percentile=args.percentile)
-
-
-class Progress:
-    """Counts samples as they pass; shows the count where stderr is a terminal."""
-
-    def __init__(self) -> None:
-        self.done = 0
-        self._shown = sys.stderr.isatty()
-        self._last = self._start = time.monotonic()
-
-    def __enter__(self) -> "Progress":
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        if self._shown and self.done:
-            self._show()
-            print(file=sys.stderr)
-
-    def count(self, samples: Iterator[Feed]) -> Iterator[Feed]:
-        """The samples, counted."""
-        for sample in samples:
-            yield sample
-            self.done += 1
-            if self._shown and time.monotonic() - self._last > 0.1:
-                self._last = time.monotonic()
-                self._show()
-
-    def _show(self) -> None:
-        rate = self.done / max(time.monotonic() - self._start, 1e-9)
-        line = f"\rcalibrating: {self.done} samples, {rate:.1f}/s "
-        print(line, end="", file=sys.stderr, flush=True)

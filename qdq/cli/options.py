@@ -61,6 +61,7 @@ def add_scheme(command: argparse.ArgumentParser) -> None:
     add("--activation-type", choices=ACTIVATION_TYPES, default="uint8", help="default: uint8")
     add("--weight-type", choices=WEIGHT_TYPES, default="int8", help="default: int8")
     add("--per-tensor", action="store_true", help="one scale per weight, not one per channel")
+    add("--no-smooth", action="store_true", help="leave outlier channels where they are")
     add("--skip", type=_pattern, help="leave nodes of this name float", **_MANY)
     add("--skip-op", help="leave nodes of this operator type float", **{**_MANY, "metavar": "OP"})
     add("--skip-tensor", type=_pattern, help="leave tensors of this name float", **_MANY)
@@ -76,6 +77,7 @@ def scheme_of(args: argparse.Namespace) -> Scheme:
         activation=QuantSpec(dtype=ACTIVATION_TYPES[args.activation_type]),
         weight=QuantSpec(dtype=weight, symmetric=weight.signed),
         per_channel=not args.per_tensor,
+        smooth=not args.no_smooth,
         rules=tuple(rules),
     )
 

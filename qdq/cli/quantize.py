@@ -9,8 +9,10 @@ from typing import Any
 import onnx
 
 from qdq.api import Result, run
-from qdq.cli.calibrate import Progress, add_calibration, calibrator_of, samples_of
+from qdq.cli.calibrate import add_calibration, calibrator_of, samples_of
 from qdq.cli.options import add_command, add_common, add_scheme, check_output, scheme_of
+from qdq.cli.progress import Progress, pool
+from qdq.errors import ConfigError
 from qdq.modelio import save
 from qdq.session import optimized_op_counts
 from qdq.targets import TARGETS
@@ -32,6 +34,7 @@ def add(commands: Any) -> None:
         (
             "qdq quantize model.onnx model.int8.onnx --calib calib.npz",
             "qdq quantize model.onnx out.onnx --calib calib.npz --skip '/head.*' --skip-op Mul",
+            "qdq quantize model.onnx out.onnx --calib calib.npz --worth 0",
             "qdq quantize model.onnx out.onnx --calib calib.npz --target-sqnr 30",
             "qdq quantize model.onnx out.onnx --stats stats.npz",
         ),
@@ -45,6 +48,11 @@ def add(commands: Any) -> None:
         type=Path,
         metavar="STATS.npz",
         help="statistics from qdq calibrate, in place of --calib",
+    )
+    option(
+        "--worth",
+        type=float,
+        help="what accuracy is worth in latency: 0 is the fastest, default: 8",
     )
     option(
         "--measured",
@@ -67,14 +75,20 @@ def _quantize(args: argparse.Namespace) -> None:
     data = [(args.calib, "calibration data"), (args.stats, "statistics")]
     given = [(path, what) for path, what in data if path is not None]
     check_output(args.output, ((args.model, "float model"), *given))
-    with Progress() as progress:
+    if args.stats is not None and args.jobs > 1:
+        raise ConfigError("--jobs is for --calib; with --stats there is nothing to run")
+    samples = None if args.calib is None else samples_of(args)
+    with pool(args.jobs) as executor, Progress(len(samples or ())) as progress:
         result = run(
             args.model,
-            samples_of(args, progress) if args.calib is not None else None,
+            samples,
             scheme=scheme_of(args),
             calibrator=calibrator_of(args),
             target=TARGETS[args.target],
+            executor=executor,
             statistics=args.stats,
+            progress=progress,
+            worth=args.worth,
             measured=args.measured,
             target_sqnr=args.target_sqnr,
         )

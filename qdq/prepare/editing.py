@@ -32,8 +32,8 @@ class Editor:
         graph = model.graph
         self.model = model
         self.constants: dict[str, onnx.TensorProto] = {t.name: t for t in graph.initializer}
-        self.outputs = {v.name for v in graph.output}
-        self.inputs = {v.name for v in graph.input}
+        self.outputs: set[str] = {v.name for v in graph.output}
+        self.inputs: set[str] = {v.name for v in graph.input}
         self.types: dict[str, onnx.TypeProto] = {}
         self.derived: dict[tuple[str, str], str] = {}
         self._names = Graph(model)

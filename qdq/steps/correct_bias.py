@@ -1,6 +1,7 @@
 """Bias correction: the mean error that rounding the weights leaves goes into the bias."""
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +27,7 @@ class CorrectBias:
     they are.
     """
 
-    needs = frozenset({"means"})
+    needs: ClassVar[frozenset[str]] = frozenset({"means"})
 
     def __call__(self, problem: Problem, state: State) -> State:
         """Return the state with corrected biases."""

@@ -1,6 +1,7 @@
 """Weight scales by the error of the outputs in place of the largest weight."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,7 +48,7 @@ class FitWeightScales:
     candidates: int = 24
     damping: float = 0.01
 
-    needs = frozenset({"moments"})
+    needs: ClassVar[frozenset[str]] = frozenset({"moments"})
 
     def __post_init__(self) -> None:
         if not 0 < self.least <= self.most < np.inf:

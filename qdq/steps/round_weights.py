@@ -1,6 +1,7 @@
 """Rounding by error: weights go to the codes that keep the outputs, not to the nearest ones."""
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,7 +54,7 @@ class RoundWeights:
     damping: float = 0.01
     sweeps: int = 1
 
-    needs = frozenset({"moments"})
+    needs: ClassVar[frozenset[str]] = frozenset({"moments"})
 
     def __post_init__(self) -> None:
         if not 0 < self.damping < np.inf:

@@ -84,7 +84,7 @@ class Reader:
         return next(self.feeds, None)
 
 
-def ort_static(model_path, feeds, out_path):
+def ort_static(model_path, feeds, out_path, method="MinMax"):
     """onnxruntime's static quantization at its best setting for x86: u8 · s8 per channel."""
     from onnxruntime.quantization import CalibrationMethod, QuantType, quantize_static
 
@@ -95,7 +95,7 @@ def ort_static(model_path, feeds, out_path):
         per_channel=True,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
-        calibrate_method=CalibrationMethod.MinMax,
+        calibrate_method=CalibrationMethod[method],
     )
 
 
@@ -110,8 +110,11 @@ def lifted(model_path, out):
     return path
 
 
-def quantize(folder, out, quantizer="qdq", calibrator="minmax", count=32):
-    """One default call: seconds after all imports, and the peak memory of the process."""
+def quantize(folder, out, quantizer="qdq", calibrator="minmax", count=32, look=True):
+    """One default call: seconds after all imports, and the peak memory of the process.
+
+    With ``look`` also what became of the plan (not counted in either).
+    """
     model, feeds = Path(folder) / "model.onnx", samples(folder, "calib", count)
     if quantizer != "qdq":
         module, _, function = quantizer.partition(":")
@@ -129,7 +132,49 @@ def quantize(folder, out, quantizer="qdq", calibrator="minmax", count=32):
     save(result.model, out)
     whole = time.perf_counter() - start
     found = {"s": seconds, "s_saved": whole, "mb": peak, "mb_before": before}
-    return found | structure(model, result.plan, Path(out))
+    found["mb_saved"] = peak_mb()
+    return found | structure(model, result.plan, Path(out)) if look else found
+
+
+def plain_memory(folder, count=32):
+    """Peak memory of a process that runs the float model on the samples."""
+    s = session(Path(folder) / "model.onnx")
+    for feed in samples(folder, "calib", count):
+        s.run(None, feed)
+    return {"mb": peak_mb()}
+
+
+def speed(folder, calibrator, quantizer="qdq", out=None, count=32, rounds=5, cores=None):
+    """Seconds and CPU seconds of quantizing and of plain inference, in turns.
+
+    Plain inference opens the model with default options and runs the same samples. The CPU
+    seconds are those of all threads of the process.
+    """
+    if cores:
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
+    path, feeds = Path(folder) / "model.onnx", list(samples(folder, "calib", count))
+
+    def plain():
+        s = session(path)
+        for feed in feeds:
+            s.run(None, feed)
+
+    if quantizer == "qdq":
+        settings = CALIBRATORS[calibrator]()
+        call = functools.partial(run, str(path), feeds, calibrator=settings)
+    else:
+        importlib.import_module("onnxruntime.quantization")
+        method = {"minmax": "MinMax"}.get(calibrator, calibrator.capitalize())
+        call = functools.partial(ort_static, lifted(path, out), feeds, out, method)
+    found = {"plain": [], "quantize": []}
+    for timed in range(rounds + 1):
+        for name, function in (("plain", plain), ("quantize", call)):
+            start, cpu = time.perf_counter(), time.process_time()
+            function()
+            spent = {"s": time.perf_counter() - start, "cpu": time.process_time() - cpu}
+            if timed:  # the first round warms up
+                found[name].append(spent)
+    return found
 
 
 # What became of the plan
@@ -310,7 +355,7 @@ def output_step(graph, name):
     return float(np.max(graph.array(graph.nodes[index].input[1])))
 
 
-TASKS = {f.__name__: f for f in (quantize, score, latency, agreement)}
+TASKS = {f.__name__: f for f in (quantize, plain_memory, speed, score, latency, agreement)}
 
 if __name__ == "__main__":
     os.environ.setdefault("PYTHONHASHSEED", "0")

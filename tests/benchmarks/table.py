@@ -160,6 +160,20 @@ def markdown(rows):
     return "\n".join([*lines, *("| " + " | ".join(r.values()) + " |" for r in rows)])
 
 
+def chosen(models, names=None):
+    """The folders of the models to measure; exits where there is none."""
+    found = sorted(d for d in models.resolve().iterdir() if (d / "model.onnx").exists())
+    if names:
+        wanted = names.split(",")
+        unknown = set(wanted) - {d.name for d in found}
+        if unknown:
+            sys.exit(f"no such model in {models}: {', '.join(sorted(unknown))}")
+        found = [d for d in found if d.name in wanted]
+    if not found:
+        sys.exit(f"{models} has no NAME/model.onnx")
+    return found
+
+
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", type=Path, help="folder of NAME/{model.onnx,calib.npz,eval.npz}")
@@ -178,15 +192,7 @@ def arguments():
 
 def main():
     options = arguments()
-    found = sorted(d for d in options.models.resolve().iterdir() if (d / "model.onnx").exists())
-    if options.names:
-        wanted = options.names.split(",")
-        unknown = set(wanted) - {d.name for d in found}
-        if unknown:
-            sys.exit(f"no such model in {options.models}: {', '.join(sorted(unknown))}")
-        found = [d for d in found if d.name in wanted]
-    if not found:
-        sys.exit(f"{options.models} has no NAME/model.onnx")
+    found = chosen(options.models, options.names)
     quantizers = QUANTIZERS | ({"other": options.other} if options.other else {})
     rows = {}
     with tempfile.TemporaryDirectory(prefix="qdq-table-") as folder:
