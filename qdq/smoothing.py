@@ -13,7 +13,8 @@ products: with a step s of the input and s_n of the output channels' weights, ::
     s**2 / 12 * sum(d_k**2 w_kn**2)  +  sum(s_n**2) / 12 * sum(E[x_k**2] / d_k**2)
 
 where ``E[x_k**2]`` is taken as proportional to ``peak_k**2``. d is rounded to powers of two, so
-that neither division nor multiplication rounds: the float model stays exactly what it was.
+that neither division nor multiplication rounds: the float model stays exactly what it was. Factors
+of 1/2 and 2 are taken as 1: like channels differ by as much by chance.
 """
 
 from collections.abc import Sequence
@@ -31,6 +32,9 @@ __all__ = ["Smoothing", "find_smoothing"]
 PAYS = 0.7
 """The expected error must fall below this share of what it is: the division takes some time."""
 _ALPHAS = np.linspace(0.5, 1.0, 11)
+_CHANCE = 1
+"""Exponents that the peaks of like channels differ by in a small sample. Following them would fit
+the range to the calibration data, channel by channel, and saturate what comes later."""
 _MOST = 2.0**12  # a channel is divided by at most this much more than another
 
 
@@ -111,4 +115,6 @@ def _divisors(
     )
     logs -= np.median(logs)
     logs = np.clip(logs, -np.log2(_MOST), np.log2(_MOST))
-    return np.asarray(np.exp2(np.rint(logs)))
+    exponents = np.rint(logs)
+    exponents[np.abs(exponents) <= _CHANCE] = 0
+    return np.asarray(np.exp2(exponents))

@@ -228,6 +228,8 @@ CASES = {
         wish(weight=qdq.QuantSpec(dtype=qdq.INT8)),
     ),
     "WeightSymmetric=None": (option(WeightSymmetric=None), {}),
+    "SmoothQuant": (option(SmoothQuant=True, SmoothQuantAlpha=0.5), {}),
+    "no SmoothQuant": (option(SmoothQuantAlpha=0.8, SmoothQuant=False), wish(smooth=False)),
     "ForceQuantizeNoInputCheck": (option(ForceQuantizeNoInputCheck=True), {"target": PORTABLE}),
     "QDQDisableWeightAdjustForInt32Bias": (
         option(QDQDisableWeightAdjustForInt32Bias=True),
@@ -509,6 +511,19 @@ class TestRefused:
             (option(QDQOpTypePerChannelSupportToAxis={"MatMul": 0}), "'MatMul' with axis 0"),
             (option(QDQOpTypePerChannelSupportToAxis={"Add": 0}), "'Add' with axis 0"),
             (option(QDQOpTypePerChannelSupportToAxis=[]), "wants a dict of operator type"),
+            (option(SmoothQuant="off"), "wants True or False"),
+            (option(SmoothQuantAlpha="high"), "wants a number"),
+            (option(SmoothQuantAlpha=0.8), "0.8: alpha is chosen for each tensor"),
+            (option(SmoothQuant=True, SmoothQuantAlpha=0.8), "alpha is chosen for each tensor"),
+            (option(SmoothQuantFolding="yes"), "wants True or False"),
+            (
+                {"activation_type": QuantType.QUInt16, **option(SmoothQuant=True)},
+                "nothing is smoothed",
+            ),
+            (
+                option(SmoothQuant=True, ForceQuantizeNoInputCheck=True),
+                "nothing is smoothed",
+            ),
             (option(DefaultTensorType=onnx.TensorProto.FLOAT16), "counts as float32"),
             (option(TensorQuantOverrides=[]), "wants a dict of tensor name"),
             (option(TensorQuantOverrides={"relu1": {"rmin": 0}}), "wants a list of dicts"),

@@ -25,6 +25,7 @@ class Options:
         constant_matmuls: leave a MatMul of two activations float.
         fit_weights: raise weight scales so that biases and sums fit into int32.
         percentile: of the values that must not saturate; None: the default.
+        smooth: move outlier channels into the weights; None: the default.
         stride: samples between two calls of the reader's ``set_range``.
         rules: about single tensors.
         axes: weight → the channel axis that was asked for.
@@ -36,6 +37,7 @@ class Options:
     constant_matmuls: bool = False
     fit_weights: bool = True
     percentile: float | None = None
+    smooth: bool | None = None
     stride: int | None = None
     rules: tuple[Rule, ...] = ()
     axes: Mapping[str, int] = field(default_factory=dict)
@@ -65,6 +67,7 @@ def read_options(extra_options: object) -> Options:
             options = _READERS[name](options, f"extra_options[{name!r}]", value)
         else:
             raise ConfigError(f"unknown extra option {name!r}{nearest(str(name), sorted(KNOWN))}")
+    _check_alpha(extra_options)
     return options
 
 
@@ -119,11 +122,6 @@ _REFUSED: Mapping[str, tuple[bool, str]] = {
         False,
         "biases are int32 here, and onnxruntime quantizes a float bias itself when it loads a "
         "model; leave it out",
-    ),
-    "SmoothQuant": (
-        True,
-        "there is no smoothing; leave it out, and where accuracy falls short use "
-        "qdq.quantize(..., target_sqnr=...)",
     ),
     "UseQDQContribOps": (
         True,
@@ -183,6 +181,17 @@ def _float_output(options: Options, argument: str, value: Any) -> Options:
 _AXES = {"Conv": (0,), "ConvTranspose": (1,), "Gemm": (0, 1), "MatMul": (1, -1)}
 
 
+def _check_alpha(extra_options: Mapping[Any, Any]) -> None:
+    """Only onnxruntime's default: that asks for nothing in particular."""
+    alpha = extra_options.get("SmoothQuantAlpha")
+    if alpha in (None, 0.5) or not extra_options.get("SmoothQuant", True):
+        return
+    raise ConfigError(
+        f"extra_options['SmoothQuantAlpha']={alpha!r}: alpha is chosen for each tensor, the one "
+        "with the least expected error; leave it out"
+    )
+
+
 def _axes(options: Options, argument: str, value: Any) -> Options:
     """Only to name the axis of the output channels, which the operator decides here."""
     if not isinstance(value, Mapping):
@@ -197,7 +206,7 @@ def _axes(options: Options, argument: str, value: Any) -> Options:
 
 
 def _already(check: Callable[[Any, str], object]) -> Reader:
-    """An option for what qdq always does, or that only adds to one that is refused."""
+    """An option for what qdq always does, or that only adds to another one."""
 
     def read(options: Options, argument: str, value: Any) -> Options:
         if value is not None:
@@ -226,6 +235,7 @@ _READERS: Mapping[str, Reader] = {
     "QDQDisableWeightAdjustForInt32Bias": _switch("fit_weights", inverted=True),
     "QDQKeepRemovableActivations": _already(flag),
     "QDQOpTypePerChannelSupportToAxis": _axes,
+    "SmoothQuant": _switch("smooth"),
     "SmoothQuantAlpha": _already(number),
     "SmoothQuantFolding": _already(flag),
     "TensorQuantOverrides": _overrides,

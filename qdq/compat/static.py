@@ -38,7 +38,7 @@ from qdq.targets import ORT_CPU, ORT_CPU_NO_VNNI, PORTABLE, Target
 
 __all__ = ["PathLike", "is_path", "quantize_static"]
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 PathLike = str | os.PathLike[str]
 CPU = "CPUExecutionProvider"
@@ -67,7 +67,7 @@ def quantize_static(
 
     An argument that is passed is honoured or refused. One that is not passed has qdq's default
     where that is better than onnxruntime's: uint8 activations, one weight scale per output
-    channel, ranges of the least squared error.
+    channel, ranges of the least squared error, smoothing.
 
     Args:
         model_input: path or ModelProto; never changed.
@@ -198,6 +198,7 @@ def _scheme(
         activation=QuantSpec(dtype=x, symmetric=options.symmetric_activations),
         weight=QuantSpec(dtype=w, symmetric=symmetric),
         per_channel=channels,
+        smooth=options.smooth is not False,
         rules=rules,
     )
 
@@ -213,6 +214,11 @@ def _target(types: tuple[IntType, IntType], reduced: bool, options: Options) -> 
             "weight_type and WeightSymmetric"
         )
     if wide or options.everything:
+        if options.smooth:
+            raise ConfigError(
+                "extra_options['SmoothQuant']=True with 16 bits or ForceQuantizeNoInputCheck: the "
+                "target for these quantizes divisions, so nothing is smoothed; leave either out"
+            )
         return replace(PORTABLE, saturates=reduced)
     return ORT_CPU_NO_VNNI if reduced else ORT_CPU
 
