@@ -1,7 +1,7 @@
 """Quantizes a folder of real models and prints what came of it as Markdown tables.
 
     python tests/benchmarks/table.py MODELS_DIR [--metrics metrics.py] [--names a,b]
-        [--calibrator mse] [--other module:function] [--out table.md] [--json table.json]
+        [--calibrator mse] [--other name=module:function] [--out table.md] [--json table.json]
 
 See README.md beside this file. Each measurement runs in a process of its own (measures.py).
 """
@@ -179,8 +179,14 @@ def arguments():
     parser.add_argument("models", type=Path, help="folder of NAME/{model.onnx,calib.npz,eval.npz}")
     parser.add_argument("--metrics", type=Path, help="module with evaluate(folder, path) -> dict")
     parser.add_argument("--names", help="only these models, separated by commas")
-    parser.add_argument("--calibrator", default="minmax", help="of qdq; quantize_static has MinMax")
-    parser.add_argument("--other", help="module:function(model_path, feeds, out_path), a column")
+    parser.add_argument("--calibrator", default="mse", help="of qdq; quantize_static has MinMax")
+    parser.add_argument(
+        "--other",
+        action="append",
+        default=[],
+        metavar="NAME=MODULE:FUNCTION",
+        help="a further column: function(model_path, feeds, out_path); may be repeated",
+    )
     parser.add_argument("--samples", type=int, default=32, help="calibration samples")
     parser.add_argument("--many", type=int, default=256, help="samples of the second memory run")
     parser.add_argument("--pairs", type=int, default=3, help="how often quantizing is timed")
@@ -193,7 +199,7 @@ def arguments():
 def main():
     options = arguments()
     found = chosen(options.models, options.names)
-    quantizers = QUANTIZERS | ({"other": options.other} if options.other else {})
+    quantizers = QUANTIZERS | dict(other.split("=", 1) for other in options.other)
     rows = {}
     with tempfile.TemporaryDirectory(prefix="qdq-table-") as folder:
         for directory in found:
