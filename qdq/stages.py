@@ -55,7 +55,8 @@ class Start:
         axes: inputs of linear nodes whose channel means a step asks for, or whose channel ranges
             smoothing needs → the channel axis.
         layouts: linear nodes whose second moments a step asks for.
-        shapes: shapes of the inputs in the first sample.
+        shapes: shapes of the inputs that the plan is made for: those of the largest sample where
+            the data is a list, else of the first.
         first: the first sample; None where statistics are given.
         feeds: all samples, the first one too.
         kept: the few that are kept to measure with; filled while the feeds are read.
@@ -106,11 +107,12 @@ def begin(
     first: Feed | None = None
     feeds: Iterator[Feed] = iter(())
     kept: dict[bytes, Feed] = {}
+    shapes: Mapping[str, tuple[int, ...]]
     if statistics is None:
         feeds = open_feeds(calib_reader, input_specs(source))
         first = next(feeds)  # open_feeds has made sure that there is one
         feeds = chain([first], feeds)
-        shapes: Mapping[str, tuple[int, ...]] = {n: a.shape for n, a in first.items()}
+        shapes = _sizes(calib_reader, first, source)
     else:
         shapes = statistics.shapes
     prepared = prepare(source)
@@ -147,6 +149,21 @@ def begin(
         feeds=feeds,
         kept=kept,
     )
+
+
+def _sizes(calib_reader: Any, first: Feed, source: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+    """Shapes of the inputs, whose sizes decide what pays.
+
+    A list is looked through for the largest, so that its order does not matter. What can be read
+    only once has a first sample, and no other yet.
+    """
+    found = {name: value.shape for name, value in first.items()}
+    if isinstance(calib_reader, list):
+        for feed in open_feeds(calib_reader, input_specs(source)):
+            for name, value in feed.items():
+                if len(value.shape) == len(found[name]):
+                    found[name] = tuple(map(max, found[name], value.shape))
+    return found
 
 
 def _planner(

@@ -187,3 +187,22 @@ def test_results_of_sigmoid_and_movement_are_not_observed() -> None:
     for worth in (0.0, 8.0, 300.0):  # at some of these the pool is float and p has its own codes
         result = run(exact, data, worth=worth)
         assert compare(exact, result.model, feeds(shape, 2, seed=9)).sqnr > 30
+
+
+def test_the_order_of_samples_of_different_sizes_does_not_matter() -> None:
+    nodes = [
+        node("Conv", ["x", "w0"], "c", pads=[1] * 4),
+        node("Relu", ["c"], "r"),
+        node("Conv", ["r", "w1"], "d", pads=[1] * 4),
+        node("Add", ["c", "d"], "y"),
+    ]
+    constants = {f"w{k}": weights(32, 32, 3, 3, seed=k) for k in range(2)}
+    open_shape = [1, 32, "height", "width"]
+    exact = model(nodes, {"x": open_shape}, {"y": open_shape}, constants)
+    data = [feed for side in (2, 64, 8) for feed in feeds({"x": [1, 32, side, side]}, 2, seed=side)]
+    made = [qdq.quantize(exact, order) for order in (data, data[::-1], data[2:] + data[:2])]
+    assert len({m.SerializeToString(deterministic=True) for m in made}) == 1
+    small = qdq.quantize(exact, iter(data))  # its first sample says that nothing pays
+    assert small.SerializeToString(deterministic=True) != made[0].SerializeToString(
+        deterministic=True
+    )
