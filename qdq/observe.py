@@ -24,7 +24,8 @@ Observation = dict[str, NDArray[Any]]
 class Observer:
     """A model that hands out chosen tensors: opened once, run for any number of samples.
 
-    Nothing is kept between samples, and several threads may run it at a time.
+    Nothing is kept between samples, and several threads may run it at a time. Of weights, it takes
+    one copy where there are above 1 GiB of them, up to three below.
 
     Args:
         model: the model; it does not change.
@@ -50,7 +51,9 @@ class Observer:
         self._made = [n for n in names if n not in graph.inputs]
         made = self._made
         self._session = (
-            open_session(model, outputs=made, threads=threads, optimize=optimize) if made else None
+            open_session(model, outputs=made, threads=threads, optimize=optimize, lean=True)
+            if made
+            else None
         )
         log.debug("observe %d tensors", len(names))
 

@@ -45,7 +45,7 @@ NOISE_WORTH = 8.0
 WIDEST = Weighing(noise=0.0)
 """Prices without any on accuracy (but ``least``): every rated plan is a part of that plan."""
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 HARMS = "rounding it costs more accuracy than its integer kernel saves time"
 

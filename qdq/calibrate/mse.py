@@ -1,5 +1,6 @@
 """The range with the least expected squared error of quantization."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -8,6 +9,7 @@ from numpy.typing import NDArray
 
 from qdq.affine import params_from_range
 from qdq.calibrate.search import (
+    FloatArray,
     Objective,
     extended,
     full_range,
@@ -22,6 +24,7 @@ __all__ = ["MSE", "expected_error"]
 
 _OCTAVES = 12
 _FINALISTS = 4
+_NARROW = 1e-4  # steps
 _WORTH = 0.98
 """A narrower range must win by 2 %: below that it is only the half step at either end, which
 even uniform data gains, and the histogram cannot tell values on a grid (as image bytes, which
@@ -66,9 +69,8 @@ class MSE:
             keep=_FINALISTS,
         )
         ranges = [inner_range(summary, low, high) for low, high in found]
-        errors = [expected_error(summary, params_from_range(r, spec)) for r in ranges]
+        *errors, whole = _errors(summary, [params_from_range(r, spec) for r in (*ranges, full)])
         best = int(np.argmin(errors))
-        whole = expected_error(summary, params_from_range(full, spec))
         return ranges[best] if errors[best] < _WORTH * whole else full
 
 
@@ -79,25 +81,44 @@ def expected_error(histogram: Histogram, params: QuantParams) -> float:
     and its square has the antiderivative ``r / 12 + (u - r)**3 / 3`` (each whole step adds
     1/12; beyond the last code the cube goes on), so a bin's mean is exact, however wide.
     """
-    spec, scale = params.spec, float(params.scale)
-    zero = int(params.zero_point)
+    return _errors(histogram, [params])[0]
 
-    def parts(x: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        u = x / scale
-        r = np.clip(np.rint(u), spec.qmin - zero, spec.qmax - zero)
-        return r, u - r
 
-    edges, counts = histogram.edges, histogram.nonzero_counts
-    r, off = parts(edges)
-    integral = np.diff(r / 12 + off * off * off / 3)
-    size = np.diff(edges) / scale
-    # The quotient loses its digits in very narrow bins; their centre says as much.
-    narrow = size < 1e-4
-    mean = integral / np.where(narrow, 1.0, size)
-    if narrow.any():
-        centre = parts((edges[:-1] + edges[1:]) / 2)[1]
-        mean = np.where(narrow, centre * centre, mean)
-    return float(counts @ mean) * scale * scale / float(histogram.counts.sum())
+def _errors(histogram: Histogram, several: Sequence[QuantParams]) -> list[float]:
+    """``expected_error`` for each of several parameters."""
+    edges, counts = histogram.edges, histogram.nonzero_counts.astype(np.float64)
+    total = float(histogram.counts.sum())
+    width = edges[1:] - edges[:-1]
+    found = []
+    for params in several:
+        scale = float(params.scale)
+        r, off = _steps(edges, params)
+        r /= 12
+        cube = off * off
+        cube *= off
+        cube /= 3
+        r += cube
+        mean = r[1:] - r[:-1]
+        size = width / scale
+        # The quotient loses its digits in very narrow bins; their centre says as much.
+        narrow = size < _NARROW
+        if narrow.any():
+            centre = _steps((edges[:-1] + edges[1:]) / 2, params)[1]
+            mean = np.where(narrow, centre * centre, mean / np.where(narrow, 1.0, size))
+        else:
+            mean /= size
+        found.append(float(counts @ mean) * scale * scale / total)
+    return found
+
+
+def _steps(x: FloatArray, params: QuantParams) -> tuple[FloatArray, FloatArray]:
+    """The code of each x less the zero point, and how far x is from it, in steps."""
+    spec, zero = params.spec, int(params.zero_point)
+    off = x / float(params.scale)
+    r = np.rint(off)
+    np.clip(r, spec.qmin - zero, spec.qmax - zero, out=r)
+    off -= r
+    return r, off
 
 
 def _model(histogram: Histogram, spec: QuantSpec) -> Objective:
@@ -109,15 +130,18 @@ def _model(histogram: Histogram, spec: QuantSpec) -> Objective:
     edges, counts = histogram.edges, histogram.nonzero_counts.astype(np.float64)
     centre = (edges[:-1] + edges[1:]) / 2
     sums = np.zeros((3, counts.size + 1))  # of 1, x and x**2 over the bins before an edge
-    np.cumsum([counts, counts * centre, counts * centre * centre], axis=1, out=sums[:, 1:])
+    for total, terms in zip(sums, (counts, counts * centre, counts * centre * centre), strict=True):
+        np.cumsum(terms, out=total[1:])
     steps = spec.qmax - spec.qmin
     start, width = histogram.start, histogram.width
 
-    def at(x: NDArray[np.float64]) -> NDArray[np.float64]:
-        index = np.clip(np.rint(x / width) - start, 0, counts.size).astype(np.intp)
-        return np.asarray(sums[:, index])
+    def at(x: FloatArray) -> FloatArray:
+        index = np.rint(x / width)
+        index -= start
+        np.clip(index, 0, counts.size, out=index)
+        return np.take(sums, index.astype(np.intp), axis=1)
 
-    def objective(low: NDArray[np.float64], high: NDArray[np.float64]) -> NDArray[np.float64]:
+    def objective(low: FloatArray, high: FloatArray) -> FloatArray:
         step = (high - low) / steps
         left, right = at(low), at(high)
         inner = at(np.minimum(step / 2, high)) - at(np.maximum(-step / 2, low))

@@ -9,6 +9,7 @@ from qdq.ranges import Histogram, TensorRange
 
 __all__ = [
     "SAMPLED",
+    "FloatArray",
     "Objective",
     "extended",
     "extent",
@@ -30,6 +31,7 @@ _PER_OCTAVE = 4
 """Candidates per halving of an end, in the first pass."""
 _REFINED = 4
 """Steps on either side of the best candidate, in each refinement."""
+_AROUND = np.linspace(1.0, -1.0, 2 * _REFINED + 1)
 
 
 def histogram_of(x: NDArray[np.floating]) -> Histogram:
@@ -88,28 +90,34 @@ def search(
         keep: how many ranges to return.
     """
     low, high = extent(histogram, symmetric=symmetric)
-    shrink = np.linspace(0.0, -octaves, octaves * _PER_OCTAVE + 1)
+    shrink = np.arange(0, -octaves * _PER_OCTAVE - 1, -1) / _PER_OCTAVE
     best = (0.0, 0.0)
     tried: list[NDArray[np.float64]] = []
     reach = 1.0 / _PER_OCTAVE
     for refinement in range(3):
         if refinement:
-            around = np.linspace(reach, -reach, 2 * _REFINED + 1)
+            grids = [_falling(np.minimum(b + reach * _AROUND, 0.0)) for b in best]
             reach /= _REFINED
-            grids = [np.unique(np.minimum(b + around, 0.0))[::-1] for b in best]
         else:
             grids = [shrink, shrink]
         # An end at 0 stays there: one candidate is enough.
         at = [g if end else g[:1] for g, end in zip(grids, (low, high), strict=True)]
         if symmetric:
-            pairs = np.stack([at[1], at[1]])
+            pairs = (at[1], at[1])
         else:
-            pairs = np.stack(np.meshgrid(*at, indexing="ij")).reshape(2, -1)
+            pairs = (np.repeat(at[0], at[1].size), np.tile(at[1], at[0].size))
         lows, highs = low * np.exp2(pairs[0]), high * np.exp2(pairs[1])
         cost = objective(lows, highs)
         tried.append(np.stack([cost, lows, highs]))
         first = int(np.argmin(cost))
-        best = (float(pairs[0, first]), float(pairs[1, first]))
+        best = (float(pairs[0][first]), float(pairs[1][first]))
     every = np.concatenate(tried, axis=1)
     order = np.argsort(every[0], kind="stable")[:keep]
     return [(float(every[1, k]), float(every[2, k])) for k in order]
+
+
+def _falling(x: FloatArray) -> FloatArray:
+    """Values that never rise, each of them once."""
+    first = np.ones(x.size, bool)
+    np.less(x[1:], x[:-1], out=first[1:])
+    return x[first]

@@ -20,7 +20,7 @@ class Progress:
     """
 
     def __init__(self, total: int) -> None:
-        self.done = 0
+        self.done: int = 0
         self._total = total
         self._shown = sys.stderr.isatty()
         self._start = (0, time.monotonic())  # the rate is since then
