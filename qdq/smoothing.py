@@ -70,7 +70,7 @@ def find_smoothing(
         reach: range of each channel, shape (K,).
         weights: all that the tensor is multiplied with, (K, N) each.
         spec: of the tensor.
-        weight_spec: of the weights; taken as one scale per output channel.
+        weight_spec: of the weights; without an axis one scale serves all output channels.
         noise: variance of its rounding without smoothing.
         energy: mean square of its values.
     """
@@ -79,10 +79,9 @@ def find_smoothing(
     largest = np.abs(rows).max(axis=1)
     if not energy > 0 or not peak.max() > 0 or not largest.max() > 0:
         return None
-    steps = (weight_spec.qmax - weight_spec.qmin) // 2
     squares = energy * peak.size * peak**2 / (peak @ peak)
     power = (rows**2).sum(axis=1)
-    before = noise * power.sum() + _weight_noise(rows, steps) * squares.sum()
+    before = noise * power.sum() + _weight_noise(rows, weight_spec) * squares.sum()
     best: Smoothing | None = None
     for alpha in _ALPHAS:
         divisors = _divisors(peak, largest, float(alpha))
@@ -91,7 +90,7 @@ def find_smoothing(
         )
         step = float(params_from_range(found, spec).scale)
         after = step**2 / 12 * (divisors**2 @ power)
-        after += _weight_noise(rows * divisors[:, None], steps) * (squares @ divisors**-2.0)
+        after += _weight_noise(rows * divisors[:, None], weight_spec) * (squares @ divisors**-2.0)
         error = float(after / before)
         if error < (PAYS if best is None else best.error):
             best = Smoothing(
@@ -100,9 +99,12 @@ def find_smoothing(
     return best
 
 
-def _weight_noise(rows: NDArray[np.float64], steps: int) -> float:
+def _weight_noise(rows: NDArray[np.float64], spec: QuantSpec) -> float:
     """Sum over the output channels of the variance of their weights' rounding."""
-    return float(((np.abs(rows).max(axis=0) / steps) ** 2).sum() / 12)
+    top = np.abs(rows).max(axis=0)
+    if spec.axis is None:
+        top[:] = top.max()
+    return float(((2 * top / (spec.qmax - spec.qmin)) ** 2).sum() / 12)
 
 
 def _divisors(

@@ -29,7 +29,7 @@ from qdq.targets import PORTABLE
 
 WIDTH = 256
 SHAPE = {"x": [64, WIDTH]}
-ACTIVATION, WEIGHT = QuantSpec(dtype=UINT8), QuantSpec(dtype=INT8, symmetric=True)
+ACTIVATION, WEIGHT = QuantSpec(dtype=UINT8), QuantSpec(dtype=INT8, symmetric=True, axis=1)
 
 
 def gains() -> np.ndarray:
@@ -257,6 +257,25 @@ def test_peaks_that_differ_by_chance_are_not_followed() -> None:
         for s in (False, True)
     ]
     assert found[1] > found[0] - 0.3
+
+
+def test_one_scale_for_the_weight_leaves_less_room() -> None:
+    x, w = case(3, 2)
+    w[0, 0] = 1.0  # one large weight beside an outlier channel
+    reach = TensorRange(x.min(0), x.max(0))
+    plain = params_from_range(TensorRange.of(x), ACTIVATION)
+    noise, energy = float(plain.scale) ** 2 / 12, float(np.mean(x.astype(np.float64) ** 2))
+    whole = QuantSpec(dtype=INT8, symmetric=True)
+    by_column, by_tensor = (
+        find_smoothing(reach, [w], ACTIVATION, spec, noise, energy) for spec in (WEIGHT, whole)
+    )
+    assert by_column is not None
+    assert by_tensor is None or by_tensor.error > 2 * by_column.error
+    exact, data = block(), samples(4)
+    for smooth in (False, True):
+        scheme = qdq.Scheme(smooth=smooth, per_channel=False)
+        found = compare(exact, qdq.quantize(exact, data, scheme=scheme), samples(2, seed=8)).sqnr
+        assert found > (4 if not smooth else 30)
 
 
 # -- where it is not done ---------------------------------------------------------------------
