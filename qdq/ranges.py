@@ -15,6 +15,8 @@ __all__ = ["MAX_BINS", "Histogram", "TensorRange"]
 MAX_BINS = 8192
 """Most bins of a histogram; data that fills its range has more than half as many."""
 
+_NONE = np.zeros(1, np.int64)
+
 _CHUNK = 1 << 16
 """Elements at a time: temporaries stay in the cache, and memory stays bounded."""
 
@@ -196,13 +198,14 @@ class Histogram:
 
     def coarsened(self, exponent: int) -> tuple[int, NDArray[np.int64]]:
         """First bin and counts with bins of 2**exponent, not below the histogram's exponent."""
-        shift = exponent - self.exponent
-        if shift == 0:
-            return self.start, self.counts
+        start, counts = self.start, self.counts
         # Indices fit 25 bits, so any shift above that has the same result.
-        index = (self.start + np.arange(self.counts.size)) >> min(shift, 62)
-        heads = np.flatnonzero(np.diff(index, prepend=index[0] - 1))
-        return int(index[0]), np.add.reduceat(self.counts, heads)
+        for _ in range(min(exponent - self.exponent, 62)):
+            before, behind = start & 1, (start + counts.size) & 1
+            if before or behind:
+                counts = np.concatenate((_NONE[:before], counts, _NONE[:behind]))
+            start, counts = (start - before) >> 1, counts[::2] + counts[1::2]
+        return start, counts
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Histogram):

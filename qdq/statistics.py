@@ -95,7 +95,9 @@ class Statistics:
         if self.sums.keys() != other.sums.keys() or self.summaries != other.summaries:
             return False
         means = all(
-            a.count == other.sums[name].count and np.array_equal(a.bins, other.sums[name].bins)
+            a.count == other.sums[name].count
+            and np.array_equal(a.bins, other.sums[name].bins)
+            and a.reach == other.sums[name].reach
             for name, a in self.sums.items()
         )
         return means and _same_moments(self.moments, other.moments)

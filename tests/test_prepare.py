@@ -438,3 +438,29 @@ def test_time_is_linear_in_the_nodes() -> None:
     made = prepare(net)
     assert time.process_time() - start < 10
     assert ops(made) == {"Relu": count + 1, "Mul": count, "Concat": 1}
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float16])
+def test_large_weights_are_copied_last_and_only_if_they_are_still_read(
+    kind: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = [
+        node("Gemm", ["x", "turned", "c"], "a", transB=1),
+        node("MatMul", ["a", "plain"], "b"),
+        node("Gemm", ["b", "turned"], "y", transB=1),
+    ]
+    big = {name: weights(64, 64, seed=i) for i, name in enumerate(("turned", "unread", "plain"))}
+    net = model(nodes, {"x": [8, 64]}, {"y": [8, 64]}, {**big, "c": vec(*[1.0] * 64)})
+    if kind is np.float16:
+        for t in net.graph.initializer:
+            t.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(t).astype(kind), t.name))
+        for v in (*net.graph.input, *net.graph.output):
+            v.type.tensor_type.elem_type = TensorProto.FLOAT16
+    before = net.SerializeToString()
+    made = []
+    for limit in (1024, 1 << 40):
+        monkeypatch.setattr("qdq.prepare._LARGE", limit)
+        made.append(prepare(net).SerializeToString(deterministic=True))
+    assert made[0] == made[1]
+    assert net.SerializeToString() == before
+    assert b"unread" not in made[0]

@@ -3,6 +3,7 @@
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -93,12 +94,11 @@ class NeedsMoments:
 
 
 def test_progress() -> None:
-    seen: list[int] = []
-    quantized(NET, DATA, progress=seen.append)
-    assert seen == [4, 8, 10]  # four at a time
-    seen.clear()
-    collect_statistics(NET, DATA, progress=seen.append)
-    assert seen == [4, 8, 10]
+    for call in (quantized, collect_statistics):
+        seen: list[int] = []
+        call(NET, DATA, progress=seen.append)
+        # four at a time, by two threads: the last two samples may be done before others
+        assert sorted(b - a for a, b in pairwise([0, *seen])) == [2, 4, 4]
 
 
 def test_stale_statistics_are_refused() -> None:

@@ -220,6 +220,55 @@ def test_a_lent_default_of_an_input_can_be_overridden(serialized: list[int]) -> 
     assert max(serialized) < 1000
 
 
+@pytest.fixture
+def heavy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every model counts as one that is too large to be copied."""
+    monkeypatch.setattr(session, "_HEAVY", 0)
+    monkeypatch.setattr(session, "_FED_ABOVE", 1024)
+
+
+def inputs_of(opened: session.Session) -> set[str]:
+    return {i.name for i in opened._session.get_inputs()}
+
+
+def test_a_lean_session_reads_the_weights_of_large_models_as_inputs(heavy: None) -> None:
+    model, feeds = conv_net(), images(2)
+    lean, usual = open_session(model, lean=True), open_session(model)
+    assert inputs_of(lean) == {"image", "w"}
+    assert inputs_of(usual) == {"image"}
+    for feed in feeds:
+        np.testing.assert_allclose(lean.run(feed)["y"], usual.run(feed)["y"], rtol=1e-5)
+
+
+def test_only_large_models_are_opened_lean() -> None:
+    assert inputs_of(open_session(conv_net(), lean=True)) == {"image"}
+
+
+def test_a_lean_session_hands_out_weights_and_takes_others_in_their_place(heavy: None) -> None:
+    table = np.arange(4000, dtype=np.float32).reshape(4, 1000)
+    opened = open_session(lookup(table, as_input=True), lean=True)
+    np.testing.assert_array_equal(opened.run(ROW[0])["y"], table[3:4])
+    np.testing.assert_array_equal(opened.run({**ROW[0], "w": -table})["y"], -table[3:4])
+    seen = open_session(lookup(table), outputs=["w", "y"], lean=True).run(ROW[0])
+    np.testing.assert_array_equal(seen["w"], table)
+    np.testing.assert_array_equal(seen["y"], table[3:4])
+
+
+def test_lean_sessions_feed_weights_to_subgraphs(heavy: None, serialized: list[int]) -> None:
+    test_lent_weights_in_subgraphs_and_as_observed_tensors(serialized)
+    table = np.arange(4000, dtype=np.float32).reshape(4, 1000)
+    rows = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 1000])
+    inner = [helper.make_node("Gather", ["w", "i"], ["y"])]
+    graphs = [helper.make_graph(inner, name, [], [rows]) for name in ("yes", "no")]
+    model = lookup(table)
+    branch = helper.make_node("If", ["c"], ["y"], then_branch=graphs[0], else_branch=graphs[1])
+    model.graph.node[0].CopyFrom(branch)
+    model.graph.input.append(helper.make_tensor_value_info("c", TensorProto.BOOL, []))
+    opened = open_session(model, lean=True)
+    assert inputs_of(opened) == {"i", "c", "w"}
+    np.testing.assert_array_equal(opened.run({**ROW[0], "c": np.array(True)})["y"], table[3:4])
+
+
 def test_lent_weights_in_subgraphs_and_as_observed_tensors(serialized: list[int]) -> None:
     table = np.arange(4000, dtype=np.float32).reshape(4, 1000)
     model = lookup(table)

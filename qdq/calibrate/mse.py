@@ -1,6 +1,5 @@
 """The range with the least expected squared error of quantization."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -60,7 +59,6 @@ class MSE:
         full = full_range(summary)
         if summary.low == summary.high:
             return full
-        spec = QuantSpec(dtype=spec.dtype, symmetric=spec.symmetric)
         found = search(
             _model(summary, spec),
             summary,
@@ -68,8 +66,12 @@ class MSE:
             octaves=_OCTAVES,
             keep=_FINALISTS,
         )
-        ranges = [inner_range(summary, low, high) for low, high in found]
-        *errors, whole = _errors(summary, [params_from_range(r, spec) for r in (*ranges, full)])
+        ranges = [*(inner_range(summary, low, high) for low, high in found), full]
+        together = TensorRange(
+            np.stack([r.low for r in ranges]), np.stack([r.high for r in ranges])
+        )
+        each = QuantSpec(dtype=spec.dtype, symmetric=spec.symmetric, axis=0)
+        *errors, whole = _errors(summary, params_from_range(together, each))
         best = int(np.argmin(errors))
         return ranges[best] if errors[best] < _WORTH * whole else full
 
@@ -81,18 +83,19 @@ def expected_error(histogram: Histogram, params: QuantParams) -> float:
     and its square has the antiderivative ``r / 12 + (u - r)**3 / 3`` (each whole step adds
     1/12; beyond the last code the cube goes on), so a bin's mean is exact, however wide.
     """
-    return _errors(histogram, [params])[0]
+    return _errors(histogram, params)[0]
 
 
-def _errors(histogram: Histogram, several: Sequence[QuantParams]) -> list[float]:
-    """``expected_error`` for each of several parameters."""
+def _errors(histogram: Histogram, params: QuantParams) -> list[float]:
+    """``expected_error`` for each scale and zero point."""
     edges, counts = histogram.edges, histogram.nonzero_counts.astype(np.float64)
     total = float(histogram.counts.sum())
     width = edges[1:] - edges[:-1]
-    found = []
-    for params in several:
-        scale = float(params.scale)
-        r, off = _steps(edges, params)
+    spec, found = params.spec, []
+    scales, zeros = (v.ravel().tolist() for v in (params.scale, params.zero_point))
+    for scale, zero in zip(scales, zeros, strict=True):
+        least, most = spec.qmin - zero, spec.qmax - zero
+        r, off = _steps(edges / scale, least, most)
         r /= 12
         cube = off * off
         cube *= off
@@ -103,7 +106,7 @@ def _errors(histogram: Histogram, several: Sequence[QuantParams]) -> list[float]
         # The quotient loses its digits in very narrow bins; their centre says as much.
         narrow = size < _NARROW
         if narrow.any():
-            centre = _steps((edges[:-1] + edges[1:]) / 2, params)[1]
+            centre = _steps((edges[:-1] + edges[1:]) / 2 / scale, least, most)[1]
             mean = np.where(narrow, centre * centre, mean / np.where(narrow, 1.0, size))
         else:
             mean /= size
@@ -111,14 +114,12 @@ def _errors(histogram: Histogram, several: Sequence[QuantParams]) -> list[float]
     return found
 
 
-def _steps(x: FloatArray, params: QuantParams) -> tuple[FloatArray, FloatArray]:
-    """The code of each x less the zero point, and how far x is from it, in steps."""
-    spec, zero = params.spec, int(params.zero_point)
-    off = x / float(params.scale)
-    r = np.rint(off)
-    np.clip(r, spec.qmin - zero, spec.qmax - zero, out=r)
-    off -= r
-    return r, off
+def _steps(u: FloatArray, least: float, most: float) -> tuple[FloatArray, FloatArray]:
+    """The nearest whole step from least to most, and how far u, which is overwritten, is off."""
+    r = np.rint(u)
+    np.clip(r, least, most, out=r)
+    u -= r
+    return r, u
 
 
 def _model(histogram: Histogram, spec: QuantSpec) -> Objective:
@@ -129,27 +130,35 @@ def _model(histogram: Histogram, spec: QuantSpec) -> Objective:
     """
     edges, counts = histogram.edges, histogram.nonzero_counts.astype(np.float64)
     centre = (edges[:-1] + edges[1:]) / 2
-    sums = np.zeros((3, counts.size + 1))  # of 1, x and x**2 over the bins before an edge
-    for total, terms in zip(sums, (counts, counts * centre, counts * centre * centre), strict=True):
-        np.cumsum(terms, out=total[1:])
+    moment = counts * centre
+    count, sum_, squares = (_before(terms) for terms in (counts, moment, moment * centre))
     steps = spec.qmax - spec.qmin
     start, width = histogram.start, histogram.width
 
-    def at(x: FloatArray) -> FloatArray:
-        index = np.rint(x / width)
-        index -= start
-        np.clip(index, 0, counts.size, out=index)
-        return np.take(sums, index.astype(np.intp), axis=1)
+    def place(x: FloatArray) -> NDArray[np.intp]:
+        edge = np.rint(x / width)
+        edge -= start
+        np.clip(edge, 0, counts.size, out=edge)
+        return edge.astype(np.intp)
 
     def objective(low: FloatArray, high: FloatArray) -> FloatArray:
         step = (high - low) / steps
-        left, right = at(low), at(high)
-        inner = at(np.minimum(step / 2, high)) - at(np.maximum(-step / 2, low))
-        over = sums[:, -1:] - right
-        saturated = (left[2] - 2 * low * left[1] + low * low * left[0]) + (
-            over[2] - 2 * high * over[1] + high * high * over[0]
+        left, right = place(low), place(high)
+        least, most = place(np.maximum(-step / 2, low)), place(np.minimum(step / 2, high))
+        outside = [(sums[left], sums[-1] - sums[right]) for sums in (count, sum_, squares)]
+        (n_left, n_right), (x_left, x_right), (xx_left, xx_right) = outside
+        saturated = (xx_left - 2 * low * x_left + low * low * n_left) + (
+            xx_right - 2 * high * x_right + high * high * n_right
         )
-        rounded = (right[0] - left[0] - inner[0]) * step * step / 12 + inner[2]
+        spread = (count[right] - n_left) - (count[most] - count[least])
+        rounded = spread * step * step / 12 + (squares[most] - squares[least])
         return np.asarray(np.maximum(saturated, 0.0) + np.maximum(rounded, 0.0))
 
     return objective
+
+
+def _before(terms: FloatArray) -> FloatArray:
+    """Sum of the terms of the bins before each edge."""
+    sums = np.zeros(terms.size + 1)
+    np.cumsum(terms, out=sums[1:])
+    return sums

@@ -22,8 +22,8 @@ def add(commands: Any) -> None:
         "plan",
         "show what would be integer and what would stay float, and why",
         "Show which nodes of a float ONNX model would run on integers, which would stay float, and "
-        "why. Needs no data; with data, the noise of each rounding is weighed too, so that the plan "
-        "may differ. PATTERN is a regular expression that must match the whole name.",
+        "why. Needs no data; with data, the noise of each rounding is weighed too, so that the "
+        "plan may differ. PATTERN is a regular expression that must match the whole name.",
         (
             "qdq plan model.onnx",
             "qdq plan model.onnx --skip '/head/.*' --json > plan.json",

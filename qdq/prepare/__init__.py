@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import onnx
 
-from qdq.graph import sort_nodes
+from qdq.graph import sort_nodes, tensor_bytes, without_large
 from qdq.prepare.bias import spell_out_bias
 from qdq.prepare.cleanup import drop_idle_nodes
 from qdq.prepare.constants import constant_nodes, fold_constants
@@ -26,6 +26,8 @@ from qdq.prepare.resize import whole_resize
 __all__ = ["PASSES", "prepare"]
 
 Pass = Callable[[Editor], None]
+
+_LARGE = 1 << 16  # bytes
 
 PASSES: tuple[Pass, ...] = (
     name_nodes,
@@ -68,17 +70,35 @@ def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
     Raises:
         ModelError: if no opset from 13 up can be reached, or shapes contradict each other.
     """
-    own = onnx.ModelProto()
-    own.CopyFrom(model)
+    own, large = _without_data(model)
     sort_nodes(own.graph)
     plain_constants(own)
     raise_opset(own)
-    ed = Editor(own)
+    ed = Editor(own, large)
     for step in PASSES:
         step(ed)
     ed.finish()
+    ed.fill()
     _note_types(own)
     return own
+
+
+def _without_data(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, onnx.TensorProto]]:
+    """A copy whose large weights lack their data, and these weights as the model has them.
+
+    Only float32: others may be widened in place.
+    """
+    own = without_large(model, -1, as_inputs=False)
+    large: dict[str, onnx.TensorProto] = {}
+    for t in model.graph.initializer:
+        mine = own.graph.initializer.add()
+        if t.data_type == onnx.TensorProto.FLOAT and tensor_bytes(t) > _LARGE:
+            mine.name, mine.data_type = t.name, t.data_type
+            mine.dims.extend(t.dims)
+            large[t.name] = t
+        else:
+            mine.CopyFrom(t)
+    return own, large
 
 
 def _note_types(model: onnx.ModelProto) -> None:

@@ -1,6 +1,6 @@
 """An editable graph: nodes, constants and their uses, kept up to date by every edit."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,12 @@ class Editor:
 
     Every method is O(1) in the size of the graph (``replace`` is linear in what it removes).
 
+    Args:
+        model: to edit.
+        borrowed: initializers that ``model`` has without their data, as another model has them:
+            what a protobuf message has once held takes memory until the whole message goes, so
+            data that passes replace had better never be copied. ``fill`` copies the rest.
+
     Attributes:
         model: the model that is edited, in place.
         constants: initializers by name.
@@ -28,10 +34,14 @@ class Editor:
         derived: constants made from another one by a pass: (source, what) → name.
     """
 
-    def __init__(self, model: onnx.ModelProto) -> None:
+    def __init__(
+        self, model: onnx.ModelProto, borrowed: Mapping[str, onnx.TensorProto] | None = None
+    ) -> None:
         graph = model.graph
         self.model = model
         self.constants: dict[str, onnx.TensorProto] = {t.name: t for t in graph.initializer}
+        self._borrowed = borrowed or {}
+        self.constants.update(self._borrowed)
         self.outputs: set[str] = {v.name for v in graph.output}
         self.inputs: set[str] = {v.name for v in graph.input}
         self.types: dict[str, onnx.TypeProto] = {}
@@ -238,6 +248,12 @@ class Editor:
         del graph.node[:]
         graph.node.extend(protos)
         self._finish_constants()
+
+    def fill(self) -> None:
+        """Copy the borrowed data that is still read into the model, behind the last ``finish``."""
+        for t in self.model.graph.initializer:
+            if t.name in self._borrowed:
+                t.CopyFrom(self._borrowed[t.name])
 
     def _finish_constants(self) -> None:
         """Drop unread initializers and append new ones; the data of the others stays in place."""
