@@ -244,8 +244,8 @@ def quantize(
             their file, in place of calib_reader.
         progress: called with the number of samples done so far.
         worth: what accuracy is worth in latency: 0 makes the fastest model, and the greater it
-            is the more stays float. The default, 8, leaves a node float where that takes 1 % of
-            the float model's time and spares a rounding that makes noise of 1/800 of the signal
+            is the more stays float. The default, 6, leaves a node float where that takes 1 % of
+            the float model's time and spares a rounding that makes noise of 1/600 of the signal
             or more. Calibrators without a histogram (MinMax) have a fixed price per rounded
             element in its place.
         measured: measure on a few of the samples what rounding each tensor does to the outputs,

@@ -39,7 +39,7 @@ __all__ = [
     "rated",
 ]
 
-NOISE_WORTH = 8.0
+NOISE_WORTH = 6.0
 """Latency, relative to the float model's, that the loss of a tensor's whole signal is worth."""
 
 WIDEST = Weighing(noise=0.0)
