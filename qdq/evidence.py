@@ -127,9 +127,9 @@ def smoothed(
     noise, means, moments = dict(evidence.noise), dict(evidence.means), dict(evidence.moments)
     for name, smoothing in found.items():
         if name in noise:
-            noise[names[name]] = noise.pop(name) * smoothing.error
+            noise[names[name]] = noise[name] * smoothing.error
         if name in means:
-            means[names[name]] = means.pop(name) / smoothing.divisors
+            means[names[name]] = means[name] / smoothing.divisors
         for linear in readers[name]:
             if linear.node in moments:
                 moments[linear.node] = divided_moments(moments[linear.node], smoothing.divisors)

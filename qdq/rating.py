@@ -61,7 +61,8 @@ def check_worth(worth: float | None) -> None:
     Raises:
         ConfigError: it is negative, or not finite.
     """
-    if worth is not None and not (math.isfinite(worth) and worth >= 0):
+    number = isinstance(worth, int | float)
+    if worth is not None and not (number and math.isfinite(worth) and worth >= 0):
         raise ConfigError(
             f"worth={worth!r}: wants a finite number from 0 (the fastest model) up; the default "
             f"is {NOISE_WORTH:g}"

@@ -91,5 +91,7 @@ class Scheme:
     rules: tuple[Rule, ...] = ()
 
     def __post_init__(self) -> None:
+        if not isinstance(self.smooth, bool):
+            raise ConfigError(f"smooth={self.smooth!r}: wants True or False")
         if self.activation.axis is not None or self.weight.axis is not None:
             raise ConfigError("a scheme's specs have axis=None: per_channel decides the weights'")

@@ -130,7 +130,7 @@ def test_a_calibrator_of_ones_own_with_histograms_is_rated() -> None:
     assert result.plan.left_float["Concat_y"] == HARMS
 
 
-@pytest.mark.parametrize("worth", [-1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("worth", [-1.0, float("nan"), float("inf"), "8"])
 def test_an_impossible_worth(worth: float) -> None:
     with pytest.raises(qdq.ConfigError, match="from 0"):
         run(detector(), feeds(SHAPE, 1), worth=worth)

@@ -295,6 +295,11 @@ def test_what_a_rule_sets_is_not_divided() -> None:
     assert tensors_divided(block(), scheme=scheme) == 0
 
 
+def test_smooth_is_yes_or_no() -> None:
+    with pytest.raises(qdq.ConfigError, match="True or False"):
+        qdq.Scheme(smooth="no")  # type: ignore[arg-type]
+
+
 def test_a_target_that_divides_integers() -> None:
     assert len(smoothing_of(quantize_run(block(), samples(3), target=PORTABLE))) == 0
 
