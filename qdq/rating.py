@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from qdq.affine import params_from_range
 from qdq.calibrate import Calibrator
@@ -96,11 +97,15 @@ def inferred(plan: Plan, summaries: Mapping[str, Any]) -> dict[str, Any]:
     found = dict(summaries)
     for result, source in _gates(plan).items():
         if result not in found and isinstance(found.get(source), Histogram):
-            found[result] = found[source].mapped(lambda x: 1 / (1 + np.exp(-x)))
+            found[result] = found[source].mapped(_sigmoid)
     for t in plan.tensors.values():
         if isinstance(t.source, Shared) and t.source.owner in found:
             found.setdefault(t.name, found[t.source.owner])
     return found
+
+
+def _sigmoid(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    return 0.5 + 0.5 * np.tanh(x / 2)  # exp would overflow
 
 
 def _gates(plan: Plan) -> dict[str, str]:

@@ -17,7 +17,7 @@ from qdq.api import collect_statistics, run
 from qdq.calibrate import MSE
 from qdq.calibrate.noise import relative_noise
 from qdq.ranges import Histogram, TensorRange
-from qdq.rating import HARMS
+from qdq.rating import HARMS, _sigmoid
 from qdq.spec import INT8, UINT8, QuantSpec
 from qdq.targets import PORTABLE
 
@@ -163,10 +163,14 @@ def test_a_mapped_histogram_is_that_of_the_mapped_values() -> None:
     y = (1 / (1 + np.exp(-x.astype(np.float64)))).astype(np.float32)
     spec = QuantSpec(dtype=UINT8)
     unit = params_from_range(TensorRange(np.asarray(0.0), np.asarray(1.0)), spec)
-    found = Histogram.of(x).mapped(lambda v: 1 / (1 + np.exp(-v)))
+    found = Histogram.of(x).mapped(_sigmoid)
     assert found.counts.sum() == x.size
     exact = relative_noise(Histogram.of(y), unit)
     assert relative_noise(found, unit) == pytest.approx(exact, rel=0.02)
+    for values in ([-1e30, 3e30], [-2000.0], [0.0], [900.0, 1000.0]):  # no overflow, no empty bin
+        extreme = Histogram.of(np.float32(values)).mapped(_sigmoid)
+        assert extreme.counts.sum() == len(values)
+        assert 0 <= relative_noise(extreme, unit) <= 1
 
 
 def test_results_of_sigmoid_and_movement_are_not_observed() -> None:
