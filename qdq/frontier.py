@@ -98,8 +98,7 @@ def moved(plan: Plan, ranges: Mapping[str, TensorRange]) -> dict[str, TensorRang
             if owner.name in found:
                 found[t.name] = found[owner.name]
             elif isinstance(owner.source, Fixed):
-                low, high = np.array([owner.source.low, owner.source.high], np.float32)
-                found[t.name] = TensorRange(np.asarray(low), np.asarray(high))
+                found[t.name] = owner.source.range
             elif isinstance(owner.source, Given):
                 params = owner.source.params
                 low, high = dequantize(np.array([params.spec.qmin, params.spec.qmax]), params)

@@ -42,6 +42,11 @@ class Fixed:
     low: float
     high: float
 
+    @property
+    def range(self) -> TensorRange:
+        """The range, shape ()."""
+        return TensorRange(np.asarray(self.low, np.float32), np.asarray(self.high, np.float32))
+
 
 @dataclass(frozen=True, slots=True)
 class Given:

@@ -164,8 +164,7 @@ def _parts(plan: Plan) -> dict[str, tuple[str, ...]]:
 def _params(source: Source, spec: QuantSpec, found: TensorRange | None) -> QuantParams:
     """The parameters that the solver will give, but for what sharing them changes."""
     if isinstance(source, Fixed):
-        low, high = np.array([source.low, source.high], np.float32)
-        found = TensorRange(np.asarray(low), np.asarray(high))
+        found = source.range
     assert found is not None  # noqa: S101 -- all that is rated without a rule is observed
     return params_from_range(found, spec)
 

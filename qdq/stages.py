@@ -12,7 +12,7 @@ import onnx
 
 from qdq.calibrate import Calibrator, ranges_from
 from qdq.calibrate.moments import Layout
-from qdq.data import Feed, open_feeds
+from qdq.data import Feed, InputSpec, open_feeds
 from qdq.evidence import Evidence, smoothed
 from qdq.frontier import FASTEST, Planner, check_weighs, moved
 from qdq.graph import Graph, without_large
@@ -109,10 +109,11 @@ def begin(
     kept: dict[bytes, Feed] = {}
     shapes: Mapping[str, tuple[int, ...]]
     if statistics is None:
-        feeds = open_feeds(calib_reader, input_specs(source))
+        specs = input_specs(source)
+        feeds = open_feeds(calib_reader, specs)
         first = next(feeds)  # open_feeds has made sure that there is one
         feeds = chain([first], feeds)
-        shapes = _sizes(calib_reader, first, source)
+        shapes = _sizes(calib_reader, first, specs)
     else:
         shapes = statistics.shapes
     prepared = prepare(source)
@@ -151,15 +152,18 @@ def begin(
     )
 
 
-def _sizes(calib_reader: Any, first: Feed, source: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+def _sizes(
+    calib_reader: Any, first: Feed, specs: Mapping[str, InputSpec]
+) -> dict[str, tuple[int, ...]]:
     """Shapes of the inputs, whose sizes decide what pays.
 
-    A list is looked through for the largest, so that its order does not matter. What can be read
-    only once has a first sample, and no other yet.
+    Where the model leaves sizes open, a list is looked through for the largest, so that its order
+    does not matter. What can be read only once has a first sample, and no other yet.
     """
     found = {name: value.shape for name, value in first.items()}
-    if isinstance(calib_reader, list):
-        for feed in open_feeds(calib_reader, input_specs(source)):
+    fixed = all(s.shape is not None and None not in s.shape for s in specs.values())
+    if isinstance(calib_reader, list) and not fixed:
+        for feed in open_feeds(calib_reader, specs):
             for name, value in feed.items():
                 if len(value.shape) == len(found[name]):
                     found[name] = tuple(map(max, found[name], value.shape))
