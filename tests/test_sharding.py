@@ -446,7 +446,9 @@ def test_an_interruption_cancels_what_waits(inline: type[Inline]) -> None:
 def test_ctrl_c_ends_a_pool_at_once(tmp_path: Path) -> None:
     script = tmp_path / "endless.py"
     script.write_text(
-        "import multiprocessing, sys\n"
+        "import multiprocessing, signal, sys\n"
+        # a shell that runs the tests in the background has SIGINT ignored, and so had we
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         "from concurrent.futures import ProcessPoolExecutor\n"
         "from itertools import cycle\n"
