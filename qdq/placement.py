@@ -18,6 +18,7 @@ from qdq.ops.demand import Demand, NodeView, SameAs
 from qdq.targets import Target
 from qdq.views import node_view
 from qdq.weighing import Weighing, features_of, kind_of
+from qdq.wholes import gate_of, inside_whole
 
 __all__ = ["Placement", "Unit", "place", "units_of"]
 
@@ -81,7 +82,7 @@ def units_of(graph: Graph, target: Target, pinned: Mapping[str, str]) -> tuple[U
         demand = demand_of(view)
         reason = pinned.get(view.name) or (demand if isinstance(demand, str) else None)
         reason = _reads_mask(view, demand, masked) or reason
-        reason = reason or _inside_hard_swish(graph, index)
+        reason = reason or inside_whole(graph, index)
         if reason is None and isinstance(demand, Demand):
             reason = target.refusal(view, demand)
         can = demand if reason is None and isinstance(demand, Demand) else None
@@ -129,28 +130,6 @@ def _reads_mask(view: NodeView, demand: Demand | str, masked: set[str]) -> str |
     if found.name not in masked:
         return None  # the mask itself, a constant: demand_of says so
     return f"it reads '{found.name}', which holds the huge values of a mask"
-
-
-def gate_of(graph: Graph, index: int, op_type: str) -> int | None:
-    """Index of f in ``x * f(x)``, if the node is that Mul and f is of ``op_type``; else None."""
-    node = graph.nodes[index]
-    if node.op_type != "Mul":
-        return None
-    for gate, x in (node.input, node.input[::-1]):
-        maker = graph.producer.get(gate)
-        if maker is not None and graph.nodes[maker].op_type == op_type:
-            return maker if graph.nodes[maker].input[0] == x else None
-    return None
-
-
-def _inside_hard_swish(graph: Graph, index: int) -> str | None:
-    """Hard-swish is one function; a Q inside it would cost accuracy and gain no kernel."""
-    here = [index]
-    if graph.nodes[index].op_type == "HardSigmoid":
-        here = [use.node for use in graph.uses(graph.nodes[index].output[0])]
-    if any(gate_of(graph, i, "HardSigmoid") is not None for i in here):
-        return "it is part of a hard-swish, which is never split"
-    return None
 
 
 def _clamp_behind(graph: Graph, tensor: str, pinned: Mapping[str, str]) -> int | None:

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from qdq.graph import Graph
 from qdq.spec import QuantParams
+from qdq.wholes import softmax_input
 
 __all__ = ["Probe", "logits_of", "probe_model"]
 
@@ -47,8 +48,9 @@ def logits_of(graph: Graph) -> tuple[str, ...]:
         if index is None:
             continue
         node = graph.nodes[index]
-        if node.op_type in _SATURATING and node.input[0] not in graph.constants:
-            found[node.input[0]] = None
+        made_of = node.input[0] if node.op_type in _SATURATING else softmax_input(graph, index)
+        if made_of is not None and made_of not in graph.constants:
+            found[made_of] = None
         elif node.op_type in _PASSED:
             behind = [n for n in node.input if n and n not in graph.constants and n not in seen]
             seen.update(behind)

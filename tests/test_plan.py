@@ -44,6 +44,26 @@ def test_a_clamp_that_leaves_out_zero_is_not_absorbed() -> None:
     assert {"c"} <= set(plan.observed)
 
 
+@pytest.mark.parametrize("target", [FORCED, PORTABLE], ids=["forced", "portable"])
+def test_a_softmax_in_parts_is_float_as_a_whole(target) -> None:
+    net = model(
+        [
+            node("Conv", ["x", "w"], "c"),
+            node("Softmax", ["c"], "s", axis=1),
+            node("Conv", ["s", "v"], "y"),
+        ],
+        {"x": [1, 16, 8, 8]},
+        {"y": [1, 16, 8, 8]},
+        {"w": weights(16, 16, 3, 3), "v": weights(16, 16, 1, 1)},
+    )
+    net.graph.node[0].attribute.append(onnx.helper.make_attribute("pads", [1, 1, 1, 1]))
+    plan = planned(net, target=target)
+    assert {"Conv_c", "Conv_y"} == set(plan.quantized)
+    whole = [why for why in plan.left_float.values() if "softmax" in why]
+    assert len(whole) == 4  # ReduceMax, Sub, Exp, Div; ReduceSum has no integer kernel
+    assert plan.left_float["Softmax_s"] == "it is part of a softmax, which is never split"
+
+
 def test_the_last_gemm_hands_out_float() -> None:
     plan = planned(mlp())
     assert set(plan.quantized) == {"Gemm_h", "Gemm_y"}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from models import model, node, rng
 from onnx import helper
-from prepared import check, only, ops
+from prepared import check, only, ops, run
 
 K = {
     "half": np.float32(0.5),
@@ -102,6 +102,40 @@ NOT_HARD = {
 def test_what_is_not_a_hard_sigmoid_stays(steps) -> None:
     made = check(unit(*steps))
     assert len(made.graph.node) == len(steps)
+
+
+@pytest.mark.parametrize("opset", [13, 17, 18, 21])
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((2, 5, 4, 9), 1), ((3, 40, 7, 6), -3), ((6, 8, 32), 1), ((2, 3, 40), 0)]
+)
+def test_softmax_over_an_axis_that_is_not_the_last(shape, axis, opset) -> None:
+    made = check(
+        model([node("Softmax", ["x"], "y", axis=axis)], {"x": shape}, {"y": shape}, opset=opset)
+    )
+    assert ops(made) == {"ReduceMax": 1, "Sub": 1, "Exp": 1, "ReduceSum": 1, "Div": 1}
+
+
+def test_a_softmax_in_parts_survives_large_values() -> None:
+    net = model([node("Softmax", ["x"], "y", axis=1)], {"x": [1, 4, 40]}, {"y": [1, 4, 40]})
+    x = np.full((1, 4, 40), -np.inf, np.float32)
+    x[:, 2], x[:, 3, ::2] = 3e38, -3e38
+    made = check(net, feed={"x": x})
+    assert "Softmax" not in ops(made)
+    assert np.isfinite(run(made, {"x": x})[0]).all()
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((2, 8, 40), -1), ((2, 8, 40), 2), ((2, 40, 5, 6), 1), ((2, 40, 1, 1), 1)]
+)
+def test_softmax_over_the_last_axis_or_with_little_behind_stays(shape, axis) -> None:
+    net = model([node("Softmax", ["x"], "y", axis=axis)], {"x": shape}, {"y": shape})
+    assert ops(check(net)) == {"Softmax": 1}
+
+
+def test_softmax_with_sizes_that_are_not_known() -> None:
+    shape = ["n", 16, 4, "boxes"]
+    made = check(model([node("Softmax", ["x"], "y", axis=1)], {"x": shape}, {"y": shape}))
+    assert "Softmax" not in ops(made)
 
 
 GELU = {

@@ -143,6 +143,14 @@ def test_switched_off_it_is_the_float_model_exactly() -> None:
     assert not np.array_equal(open_session(probe.model).run({**feed, **on})["y"], wanted["y"])
 
 
+def test_logits_of_a_softmax_in_parts() -> None:
+    net = model([node("Softmax", ["x"], "y", axis=1)], {"x": [1, 4, 64]}, {"y": [1, 4, 64]})
+    assert logits_of(Graph(net)) == ("x",)
+    parts = prepare(net)
+    assert "Softmax" not in {n.op_type for n in parts.graph.node}
+    assert logits_of(Graph(parts)) == ("x",)
+
+
 def test_logits_behind_movement_and_concat() -> None:
     nodes = [
         node("Conv", ["x", "w"], "c"),

@@ -1,0 +1,81 @@
+"""Functions of several nodes that are on integers as a whole or not at all."""
+
+from qdq.graph import Graph
+
+__all__ = ["gate_of", "inside_whole", "softmax_input"]
+
+
+def gate_of(graph: Graph, index: int, op_type: str) -> int | None:
+    """Index of f in ``x * f(x)``, if the node is that Mul and f is of ``op_type``; else None."""
+    node = graph.nodes[index]
+    if node.op_type != "Mul":
+        return None
+    for gate, x in (node.input, node.input[::-1]):
+        maker = graph.producer.get(gate)
+        if maker is not None and graph.nodes[maker].op_type == op_type:
+            return maker if graph.nodes[maker].input[0] == x else None
+    return None
+
+
+def inside_whole(graph: Graph, index: int) -> str | None:
+    """Why a node stays float that is part of a function without an integer kernel, or None.
+
+    A Q inside would cost accuracy and gain no kernel.
+    """
+    if _inside_hard_swish(graph, index):
+        return "it is part of a hard-swish, which is never split"
+    if _inside_softmax(graph, index):
+        return "it is part of a softmax, which is never split"
+    return None
+
+
+def _inside_hard_swish(graph: Graph, index: int) -> bool:
+    here = [index]
+    if graph.nodes[index].op_type == "HardSigmoid":
+        here = [use.node for use in graph.uses(graph.nodes[index].output[0])]
+    return any(gate_of(graph, i, "HardSigmoid") is not None for i in here)
+
+
+def _inside_softmax(graph: Graph, index: int) -> bool:
+    """Whether a node is a part of ``exp(x - max x) / sum exp(x - max x)``, before or behind exp."""
+    node = graph.nodes[index]
+    if node.op_type == "ReduceMax":
+        return any(_shifts(graph, use.node) for use in graph.uses(node.output[0]))
+    if node.op_type == "Exp":
+        return any(softmax_input(graph, use.node) for use in graph.uses(node.output[0]))
+    if node.op_type == "Div":
+        return softmax_input(graph, index) is not None
+    return node.op_type == "Sub" and _shifts(graph, index)
+
+
+def softmax_input(graph: Graph, index: int) -> str | None:
+    """The tensor of which a Div makes a softmax, up to a shift; None if it does not."""
+    node = graph.nodes[index]
+    if node.op_type != "Div":
+        return None
+    top, bottom = (graph.producer.get(name) for name in node.input)
+    if top is None or bottom is None or graph.nodes[top].op_type != "Exp":
+        return None
+    sums = graph.nodes[bottom].op_type == "ReduceSum"
+    if not sums or graph.nodes[bottom].input[0] != graph.nodes[top].output[0]:
+        return None
+    shifted = str(graph.nodes[top].input[0])
+    shift = graph.producer.get(shifted)
+    if shift is not None and _shifts(graph, shift):
+        return str(graph.nodes[shift].input[0])
+    return shifted
+
+
+def _shifts(graph: Graph, index: int) -> bool:
+    """Whether a node is the ``x - max x`` in front of an exp."""
+    node = graph.nodes[index]
+    if node.op_type != "Sub":
+        return False
+    highest, use = graph.producer.get(node.input[1]), graph.only_use(node.output[0])
+    return (
+        highest is not None
+        and graph.nodes[highest].op_type == "ReduceMax"
+        and graph.nodes[highest].input[0] == node.input[0]
+        and use is not None
+        and graph.nodes[use.node].op_type == "Exp"
+    )
