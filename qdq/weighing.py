@@ -32,7 +32,10 @@ def kind_of(view: NodeView, shapes: Shapes, *, silu: bool = False) -> str:
         weight = shapes(view.inputs[1].name) or ()
         groups = view.integer("group", 1)
         channels = (weight[1] or 1) * groups if len(weight) > 1 else groups
-        return costs.conv_kind(channels_in=channels, groups=groups, taps=prod(_known(weight[2:])))
+        made, taps = weight[0] if weight else 1, prod(_known(weight[2:]))
+        return costs.conv_kind(
+            channels_in=channels, channels_out=made or 1, groups=groups, taps=taps
+        )
     if view.op_type == "MatMul" and not view.inputs[1].constant:
         return "MatMul.dynamic"
     if view.op_type in ("Add", "Mul") and len(view.inputs) == 2:

@@ -22,7 +22,7 @@ sizes = st.integers(1, 1 << 20)
 
 
 def conv(cin, cout, side, k=1, groups=1):
-    kind = conv_kind(channels_in=cin, groups=groups, taps=k * k)
+    kind = conv_kind(channels_in=cin, channels_out=cout, groups=groups, taps=k * k)
     features = Features(
         inputs=cin * side * side,
         outputs=cout * side * side,
@@ -86,20 +86,43 @@ def test_float_output_is_the_same_float_kernel_and_a_cheaper_integer_one(kind):
 
 
 @pytest.mark.parametrize(
-    ("cin", "groups", "taps", "kind"),
+    ("cin", "cout", "groups", "taps", "kind"),
     [
-        (64, 1, 9, "Conv.dense"),
-        (64, 2, 9, "Conv.dense"),
-        (64, 1, 1, "Conv.pointwise"),
-        (64, 64, 9, "Conv.depthwise"),
-        (64, 64, 1, "Conv.depthwise"),
-        (3, 1, 9, "Conv.narrow"),
-        (1, 1, 9, "Conv.narrow"),
-        (64, 8, 9, "Conv.narrow"),
+        (64, 32, 1, 9, "Conv.dense"),
+        (64, 32, 2, 9, "Conv.grouped"),
+        (64, 32, 1, 1, "Conv.pointwise"),
+        (64, 64, 64, 9, "Conv.depthwise"),
+        (64, 64, 64, 1, "Conv.depthwise"),
+        (64, 128, 64, 9, "Conv.grouped"),
+        (3, 16, 1, 9, "Conv.narrow"),
+        (1, 16, 1, 9, "Conv.narrow"),
+        (1, 1, 1, 9, "Conv.depthwise"),
+        (64, 64, 8, 1, "Conv.grouped"),
     ],
 )
-def test_conv_kinds(cin, groups, taps, kind):
-    assert conv_kind(channels_in=cin, groups=groups, taps=taps) == kind
+def test_conv_kinds(cin, cout, groups, taps, kind):
+    assert conv_kind(channels_in=cin, channels_out=cout, groups=groups, taps=taps) == kind
+
+
+# each gave files slower than float when it was taken for dense
+@pytest.mark.parametrize(
+    ("cin", "cout", "side", "k", "groups"),
+    [(128, 128, 56, 3, 32), (64, 64, 56, 3, 16), (32, 64, 56, 3, 32), (1, 1, 100, 16, 1)],
+    ids=["ResNeXt", "four channels a group", "depthwise with two outputs", "one to one"],
+)
+def test_where_integer_convolutions_lose(cin, cout, side, k, groups):
+    kind, f = conv(cin, cout, side, k, groups)
+    assert int8_cost(kind, f) > 1.5 * float_cost(kind, f)
+
+
+def test_wide_groups_win():
+    kind, f = conv(64, 64, 56, 3, 2)
+    assert int8_cost(kind, f) < 0.7 * float_cost(kind, f)
+
+
+def test_few_outputs_gain_less():
+    ratio = {n: int8_cost(*conv(64, n, 56, 3)) / float_cost(*conv(64, n, 56, 3)) for n in (8, 64)}
+    assert ratio[64] < 0.6 * ratio[8]
 
 
 def test_macs():

@@ -1,4 +1,4 @@
-"""Measures what kernels cost in float and in int8, for the tables of ``qdq/costs.py``.
+"""Measures what kernels cost in float and in int8, for ``qdq/cost_table.py``.
 
     python tests/benchmarks/costs.py measure rows.json [group ...]
     python tests/benchmarks/costs.py fit rows.json
@@ -75,7 +75,10 @@ def features_of(part):
         groups=part["group"],
         weights=part["cin"] // part["group"] * part["cout"] * part["taps"],
     )
-    return conv_kind(channels_in=f.channels_in, groups=f.groups, taps=f.taps), f
+    kind = conv_kind(
+        channels_in=f.channels_in, channels_out=f.channels_out, groups=f.groups, taps=f.taps
+    )
+    return kind, f
 
 
 def terms_of(part, key):

@@ -1,0 +1,188 @@
+"""The table of what kernels cost on the onnxruntime CPU provider, in nanoseconds.
+
+The numbers are fitted to micro-models that ``tests/benchmarks/costs.py`` builds and measures (run
+it to refit): onnxruntime 1.32.0, all optimizations, default session options, on two cores of an
+AMD EPYC (Zen 4, AVX512 with VNNI).
+Absolute times are those of that machine. What is compared, float against int8 on one machine,
+changes less; without VNNI int8 gains less than the table says. Not measured but set by likeness:
+ConvTranspose, Gelu, Gather, Expand, Tile, Pad, DepthToSpace, ReduceMax, ReduceMin.
+
+What the numbers say:
+
+* A dense convolution or Gemm gains a factor of 3 to 4 of its own time, even a small one.
+* A first convolution (3 or 1 input channels) loses with a 3x3 window and gains with a 7x7 one;
+  a depthwise one loses: the blocked float kernel is faster.
+* Grouped convolutions lose where groups have fewer than some 16 channels: integer kernels gather
+  the window of each group by itself. Few output channels gain less, since they fill no block.
+* Add, Sigmoid and Concat cost about the same on both sides, so they follow their neighbours.
+* Softmax, AveragePool, MaxPool away from convolutions, and next to them nearest Resize and the
+  multiplication by one value per channel, lose.
+* What follows a float convolution is nearly free: onnxruntime fuses the activation, and a
+  residual Add, into it (kinds ``*.fused``). Integer kernels get only Relu and Clip for free.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+__all__ = [
+    "DEQUANTIZE",
+    "FLOAT",
+    "FROM_CHANNELS_LAST",
+    "INT8",
+    "INT8_BESIDE_CONV",
+    "QUANTIZE",
+    "REORDER",
+    "TO_CHANNELS_LAST",
+    "UNKNOWN",
+    "Coefficients",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Coefficients:
+    """ns = fixed + work + min(work, serial), with work = mac * macs + window * windows + ...
+
+    Attributes:
+        fixed: ns per call.
+        mac: ns per multiply-accumulate, channels rounded up to whole blocks.
+        window, row: ns per output position and tap, or row, of the window that is gathered.
+        gather: ns per output position, tap and group, where groups are gathered by themselves.
+        tap: ns per output element and tap (pools).
+        input: ns per input element.
+        output: ns per output element.
+        weight: ns per element of the weight, which is read once per call.
+        serial: ns of work (at the speed of both threads) that are not shared out, so cost double.
+    """
+
+    fixed: float = 300.0
+    mac: float = 0.0
+    window: float = 0.0
+    row: float = 0.0
+    gather: float = 0.0
+    tap: float = 0.0
+    input: float = 0.0
+    output: float = 0.0
+    weight: float = 0.0
+    serial: float = 0.0
+
+
+def _elementwise(output: float, *, fixed: float = 300.0) -> Coefficients:
+    """Two threads from some 50,000 elements on."""
+    return Coefficients(fixed=fixed, output=output, serial=7000.0)
+
+
+def _serial(output: float) -> Coefficients:
+    """One thread at any size."""
+    return Coefficients(output=output)
+
+
+def _each(coefficients: Coefficients, *kinds: str) -> dict[str, Coefficients]:
+    return dict.fromkeys(kinds, coefficients)
+
+
+_FREE = Coefficients(fixed=0.0)
+UNKNOWN = _elementwise(0.1)  #: a kind that is not in FLOAT
+
+_MOVEMENT = _each(
+    Coefficients(), "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout"
+)
+
+#: Float kernels. ``.fused``: what a convolution gets slower by, with the operator fused into it.
+FLOAT: Mapping[str, Coefficients] = {
+    **_each(Coefficients(fixed=800, mac=0.0089, serial=1000), "Conv.dense", "Conv.narrow"),
+    "Conv.pointwise": Coefficients(fixed=800, mac=0.0090, weight=0.017, serial=500),
+    "Conv.depthwise": Coefficients(fixed=800, mac=0.0090, output=0.03, serial=4000),
+    "Conv.grouped": Coefficients(fixed=800, mac=0.0095, serial=1000),
+    "ConvTranspose": Coefficients(fixed=2000, mac=0.012, output=0.2),
+    **_each(Coefficients(fixed=300, mac=0.0092, weight=0.025, serial=2000), "Gemm", "MatMul"),
+    "MatMul.dynamic": Coefficients(fixed=600, mac=0.0095, serial=2000),
+    **_each(_elementwise(0.079), "Add", "Sub", "Mul"),
+    **_each(_elementwise(0.055), "Add.channel", "Mul.channel"),
+    **_each(_elementwise(0.045), "Add.scalar", "Mul.scalar"),
+    **_each(_elementwise(0.11), "Div", "Div.scalar"),
+    "Relu": _elementwise(0.045),
+    "Clip": _elementwise(0.05),
+    "LeakyRelu": _elementwise(0.08),
+    "HardSigmoid": _elementwise(0.075),
+    "HardSwish": _elementwise(0.15, fixed=600),
+    **_each(_elementwise(0.14), "Sigmoid", "Silu", "Silu.fused", "Erf"),
+    "Tanh": _elementwise(0.135),
+    "Gelu": _elementwise(0.2),
+    "Softmax": _elementwise(0.12, fixed=1000),
+    "LayerNormalization": _elementwise(0.14, fixed=1000),
+    **_each(Coefficients(input=0.045, serial=3000), "ReduceMean", "ReduceMax", "ReduceMin"),
+    "Where": _serial(1.2),
+    "Concat": _elementwise(0.054),
+    "Split": _elementwise(0.055),
+    **_each(_elementwise(0.05), "Slice", "Gather", "Expand", "Tile"),
+    "Pad": _elementwise(0.06),
+    "Transpose": _serial(0.15),
+    "DepthToSpace": _serial(0.2),
+    "Resize": _elementwise(0.09),
+    **_each(Coefficients(tap=0.01, input=0.03), "MaxPool", "AveragePool"),
+    "GlobalAveragePool": Coefficients(input=0.035),
+    "Relu.fused": _FREE,
+    "Clip.fused": Coefficients(fixed=0, output=0.05),
+    "LeakyRelu.fused": Coefficients(fixed=0, output=0.075),
+    "HardSigmoid.fused": Coefficients(fixed=0, output=0.07),
+    "HardSwish.fused": Coefficients(fixed=0, output=0.08),
+    "Sigmoid.fused": Coefficients(fixed=0, output=0.14),
+    "Add.fused": Coefficients(fixed=0, output=0.09),
+} | _MOVEMENT
+
+#: Integer kernels; a kind that is not here has none. ``.float``: float output, no Q behind.
+INT8: Mapping[str, Coefficients] = {
+    "Conv.dense": Coefficients(
+        fixed=800, mac=0.0022, window=0.49, output=0.012, weight=0.02, serial=2000
+    ),
+    "Conv.narrow": Coefficients(fixed=800, mac=0.0022, row=3.6, output=0.012, serial=2000),
+    "Conv.pointwise": Coefficients(fixed=500, mac=0.0021, output=0.065, weight=0.025, serial=1000),
+    "Conv.depthwise": Coefficients(fixed=1200, mac=0.0142, window=0.4, output=0.02, serial=8000),
+    "Conv.grouped": Coefficients(
+        fixed=800, mac=0.0022, gather=2.0, output=0.012, weight=0.02, serial=2000
+    ),
+    "Gemm": Coefficients(fixed=900, mac=0.0024, output=0.13, weight=0.01, serial=2000),
+    "Gemm.float": Coefficients(fixed=900, mac=0.0024, output=0.09, weight=0.01, serial=2000),
+    "MatMul": Coefficients(fixed=700, mac=0.0024, output=0.1, weight=0.01, serial=2000),
+    "MatMul.float": Coefficients(fixed=700, mac=0.0024, output=0.07, weight=0.01, serial=2000),
+    "MatMul.dynamic": Coefficients(fixed=1500, mac=0.0025, input=0.1, output=0.23, serial=2000),
+    "MatMul.dynamic.float": Coefficients(
+        fixed=1500, mac=0.0025, input=0.1, output=0.17, serial=2000
+    ),
+    "Add": _elementwise(0.075, fixed=350),
+    "Mul": _elementwise(0.115, fixed=350),
+    "Add.channel": _serial(0.1),
+    "Mul.channel": _serial(0.19),
+    "Add.scalar": _elementwise(0.047, fixed=350),
+    "Mul.scalar": _elementwise(0.1, fixed=350),
+    "LeakyRelu": _elementwise(0.12),
+    "Sigmoid": _elementwise(0.12),
+    "Silu": _elementwise(0.235, fixed=650),
+    "Softmax": Coefficients(output=1.35, serial=70000),
+    "Where": _serial(1.1),
+    **_each(_serial(0.03), "Concat", "Split", "Gather", "Expand", "Tile"),
+    "Slice": _serial(0.05),
+    "Transpose": _serial(0.12),
+    "DepthToSpace": _serial(0.15),
+    "Resize": _serial(0.09),
+    "MaxPool": Coefficients(tap=0.8),
+    "AveragePool": Coefficients(tap=1.0),
+    "GlobalAveragePool": Coefficients(input=0.04),
+    **_each(_serial(0.1), "ReduceMax", "ReduceMin"),
+    **_each(_FREE, "Relu.fused", "Clip.fused"),
+} | _MOVEMENT
+
+INT8_BESIDE_CONV: Mapping[str, Coefficients] = {
+    "Add.channel": _serial(0.33),
+    "Mul.channel": _serial(0.37),
+    "Slice": _serial(0.15),
+    "Resize": _serial(0.85),
+    "MaxPool": Coefficients(tap=0.025, input=0.03),
+    "AveragePool": Coefficients(tap=0.57, serial=30000),
+}
+
+QUANTIZE = _elementwise(0.063)
+DEQUANTIZE = _serial(0.105)
+TO_CHANNELS_LAST = _serial(0.15)
+FROM_CHANNELS_LAST = _serial(0.075)
+REORDER = _serial(0.09)
