@@ -92,6 +92,7 @@ FLOAT: Mapping[str, Coefficients] = {
     **_each(Coefficients(fixed=800, mac=0.0089, serial=1000), "Conv.dense", "Conv.narrow"),
     "Conv.pointwise": Coefficients(fixed=800, mac=0.0090, weight=0.017, serial=500),
     "Conv.depthwise": Coefficients(fixed=800, mac=0.0090, output=0.03, serial=4000),
+    "Conv.depthwise.plain": Coefficients(fixed=800, mac=0.07, output=0.3),
     "Conv.grouped": Coefficients(fixed=800, mac=0.0095, serial=1000),
     "ConvTranspose": Coefficients(fixed=2000, mac=0.012, output=0.2),
     **_each(Coefficients(fixed=300, mac=0.0092, weight=0.025, serial=2000), "Gemm", "MatMul"),
@@ -137,7 +138,11 @@ INT8: Mapping[str, Coefficients] = {
     ),
     "Conv.narrow": Coefficients(fixed=800, mac=0.0022, row=3.6, output=0.012, serial=2000),
     "Conv.pointwise": Coefficients(fixed=500, mac=0.0021, output=0.065, weight=0.025, serial=1000),
-    "Conv.depthwise": Coefficients(fixed=1200, mac=0.0142, window=0.4, output=0.02, serial=8000),
+    **_each(
+        Coefficients(fixed=1200, mac=0.0142, window=0.4, output=0.02, serial=8000),
+        "Conv.depthwise",
+        "Conv.depthwise.plain",
+    ),
     "Conv.grouped": Coefficients(
         fixed=800, mac=0.0022, gather=2.0, output=0.012, weight=0.02, serial=2000
     ),

@@ -69,15 +69,16 @@ class Features:
         return self.outputs * (self.channels_in // self.groups) * self.taps
 
 
-def conv_kind(*, channels_in: int, channels_out: int, groups: int, taps: int) -> str:
+def conv_kind(*, channels_in: int, channels_out: int, groups: int, taps: int, rank: int = 4) -> str:
     """The kind of a Conv: ``Conv.depthwise``, grouped, pointwise, narrow or dense.
 
     One channel to one (filters of a waveform) is depthwise too: integer kernels take it so, one
     lane of their sixteen. Narrow (fewer than 16 channels): the integer kernel gathers windows row
-    by row, so that a 3x3 stem is faster in float and a 7x7 one on integers.
+    by row, so that a 3x3 stem is faster in float and a 7x7 one on integers. Depthwise convolutions
+    over one or three dimensions have no blocked float kernel.
     """
     if groups == channels_in == channels_out:
-        return "Conv.depthwise"
+        return "Conv.depthwise" if rank == 4 else "Conv.depthwise.plain"
     if groups > 1:
         return "Conv.grouped"
     if taps == 1:
@@ -120,7 +121,7 @@ def int8_cost(kind: str, features: Features) -> float:
     if found is None:
         return math.inf
     slower = 1.0
-    if kind == "Conv.depthwise":
+    if kind.startswith("Conv.depthwise"):
         slower = _RAGGED if features.channels_in % _BLOCK != 0 else 1.0
     elif kind.startswith("Conv.") and features.channels_out // features.groups < _BLOCK:
         slower = _FEW
@@ -178,7 +179,7 @@ def _evaluate(c: Coefficients, f: Features, *, macs: float) -> float:
 
 def _macs(kind: str, f: Features) -> float:
     """Multiply-accumulates of kernels that work on whole blocks of a group's output channels."""
-    if kind == "Conv.depthwise" and f.groups > 1:  # blocks run over the groups
+    if kind.startswith("Conv.depthwise") and f.groups > 1:  # blocks run over the groups
         return float(f.macs)
     return f.macs * _padding(f.channels_out // f.groups)
 

@@ -34,7 +34,11 @@ def kind_of(view: NodeView, shapes: Shapes, *, silu: bool = False) -> str:
         channels = (weight[1] or 1) * groups if len(weight) > 1 else groups
         made, taps = weight[0] if weight else 1, prod(_known(weight[2:]))
         return costs.conv_kind(
-            channels_in=channels, channels_out=made or 1, groups=groups, taps=taps
+            channels_in=channels,
+            channels_out=made or 1,
+            groups=groups,
+            taps=taps,
+            rank=len(weight) or 4,
         )
     if view.op_type == "MatMul" and not view.inputs[1].constant:
         return "MatMul.dynamic"

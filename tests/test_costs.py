@@ -115,6 +115,14 @@ def test_where_integer_convolutions_lose(cin, cout, side, k, groups):
     assert int8_cost(kind, f) > 1.5 * float_cost(kind, f)
 
 
+def test_a_depthwise_convolution_over_one_dimension_wins():
+    f = conv(256, 256, 22, 3, groups=256)[1]
+    shape = {"channels_in": 256, "channels_out": 256, "groups": 256, "taps": 9}
+    plane, line = conv_kind(**shape), conv_kind(**shape, rank=3)
+    assert int8_cost(plane, f) > float_cost(plane, f)
+    assert int8_cost(line, f) < 0.5 * float_cost(line, f)
+
+
 def test_wide_groups_win():
     kind, f = conv(64, 64, 56, 3, 2)
     assert int8_cost(kind, f) < 0.7 * float_cost(kind, f)
