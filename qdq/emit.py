@@ -27,6 +27,7 @@ from qdq.plan import Plan
 from qdq.problem import Derived
 from qdq.solve import Solution
 from qdq.spec import QuantParams
+from qdq.weights import copy_into
 from qdq.wiring import wire
 
 __all__ = ["emit"]
@@ -75,7 +76,7 @@ class _Emitter:
         kept = [t for t in self.model.graph.initializer if t.name in read]
         for tensor in (*kept, *self.constants):
             # extend() would serialize and parse each one
-            result.graph.initializer.add().CopyFrom(tensor)
+            copy_into(result.graph.initializer.add(), tensor)
         _stamp(result, self.model, metadata)
         return result
 
@@ -163,7 +164,9 @@ class _Emitter:
             return self.dequantized[name]
         params = self.solution.params[name]
         plan = self.plan.tensors[name]
-        value = self.solution.constants.get(name, self.graph.floats(name))
+        value = self.solution.constants.get(name)
+        if value is None:
+            value = self.graph.floats(name)
         derived = isinstance(plan.source, Derived)
         codes = quantize_bias(value, params) if derived else quantize(value, params)
         stored = self.graph.fresh(f"{name}_quantized")
@@ -189,7 +192,7 @@ class _Emitter:
         return scale, zero
 
     def _initializer(self, name: str, value: NDArray[np.generic]) -> None:
-        self.constants.append(numpy_helper.from_array(np.array(value, order="C"), name))
+        self.constants.append(numpy_helper.from_array(np.asarray(value, order="C"), name))
 
 
 def _shell(model: onnx.ModelProto) -> onnx.ModelProto:

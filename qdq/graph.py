@@ -11,6 +11,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from qdq.weights import read
+
 __all__ = [
     "Graph",
     "Use",
@@ -165,7 +167,7 @@ def detached(
         note = light.graph.initializer.add(name=t.name, data_type=t.data_type, dims=t.dims)
         note.data_location = onnx.TensorProto.EXTERNAL
         note.external_data.add(key="location", value="none")
-        values[t.name] = onnx.numpy_helper.to_array(t)
+        values[t.name] = read(t)
     return light, values
 
 
@@ -199,10 +201,13 @@ class Graph:
     """Index of ``model.graph``; the model must not change while the index is in use.
 
     ``types``, where given, is a second model to read shapes from (after shape inference).
+    ``views`` has what ``qdq.views`` has made of nodes so far, by index.
     """
 
     model: onnx.ModelProto
     types: onnx.ModelProto | None = field(default=None)
+    views: dict[int, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _shapes: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def nodes(self) -> list[onnx.NodeProto]:
@@ -265,13 +270,11 @@ class Graph:
 
     def array(self, name: str) -> NDArray[np.generic]:
         """The value of a constant."""
-        value: NDArray[np.generic] = onnx.numpy_helper.to_array(self.constants[name])
-        return value
+        return read(self.constants[name])
 
     def floats(self, name: str) -> NDArray[np.floating]:
         """The value of a constant that holds real numbers."""
-        value: NDArray[np.floating] = onnx.numpy_helper.to_array(self.constants[name])
-        return value
+        return read(self.constants[name])
 
     @cached_property
     def _infos(self) -> Mapping[str, onnx.TypeProto]:
@@ -287,6 +290,12 @@ class Graph:
 
     def shape(self, name: str) -> tuple[int | None, ...] | None:
         """Shape with None for unknown dimensions; None if the rank is unknown."""
+        if name not in self._shapes:
+            self._shapes[name] = self._shape(name)
+        found: tuple[int | None, ...] | None = self._shapes[name]
+        return found
+
+    def _shape(self, name: str) -> tuple[int | None, ...] | None:
         if name in self.constants:
             return tuple(self.constants[name].dims)
         info = self._infos.get(name)

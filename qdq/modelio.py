@@ -15,6 +15,7 @@ import onnx.inliner
 from qdq.errors import ModelError
 from qdq.files import replacing
 from qdq.graph import for_checker, sort_nodes, subgraphs, tensor_bytes, without_large
+from qdq.weights import copy_into, is_reference, raw_bytes, read, refer
 
 __all__ = ["load", "save"]
 
@@ -48,7 +49,7 @@ _FLOATS = frozenset(
 )
 
 
-def load(model: Any, *, quantized: bool = False) -> onnx.ModelProto:
+def load(model: Any, *, quantized: bool = False, lazy: bool = False) -> onnx.ModelProto:
     """Read a float model, check it, and return an own copy of it.
 
     Nodes come sorted topologically, model-local functions are inlined, external data is read
@@ -58,15 +59,18 @@ def load(model: Any, *, quantized: bool = False) -> onnx.ModelProto:
         model: path of an ONNX file, its bytes, an ``onnx.ModelProto`` or an ``onnx_ir.Model``.
             The caller's object or file is never changed.
         quantized: take a quantized model too.
+        lazy: leave large float32 weights in their external file: the model has references
+            (``qdq.weights``), which only this package can read, in place of the data. The file
+            must not change as long as the model is in use.
 
     Returns:
-        A model that the caller owns, with all its data inside.
+        A model that the caller owns; with all its data inside unless ``lazy``.
 
     Raises:
         ModelError: missing, truncated or invalid model, a model that is already quantized, a
             constant whose data does not fit its shape, or a weight that holds NaN or Inf.
     """
-    proto, where = _read(model)
+    proto, where = _read(model, lazy=lazy)
     if not proto.HasField("graph") or not (proto.graph.node or proto.graph.output):
         raise ModelError(f"{where} holds no graph; wanted an ONNX model")
     sort_nodes(proto.graph)
@@ -102,13 +106,23 @@ def save(
     split = external_data and len(light.graph.initializer) < len(model.graph.initializer)
     if not split and light.ByteSize() + large <= _PROTO_LIMIT:
         with replacing(target) as temporary:
-            temporary.write_bytes(model.SerializeToString())
+            temporary.write_bytes(_whole(model).SerializeToString())
         return
     data = target.with_name(target.name + ".data")
     with replacing(data) as temporary:
         _write_external(model, light, temporary, data.name)
         with replacing(target) as graph_file:
             graph_file.write_bytes(light.SerializeToString())
+
+
+def _whole(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with the data of all references inside; itself if it has none."""
+    if not any(is_reference(t) for t in model.graph.initializer):
+        return model
+    whole = without_large(model, -1, as_inputs=False)
+    for t in model.graph.initializer:
+        copy_into(whole.graph.initializer.add(), t)
+    return whole
 
 
 def _write_external(
@@ -121,7 +135,7 @@ def _write_external(
         for t in model.graph.initializer:
             if t.name in present:
                 continue
-            raw = t.raw_data if t.HasField("raw_data") else _raw(t)
+            raw = raw_bytes(t)
             stream.write(b"\0" * (-offset % 4096))  # pages can then be mapped
             offset += -offset % 4096
             stream.write(raw)
@@ -133,13 +147,8 @@ def _write_external(
             offset += len(raw)
 
 
-def _raw(tensor: onnx.TensorProto) -> bytes:
-    raw: bytes = onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor)).raw_data
-    return raw
-
-
-def _read(model: Any) -> tuple[onnx.ModelProto, str]:
-    """An own copy of the model with all data inside, and words for where it came from."""
+def _read(model: Any, *, lazy: bool = False) -> tuple[onnx.ModelProto, str]:
+    """An own copy of the model, and words for where it came from."""
     if isinstance(model, onnx.ModelProto):
         own = onnx.ModelProto()
         own.CopyFrom(model)
@@ -152,7 +161,7 @@ def _read(model: Any) -> tuple[onnx.ModelProto, str]:
         _want_data_inside(own, where)
         return own, where
     if isinstance(model, str | os.PathLike):
-        return _read_file(Path(os.fspath(model)))
+        return _read_file(Path(os.fspath(model)), lazy=lazy)
     ir: Any = sys.modules.get("onnx_ir")  # an onnx_ir.Model can only exist if this is loaded
     if ir is not None and isinstance(model, ir.Model):
         proto: onnx.ModelProto = ir.to_proto(model)
@@ -163,7 +172,7 @@ def _read(model: Any) -> tuple[onnx.ModelProto, str]:
     )
 
 
-def _read_file(path: Path) -> tuple[onnx.ModelProto, str]:
+def _read_file(path: Path, *, lazy: bool) -> tuple[onnx.ModelProto, str]:
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
         raise ModelError(f"model file {str(path)!r} {what}; give the path of an ONNX file")
@@ -173,6 +182,10 @@ def _read_file(path: Path) -> tuple[onnx.ModelProto, str]:
     except OSError as e:
         raise ModelError(f"{where} cannot be read: {e}") from e
     own = _parse(data, where)
+    del data
+    left = [t for t in own.graph.initializer if lazy and refer(t, path.parent)]
+    for t in left:  # not for the loader
+        t.data_location = onnx.TensorProto.DEFAULT
     try:
         onnx.external_data_helper.load_external_data_for_model(own, str(path.parent))
     except (OSError, ValueError, RuntimeError, onnx.checker.ValidationError) as e:
@@ -180,6 +193,10 @@ def _read_file(path: Path) -> tuple[onnx.ModelProto, str]:
             f"{where} keeps weights in another file that cannot be read ({e}); keep the data "
             "files in the model's folder"
         ) from e
+    for t in own.graph.initializer:
+        t.ClearField("data_location")  # the loader writes the default: other bytes, same meaning
+    for t in left:
+        t.data_location = onnx.TensorProto.EXTERNAL
     return own, where
 
 
@@ -268,7 +285,7 @@ def _refuse_non_finite(graph: onnx.GraphProto, where: str) -> None:
 
 def _want_finite(tensor: onnx.TensorProto, name: str, where: str, is_weight: bool) -> None:
     try:
-        value = onnx.numpy_helper.to_array(tensor)
+        value = read(tensor)
     except ValueError as e:
         shape = tuple(tensor.dims)
         raise ModelError(

@@ -142,7 +142,8 @@ class Problem:
         tensors: every tensor that must have parameters at the end, by name.
         linears: every linear node that will run on integers, in graph order.
         ranges: calibrated ranges by tensor name (Observed tensors and calibrated Shared ones).
-        constants: values of the Constant and Derived tensors by name (float32 or float16).
+        constants: values of the Constant and Derived tensors by name (float32 or float16). They
+            may be read when they are asked for: do not hold on to many of a large model.
         means: calibrated mean per input channel, (K,), of the inputs of linear nodes, where a
             step asked for them.
         moments: second moments of the inputs of linear nodes by node name, where a step asked

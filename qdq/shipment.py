@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import onnx
 
 from qdq.graph import without_large
+from qdq.weights import copy_into, raw_bytes
 
 __all__ = ["Shipment", "fingerprint"]
 
@@ -25,7 +26,7 @@ class Shipment:
 
     def __getstate__(self) -> tuple[bytes, tuple[bytes, ...]]:
         light = without_large(self.model, _LARGE, as_inputs=False)
-        large = tuple(t.SerializeToString() for t in _left_out(self.model, light))
+        large = tuple(_with_data(t) for t in _left_out(self.model, light))
         return light.SerializeToString(), large
 
     def __setstate__(self, state: tuple[bytes, tuple[bytes, ...]]) -> None:
@@ -48,9 +49,15 @@ def fingerprint(model: onnx.ModelProto) -> str:
     total.update(data)
     for t in _left_out(model, light):
         total.update(f"{t.name!r}{t.data_type}{list(t.dims)}".encode())
-        raw = t.raw_data if t.HasField("raw_data") else onnx.numpy_helper.to_array(t).tobytes()
-        total.update(raw)
+        total.update(raw_bytes(t))
     return total.hexdigest()
+
+
+def _with_data(tensor: onnx.TensorProto) -> bytes:
+    own = onnx.TensorProto()
+    copy_into(own, tensor)
+    data: bytes = own.SerializeToString()
+    return data
 
 
 def _left_out(model: onnx.ModelProto, light: onnx.ModelProto) -> Iterator[onnx.TensorProto]:

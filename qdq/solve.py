@@ -78,7 +78,9 @@ class State:
         Raises:
             SolveError: if the problem has no such constant.
         """
-        value = self.constants.get(tensor, problem.constants.get(tensor))
+        value = self.constants.get(tensor)
+        if value is None:
+            value = problem.constants.get(tensor)  # may have to be read
         if value is None:
             raise SolveError(
                 f"{tensor!r} is planned as a constant but Problem.constants has no value for it",

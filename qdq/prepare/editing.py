@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from qdq.graph import Graph, topological_order
 from qdq.prepare.node import Node
+from qdq.weights import read, turned
 
 __all__ = ["Array", "Editor", "Node"]
 
@@ -96,10 +97,10 @@ class Editor:
         return bool(self._users.get(name)) or name in self.outputs
 
     def array(self, name: str) -> Array | None:
-        """The value of a constant; None for anything else. Read-only, a copy of the data."""
+        """The value of a constant; None for anything else. Read-only."""
         if name not in self.constants:
             return None
-        value: Array = onnx.numpy_helper.to_array(self.constants[name])
+        value = read(self.constants[name])
         value.setflags(write=False)
         return value
 
@@ -158,6 +159,12 @@ class Editor:
         """Add an initializer under a fresh name like ``name``; returns its name."""
         name = self.fresh(name)
         self.constants[name] = onnx.numpy_helper.from_array(np.ascontiguousarray(value), name)
+        return name
+
+    def add_turned(self, name: str, source: str) -> str:
+        """Add the transpose of a matrix that stays in its file, without reading it."""
+        name = self.fresh(name)
+        self.constants[name] = turned(self.constants[source], name)
         return name
 
     def become_constant(self, name: str, tensor: onnx.TensorProto) -> None:

@@ -4,6 +4,7 @@ import numpy as np
 import onnx
 
 from qdq.prepare.editing import Editor, Node
+from qdq.weights import is_reference
 
 __all__ = ["plain_gemms"]
 
@@ -44,8 +45,10 @@ def _plain_weight(ed: Editor, node: Node) -> None:
 def _derived(ed: Editor, name: str, alpha: float, turned: bool) -> str:
     """``alpha B`` or ``alpha B^T`` as a constant, made once for all nodes that want the same."""
     key = (name, f"{alpha!r} {turned}")
-    value = ed.array(name)
-    if key not in ed.derived and value is not None:
+    if key not in ed.derived and alpha == 1.0 and is_reference(ed.constants[name]):
+        ed.derived[key] = ed.add_turned(f"{name}_folded", name)
+    value = None if key in ed.derived else ed.array(name)
+    if value is not None:
         value = value.T if turned else value
         if alpha != 1.0:
             value = (value.astype(np.float64) * alpha).astype(value.dtype)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from qdq.affine import fake_quantize, quantize
 from qdq.bias_scale import INT32_MAX, Kernel, raise_scale, with_scale
 from qdq.errors import ConfigError, SolveError
-from qdq.problem import Constant, Fixed, Problem
+from qdq.problem import Constant, Fixed, Linear, Problem
 from qdq.solve import Note, State, kernel_of
 from qdq.spec import QuantParams
 
@@ -58,17 +58,16 @@ class FitWeightsToBias:
 
     def __call__(self, problem: Problem, state: State) -> State:
         """Return the state with fitted weight scales and the nodes that stay float."""
-        groups: dict[str, list[Kernel]] = {}
+        groups: dict[str, list[Linear]] = {}
         for linear in problem.linears:
             if linear.node not in state.floats:
-                state.need(linear.weight, self)
-                kernel = kernel_of(problem, state, linear, self)
-                groups.setdefault(linear.weight, []).append(kernel)
+                groups.setdefault(linear.weight, []).append(linear)
         found: dict[str, QuantParams] = {}
         notes: dict[str, Note] = {}
         floats: dict[str, str] = {}
-        for name, kernels in groups.items():
+        for name, linears in groups.items():  # kernels hold weights: those of one at a time
             present = state.need(name, self)
+            kernels = [kernel_of(problem, state, linear, self) for linear in linears]
             plan = problem.tensors.get(name)
             if plan is None or not isinstance(plan.source, Constant | Fixed):
                 self._check_fixed(name, kernels, present)

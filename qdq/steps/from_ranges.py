@@ -183,5 +183,7 @@ def _dtype(problem: Problem, name: str) -> DTypeLike:
 
 def _activation_dtype(problem: Problem) -> DTypeLike:
     """The float type of activations' scales: float16 if all constants are."""
-    types = {c.dtype for c in problem.constants.values()}
-    return np.float16 if types == {np.dtype(np.float16)} else np.float32
+    if not problem.constants:
+        return np.float32
+    half = all(c.dtype == np.float16 for c in problem.constants.values())
+    return np.float16 if half else np.float32

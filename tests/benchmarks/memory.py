@@ -2,7 +2,7 @@
 
     python tests/benchmarks/memory.py MODELS_DIR [--names a,b] [--calibrators minmax,mse]
         [--samples 32,1024] [--out memory.md] [--json memory.json]
-    python tests/benchmarks/memory.py --weights 3.0 [--scratch DIR]
+    python tests/benchmarks/memory.py --weights 3.0 [--turned] [--scratch DIR]
 
 See README.md beside this file. Each measurement runs in a process of its own (measures.py).
 """
@@ -49,8 +49,12 @@ def cells(name, row, counts):
     ]
 
 
-def write_large(folder, gigabytes):
-    """A chain of MatMuls with random weights in an external file, written block by block."""
+def write_large(folder, gigabytes, turned=False):
+    """A chain of MatMuls with random weights in an external file, written block by block.
+
+    ``turned``: of Gemms that read their weights transposed, as PyTorch's exporter writes them.
+    """
+    op, attributes = ("Gemm", {"transB": 1}) if turned else ("MatMul", {})
     layers = max(1, round(gigabytes * 1e9 / (4 * WIDTH * WIDTH)))
     rng = np.random.default_rng(0)
     nodes, weights, size = [], [], 4 * WIDTH * WIDTH
@@ -64,7 +68,8 @@ def write_large(folder, gigabytes):
                                ("length", size)):  # fmt: skip
                 t.external_data.add(key=key, value=str(value))
             weights.append(t)
-            nodes.append(helper.make_node("MatMul", [f"x{i}", f"w{i}"], [f"x{i + 1}"], f"m{i}"))
+            inputs, name = [f"x{i}", f"w{i}"], f"m{i}"
+            nodes.append(helper.make_node(op, inputs, [f"x{i + 1}"], name, **attributes))
     ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [8, WIDTH])
             for n in ("x0", f"x{layers}")]  # fmt: skip
     graph = helper.make_graph(nodes, "large", ends[:1], ends[1:], weights)
@@ -81,14 +86,16 @@ def large(options):
         sys.exit(f"{free:.1f} GB free, {2 * options.weights:.1f} GB wanted; give --scratch")
     with tempfile.TemporaryDirectory(prefix="qdq-memory-", dir=options.scratch) as name:
         folder = Path(name)
-        weights = write_large(folder, options.weights)
+        weights = write_large(folder, options.weights, options.turned)
         plain = call("plain_memory", folder=folder, count=2)
         found = call("quantize", folder=folder, out=folder / "out.onnx", count=2, look=False)
     row = {
         "weights MB": f"{weights:.0f}",
         "plain MB": megabytes(plain),
         "qdq MB": megabytes(found),
+        "imports MB": FAILS if "error" in found else f"{found['mb_before']:.0f}",
         "peak ÷ weights": FAILS if "error" in found else f"{found['mb'] / weights:.2f}",
+        "saved ÷ weights": FAILS if "error" in found else f"{found['mb_saved'] / weights:.2f}",
         "s": FAILS if "error" in found else f"{found['s']:.1f}",
     }
     return {"plain": plain, "qdq": found}, markdown([row])
@@ -101,6 +108,7 @@ def arguments():
     parser.add_argument("--calibrators", default=CALIBRATORS, help="of qdq, separated by commas")
     parser.add_argument("--samples", default="32,1024", help="numbers, separated by commas")
     parser.add_argument("--weights", type=float, help="GB of weights of a model that is generated")
+    parser.add_argument("--turned", action="store_true", help="of Gemms with transB")
     parser.add_argument("--scratch", type=Path, help="folder for that; default: the system's")
     parser.add_argument("--out", type=Path, help="write the table there too")
     parser.add_argument("--json", type=Path, help="write all measurements there")
