@@ -15,7 +15,12 @@ from qdq.emit import emit
 from qdq.errors import ConfigError
 from qdq.evidence import Evidence, make_problem, solved
 from qdq.frontier import WORTH, choose
-from qdq.history import planned_counts, scale_history, smoothing_history
+from qdq.history import (
+    equalization_history,
+    planned_counts,
+    scale_history,
+    smoothing_history,
+)
 from qdq.plan import Plan
 from qdq.rating import NOISE_WORTH, check_worth, explained, rated
 from qdq.scheme import Scheme
@@ -111,6 +116,7 @@ def run(
         "left_float": {**plan.left_float, **late},
         "planned": planned_counts(plan, late),
         "smoothed": smoothing_history(evidence.smoothings, evidence.products),
+        "equalized": equalization_history(evidence.equalizations),
         "changes": scale_history(solution.changes, {n.weight for n in plan.linears}),
     }
     emitted = emit(evidence.model, plan, solution, metadata)

@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from qdq.channels import Group
+from qdq.equalizing import Equalization
 from qdq.plan import Plan
 from qdq.smoothing import Smoothing
 from qdq.solve import Change
 
-__all__ = ["planned_counts", "scale_history", "smoothing_history"]
+__all__ = ["equalization_history", "planned_counts", "scale_history", "smoothing_history"]
 
 
 def smoothing_history(
@@ -31,6 +33,26 @@ def smoothing_history(
             "nodes": list(products[name]),
         }
         for name, s in smoothings.items()
+    ]
+
+
+def equalization_history(found: Sequence[tuple[Group, Equalization]]) -> list[dict[str, Any]]:
+    """Which groups of tensors have channels with factors.
+
+    Returns:
+        For each: ``tensors``, ``error`` (expected, after over before), ``exponents`` (of two: the
+        factor of each channel), and the constants that are ``multiplied`` and ``divided`` by them:
+        name and axis.
+    """
+    return [
+        {
+            "tensors": list(group.tensors),
+            "error": float(f"{e.error:.3g}"),
+            "exponents": np.log2(e.factors).astype(int).tolist(),
+            "multiplied": [[c.name, c.axis] for c in group.makers],
+            "divided": [[r.weight.name, r.weight.axis] for r in group.readers],
+        }
+        for group, e in found
     ]
 
 

@@ -128,6 +128,11 @@ def plain(model: onnx.ModelProto) -> onnx.ModelProto:
     name_nodes(ed)
     constant_nodes(ed)
     ed.finish()
+    # an input with a default that nothing reads must not become one that the caller has to feed
+    left = {t.name for t in model.graph.initializer} - {t.name for t in own.graph.initializer}
+    inputs = [v for v in own.graph.input if v.name not in left]
+    del own.graph.input[:]
+    own.graph.input.extend(inputs)
     return own
 
 

@@ -81,6 +81,8 @@ class Scheme:
         per_channel: one weight scale per output channel where the target fuses that.
         smooth: move outlier channels of a matrix product's input into its weights
             (``qdq.smoothing``) where that lessens the expected error.
+        equalize: let quiet channels between two layers grow (``qdq.equalizing``) where that
+            lessens the expected error.
         rules: exceptions; later rules win.
     """
 
@@ -88,10 +90,12 @@ class Scheme:
     weight: QuantSpec = QuantSpec(dtype=INT8, symmetric=True)
     per_channel: bool = True
     smooth: bool = True
+    equalize: bool = True
     rules: tuple[Rule, ...] = ()
 
     def __post_init__(self) -> None:
-        if not isinstance(self.smooth, bool):
-            raise ConfigError(f"smooth={self.smooth!r}: wants True or False")
+        for option, value in (("smooth", self.smooth), ("equalize", self.equalize)):
+            if not isinstance(value, bool):
+                raise ConfigError(f"{option}={value!r}: wants True or False")
         if self.activation.axis is not None or self.weight.axis is not None:
             raise ConfigError("a scheme's specs have axis=None: per_channel decides the weights'")

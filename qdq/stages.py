@@ -10,15 +10,17 @@ from typing import Any
 
 import onnx
 
+from qdq.balancing import balanced, equalizations, smoothings
 from qdq.calibrate import Calibrator, ranges_from
 from qdq.calibrate.moments import Layout
+from qdq.channels import AXIS, Group, channel_groups
 from qdq.data import Feed, InputSpec, open_feeds
-from qdq.evidence import Evidence, smoothed
+from qdq.evidence import Evidence
 from qdq.frontier import FASTEST, Planner, check_weighs, moved
 from qdq.graph import Graph, without_large
 from qdq.layouts import divisible, moment_layouts
 from qdq.modelio import load
-from qdq.plan import Plan, make_plan
+from qdq.plan import Plan, planner
 from qdq.prepare import prepare
 from qdq.problem import Linear
 from qdq.rating import WIDEST, inferred, keeps_histograms, noise_of, observed_to_rate
@@ -46,14 +48,16 @@ class Start:
     Attributes:
         prepared: the canonical float model.
         planner: model → what makes its plan for a weighing.
+        plan_for: that of the prepared model.
         widest: prices of the plan; where harm is to be measured, or noise to be rated, those of
             the widest one.
         plan: the plan, or the widest one, of which that to be chosen is a part.
         rated: whether the part is to be chosen by the noise in the calibrator's histograms.
         observed: tensors that calibration must observe → the spec that they will have.
         readers: tensors that may be smoothed → the products that read them.
+        groups: tensors whose channels may be equalized.
         axes: inputs of linear nodes whose channel means a step asks for, or whose channel ranges
-            smoothing needs → the channel axis.
+            smoothing or equalization needs → the channel axis.
         layouts: linear nodes whose second moments a step asks for.
         shapes: shapes of the inputs that the plan is made for: those of the largest sample where
             the data is a list, else of the first.
@@ -64,11 +68,13 @@ class Start:
 
     prepared: onnx.ModelProto
     planner: Callable[[onnx.ModelProto], Planner]
+    plan_for: Planner
     widest: Weighing
     plan: Plan
     rated: bool
     observed: Mapping[str, QuantSpec]
     readers: Mapping[str, tuple[Linear, ...]]
+    groups: tuple[Group, ...]
     axes: Mapping[str, int]
     layouts: Mapping[str, Layout]
     shapes: Mapping[str, tuple[int, ...]]
@@ -103,7 +109,7 @@ def begin(
     measured: bool = False,
 ) -> Start:
     """Read, prepare and plan; the data is opened and its first sample checked before that."""
-    source = load(model)
+    source = load(model, lazy=True)
     first: Feed | None = None
     feeds: Iterator[Feed] = iter(())
     kept: dict[bytes, Feed] = {}
@@ -118,10 +124,11 @@ def begin(
         shapes = statistics.shapes
     prepared = prepare(source)
     source = without_large(source, 1024)  # rules read its names; its weights are done with
-    planner = partial(_planner, scheme, target, source, shapes)
+    plans_of = partial(planner, scheme=scheme, target=target, source=source, seen=shapes)
     rated = not measured and target.weighs_costs and keeps_histograms(calibrator)
     widest = FASTEST if measured else WIDEST if rated else Weighing()
-    plan = planner(prepared)(widest)
+    plan_for = plans_of(prepared)
+    plan = plan_for(widest)
     observed: Mapping[str, QuantSpec] = plan.observed
     if measured:
         check_weighs(plan)
@@ -129,6 +136,7 @@ def begin(
     elif rated:
         observed = observed_to_rate(plan, frozenset(Graph(prepared).constants))
     readers = divisible(prepared, plan) if scheme.smooth else {}
+    groups = channel_groups(prepared, plan) if scheme.equalize else ()
     log.info("plan: %d integer nodes, %d float", len(plan.quantized), len(plan.left_float))
     if not plan.quantized:
         log.warning(
@@ -137,13 +145,19 @@ def begin(
         )
     return Start(
         prepared=prepared,
-        planner=planner,
+        planner=plans_of,
+        plan_for=plan_for,
         widest=widest,
         plan=plan,
         rated=rated,
         observed=observed,
         readers=readers,
-        axes={**_mean_axes(plan, steps), **dict.fromkeys(readers, -1)},
+        groups=groups,
+        axes={
+            **_mean_axes(plan, steps),
+            **dict.fromkeys(readers, -1),
+            **{name: AXIS for group in groups for name in group.rounded},
+        },
         layouts=moment_layouts(prepared, plan) if "moments" in needs_of(steps) else {},
         shapes=shapes,
         first=first,
@@ -168,19 +182,6 @@ def _sizes(
                 if len(value.shape) == len(found[name]):
                     found[name] = tuple(map(max, found[name], value.shape))
     return found
-
-
-def _planner(
-    scheme: Scheme,
-    target: Target,
-    source: onnx.ModelProto,
-    seen: Mapping[str, tuple[int, ...]],
-    prepared: onnx.ModelProto,
-) -> Planner:
-    def plan_for(weighing: Weighing) -> Plan:
-        return make_plan(prepared, scheme, target, weighing, source=source, seen=seen)
-
-    return plan_for
 
 
 def _mean_axes(plan: Plan, steps: Sequence[Step]) -> dict[str, int]:
@@ -214,7 +215,7 @@ def gather(
 
 
 def learn(start: Start, statistics: Statistics, calibrator: Calibrator[Any]) -> Evidence:
-    """What calibration has shown, with outlier channels smoothed where that pays."""
+    """What calibration has shown, with channels smoothed and equalized where that pays."""
     known = {n: spec for n, spec in start.observed.items() if n in statistics.summaries}
     ranges = moved(start.plan, ranges_from(statistics.summaries, known, calibrator))
     moments = {
@@ -227,11 +228,13 @@ def learn(start: Start, statistics: Statistics, calibrator: Calibrator[Any]) -> 
         noise = noise_of(start.plan, ranges, inferred(start.plan, statistics.summaries))
     evidence = Evidence(
         model=start.prepared,
-        plan_for=start.planner(start.prepared),
+        plan_for=start.plan_for,
         plan=start.plan,
         ranges=ranges,
         noise=noise,
         means=statistics.means,
         moments=moments,
     )
-    return smoothed(evidence, start.readers, statistics, start.planner, start.widest)
+    found = smoothings(evidence, start.readers, statistics)
+    equal = equalizations(evidence, start.groups, statistics, without=found)
+    return balanced(evidence, found, start.readers, equal, start.planner, start.widest)

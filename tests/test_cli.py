@@ -114,15 +114,19 @@ def test_types(files: Path, options: list[str], expected: list[str]) -> None:
     assert types("out.onnx") == expected
 
 
-def test_worth_and_smoothing_are_passed_on(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_worth_and_channels_are_passed_on(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([*BASE, "--worth", "1e9", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["integer"] == {}
     assert cli.main([*BASE, "--worth", "-1"]) != 0
     assert "from 0" in capsys.readouterr().err
-    for options, smooth in (([], True), (["--no-smooth"], False)):
+    for options, smooth, equalize in (
+        ([], True, True),
+        (["--no-smooth"], False, True),
+        (["--no-equalize"], True, False),
+    ):
         assert cli.main([*BASE, *options]) == 0
         props = {p.key: p.value for p in onnx.load("out.onnx").metadata_props}
-        assert f"smooth={smooth}" in props["qdq.recipe"]
+        assert f"smooth={smooth}, equalize={equalize}" in props["qdq.recipe"]
 
 
 def test_per_tensor(files: Path) -> None:

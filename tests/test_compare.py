@@ -48,6 +48,18 @@ def with_constant(source: onnx.ModelProto, name: str, change) -> onnx.ModelProto
     raise KeyError(name)
 
 
+def test_inputs_with_defaults_that_nothing_reads(chain) -> None:
+    """Old PyTorch exports list all of a batch normalization's buffers as inputs."""
+    exact, quantized, data = chain
+    old = onnx.ModelProto()
+    old.CopyFrom(exact)
+    old.graph.initializer.append(numpy_helper.from_array(np.int64([5]), "batches"))
+    for t in old.graph.initializer:
+        old.graph.input.append(onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims))
+    (found,), (wanted,) = (quick(m, quantized, data).outputs for m in (old, exact))
+    assert found.sqnr_db == pytest.approx(wanted.sqnr_db, abs=0.01)
+
+
 # -- the numbers ----------------------------------------------------------------------------------
 
 

@@ -15,14 +15,15 @@ FLOORS = (
     {"errors", "version"},
     {"spec"},
     {"ranges", "scheme", "graph", "mincut", "ops", "prepare", "modelio", "data", "affine",
-     "problem", "targets", "costs", "weighing", "calibrate", "session", "views", "rules",
-     "harm", "probing", "smoothing", "dividing", "files", "packing", "statistics", "observe",
-     "shipment", "worker", "sharding"},
+     "problem", "targets", "costs", "cost_table", "weighing", "calibrate", "session", "views",
+     "rules", "harm", "probing", "smoothing", "equalizing", "dividing", "files", "packing",
+     "statistics", "observe", "shipment", "worker", "sharding", "weights", "wholes"},
     {"placement", "solve", "steps", "bias_scale"},
     {"plan"},
-    {"wiring", "layouts", "history", "sqnr", "matching", "alone", "advice", "tally", "report",
-     "report_text", "report_svg", "report_html", "sensitivity", "frontier", "rating"},
+    {"wiring", "layouts", "channels", "history", "sqnr", "matching", "alone", "advice", "tally",
+     "report", "report_text", "report_svg", "report_html", "sensitivity", "frontier", "rating"},
     {"evidence"},
+    {"balancing"},
     {"stages"},
     {"emit", "verify"},
     {"api", "compare"},
@@ -30,9 +31,9 @@ FLOORS = (
     {"demo", "cli", "compat"},
     {"__main__"},
 )  # fmt: skip
-NUMPY_ONLY = {"affine", "bias_scale", "calibrate", "costs", "harm", "mincut", "packing",
-              "problem", "ranges", "scheme", "solve", "sqnr", "spec", "statistics", "steps",
-              "smoothing", "targets", "weighing", "ops"}  # fmt: skip
+NUMPY_ONLY = {"affine", "bias_scale", "calibrate", "costs", "cost_table", "harm", "mincut",
+              "packing", "problem", "ranges", "scheme", "solve", "sqnr", "spec", "statistics",
+              "steps", "smoothing", "equalizing", "targets", "weighing", "ops"}  # fmt: skip
 
 
 def module_of(path: Path) -> str:

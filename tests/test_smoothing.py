@@ -15,9 +15,9 @@ import qdq
 from qdq.affine import fake_quantize, params_from_range
 from qdq.api import collect_statistics
 from qdq.api import run as quantize_run
+from qdq.balancing import divided_moments
 from qdq.calibrate.moments import Layout, MomentSum, watch_moments
 from qdq.dividing import divided
-from qdq.evidence import divided_moments
 from qdq.layouts import divisible
 from qdq.plan import make_plan
 from qdq.prepare import prepare

@@ -62,6 +62,7 @@ def add_scheme(command: argparse.ArgumentParser) -> None:
     add("--weight-type", choices=WEIGHT_TYPES, default="int8", help="default: int8")
     add("--per-tensor", action="store_true", help="one scale per weight, not one per channel")
     add("--no-smooth", action="store_true", help="leave outlier channels where they are")
+    add("--no-equalize", action="store_true", help="leave quiet channels as small as they are")
     add("--skip", type=_pattern, help="leave nodes of this name float", **_MANY)
     add("--skip-op", help="leave nodes of this operator type float", **{**_MANY, "metavar": "OP"})
     add("--skip-tensor", type=_pattern, help="leave tensors of this name float", **_MANY)
@@ -78,6 +79,7 @@ def scheme_of(args: argparse.Namespace) -> Scheme:
         weight=QuantSpec(dtype=weight, symmetric=weight.signed),
         per_channel=not args.per_tensor,
         smooth=not args.no_smooth,
+        equalize=not args.no_equalize,
         rules=tuple(rules),
     )
 

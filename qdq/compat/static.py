@@ -67,7 +67,7 @@ def quantize_static(
 
     An argument that is passed is honoured or refused. One that is not passed has qdq's default
     where that is better than onnxruntime's: uint8 activations, one weight scale per output
-    channel, ranges of the least squared error, smoothing.
+    channel, ranges of the least squared error, smoothing, equalization across layers.
 
     Args:
         model_input: path or ModelProto; never changed.
