@@ -57,51 +57,49 @@ class Network:
         return sum(c for v, w, c in self._counted if v in side and w not in side)
 
     def _levels(self, source: int) -> list[int]:
-        level = [-1] * len(self._edges)
+        edges, head, room = self._edges, self._head, self._room
+        level = [-1] * len(edges)
         level[source] = 0
         queue = deque([source])
         while queue:
             v = queue.popleft()
-            for e in self._edges[v]:
-                w = self._head[e]
-                if self._room[e] > 0 and level[w] < 0:
-                    level[w] = level[v] + 1
+            deeper = level[v] + 1
+            for e in edges[v]:
+                w = head[e]
+                if level[w] < 0 and room[e] > 0:
+                    level[w] = deeper
                     queue.append(w)
         return level
 
     def _block(self, source: int, sink: int, level: list[int]) -> None:
         """Saturate every shortest path (depth-first, no recursion: paths may be long)."""
-        at = [0] * len(self._edges)
+        edges, head, room = self._edges, self._head, self._room
+        at = [0] * len(edges)
         path: list[int] = []
         v = source
         while True:
             if v == sink:
-                flow = min(self._room[e] for e in path)
+                flow = min([room[e] for e in path])
                 first = len(path)
                 for k in range(len(path) - 1, -1, -1):
                     e = path[k]
-                    self._room[e] -= flow
-                    self._room[e ^ 1] += flow
-                    if self._room[e] == 0:
+                    room[e] -= flow
+                    room[e ^ 1] += flow
+                    if room[e] == 0:
                         first = k
-                v = self._head[path[first] ^ 1]
+                v = head[path[first] ^ 1]
                 del path[first:]
                 continue
-            e = self._next(v, at, level)
-            if e >= 0:
-                path.append(e)
-                v = self._head[e]
-            elif path:
+            here, deeper = edges[v], level[v] + 1
+            for k in range(at[v], len(here)):
+                e = here[k]
+                if room[e] > 0 and level[head[e]] == deeper:
+                    at[v] = k
+                    path.append(e)
+                    v = head[e]
+                    break
+            else:  # a dead end
+                if not path:
+                    return
                 level[v] = -1
-                v = self._head[path.pop() ^ 1]
-            else:
-                return
-
-    def _next(self, v: int, at: list[int], level: list[int]) -> int:
-        edges = self._edges[v]
-        while at[v] < len(edges):
-            e = edges[at[v]]
-            if self._room[e] > 0 and level[self._head[e]] == level[v] + 1:
-                return e
-            at[v] += 1
-        return -1
+                v = head[path.pop() ^ 1]

@@ -1,6 +1,6 @@
 """What will be integer, with which parameters from where, and what stays float and why."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import onnx
@@ -18,7 +18,7 @@ from qdq.targets import ORT_CPU, Target
 from qdq.views import node_view, nominal_graph
 from qdq.weighing import Weighing
 
-__all__ = ["Plan", "make_plan"]
+__all__ = ["Plan", "make_plan", "planner"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +74,20 @@ def make_plan(
     Raises:
         ConfigError: a type that the target has no kernels for, a rule that matches nothing.
     """
+    return planner(model, scheme, target, source, seen)(weighing or Weighing())
+
+
+def planner(
+    model: onnx.ModelProto,
+    scheme: Scheme | None = None,
+    target: Target = ORT_CPU,
+    source: onnx.ModelProto | None = None,
+    seen: Mapping[str, tuple[int, ...]] | None = None,
+) -> Callable[[Weighing], Plan]:
+    """``make_plan`` for any number of weighings; what these have in common is done once.
+
+    Args and Raises: those of ``make_plan``. The model must not change as long as plans are made.
+    """
     scheme = scheme or Scheme()
     _check_types(scheme, target)
     graph = Graph(model)
@@ -82,12 +96,15 @@ def make_plan(
     if scheme.activation.symmetric:
         # a range around 0 does not saturate at a Relu's 0, so the kernel cannot do its work
         target = replace(target, absorbs_clamps=False)
-    weighing = weighing or Weighing()
-    placement = place(graph, target, rules.pinned, sizes, weighing)
-    plan = _Tensors(graph, scheme, target, rules, placement).plan()
-    if not weighing.price:  # a price may leave float what a rule is about; the user asked for both
-        rules.check_used(plan.tensors, placement.left_float)
-    return plan
+
+    def plan_for(weighing: Weighing) -> Plan:
+        placement = place(graph, target, rules.pinned, sizes, weighing)
+        plan = _Tensors(graph, scheme, target, rules, placement).plan()
+        if not weighing.price:  # a price may leave float what a rule is about; the user wants both
+            rules.check_used(plan.tensors, placement.left_float)
+        return plan
+
+    return plan_for
 
 
 def _check_types(scheme: Scheme, target: Target) -> None:

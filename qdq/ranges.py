@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from qdq.errors import CalibrationError
 
-__all__ = ["MAX_BINS", "Histogram", "TensorRange"]
+__all__ = ["MAX_BINS", "Counting", "Histogram", "TensorRange", "extremes"]
 
 MAX_BINS = 8192
 """Most bins of a histogram; data that fills its range has more than half as many."""
@@ -64,23 +64,7 @@ class TensorRange:
         Raises:
             CalibrationError: if x is empty or holds NaN or Inf.
         """
-        if x.size == 0:
-            raise CalibrationError("an empty tensor has no range; skip it")
-        flat = np.ravel(x, order="K")
-        if flat.dtype == np.float16:
-            flat = flat.astype(np.float32)  # numpy's float16 minimum is slower than the cast
-        # NaN and Inf show up in the minimum or maximum: no pass of their own is needed.
-        with np.errstate(invalid="ignore", over="ignore"):
-            low, high = np.float32(flat.min()), np.float32(flat.max())
-        if not (np.isfinite(low) and np.isfinite(high)):
-            raise CalibrationError(f"the tensor holds NaN or Inf; found range [{low}, {high}]")
-        return cls(np.asarray(low), np.asarray(high))
-
-    def extended(self, x: NDArray[np.floating]) -> "TensorRange":
-        """``self.union(TensorRange.of(x))``."""
-        other = TensorRange.of(x)
-        inside = bool(self.low <= other.low and other.high <= self.high)
-        return self if inside else self.union(other)
+        return cls(*(np.asarray(bound, np.float32) for bound in extremes(x)))
 
     def union(self, other: "TensorRange") -> "TensorRange":
         """The smallest range that holds both; associative, commutative, idempotent."""
@@ -152,25 +136,9 @@ class Histogram:
         Raises:
             CalibrationError: if x is empty or holds NaN or Inf.
         """
-        parts, low, high = _parts(x, most)
-        exponent, start, size = _layout(low, high)
-        counts = np.zeros(size, np.int64)
-        zeros = _count(parts, exponent, start, counts)
-        return cls(exponent, start, counts, low, high, zeros)
-
-    def extended(self, x: NDArray[np.floating], most: int | None = None) -> "Histogram":
-        """``self.merge(Histogram.of(x, most))``, counted straight into the bins of the result.
-
-        Raises:
-            CalibrationError: if x is empty or holds NaN or Inf.
-        """
-        parts, low, high = _parts(x, most)
-        low, high = min(self.low, low), max(self.high, high)
-        exponent, start, size = _layout(low, high)
-        counts = np.zeros(size, np.int64)
-        self._add_to(counts, exponent, start)
-        zeros = self.zeros + _count(parts, exponent, start, counts)
-        return Histogram(exponent, start, counts, low, high, zeros)
+        counting = Counting()
+        counting.add(x, most)
+        return counting.histogram()
 
     def merge(self, other: "Histogram") -> "Histogram":
         """The histogram of both sets of values; associative and commutative, exactly."""
@@ -237,52 +205,95 @@ class Histogram:
         return counts
 
 
-_Parts = list[tuple[NDArray[np.floating], int]]
+class Counting:
+    """A histogram in the making: arrays are counted into it one after the other, in place.
+
+    ``histogram()`` then is that of all of them, as if each had one of its own and these were
+    merged.
+    """
+
+    def __init__(self) -> None:
+        self._low, self._high = math.inf, -math.inf
+        self._zeros = self._exponent = self._start = 0
+        self._counts = _NONE[:0]
+
+    def add(
+        self,
+        x: NDArray[np.floating],
+        most: int | None = None,
+        bounds: tuple[float, float] | None = None,
+    ) -> None:
+        """Count the values of an array; arguments and errors are those of ``Histogram.of``.
+
+        ``bounds`` are the smallest and largest value, where they are known.
+        """
+        low, high = extremes(x) if bounds is None else bounds
+        self._cover(min(low, self._low), max(high, self._high))
+        flat = np.ravel(x, order="K")
+        if most is None or flat.size <= most:
+            self._count(flat, 1)
+            return
+        step = -(-flat.size // most)
+        while math.gcd(step, flat.size) > 1:  # or it would meet the same columns in every row
+            step += 1
+        self._count(flat[::step], step)
+        for value in (low, high):
+            self._counts[math.floor(math.ldexp(value, -self._exponent)) - self._start] += 1
+            self._zeros += value == 0
+
+    def histogram(self) -> Histogram:
+        """The histogram of all values so far; there must be one."""
+        layout = self._exponent, self._start
+        return Histogram(*layout, self._counts, self._low, self._high, self._zeros)
+
+    def _cover(self, low: float, high: float) -> None:
+        """Make room for values from low to high; what is counted moves to the new bins."""
+        if (low, high) == (self._low, self._high):
+            return
+        exponent, start, size = _layout(low, high)
+        if (exponent, start, size) != (self._exponent, self._start, self._counts.size):
+            counts = np.zeros(size, np.int64)
+            if self._counts.size:
+                self.histogram()._add_to(counts, exponent, start)
+            self._exponent, self._start, self._counts = exponent, start, counts
+        self._low, self._high = low, high
+
+    def _count(self, flat: NDArray[np.floating], weight: int) -> None:
+        # Dividing by 2**exponent is exact, but for tiny values under a wide range: those could
+        # underflow to -0.0 and land in bin 0 in place of bin -1. float64 has room for them.
+        work = np.float64 if self._exponent > 0 and self._start < 0 else np.float32
+        for at in range(0, flat.size, _CHUNK):
+            chunk = np.ascontiguousarray(flat[at : at + _CHUNK], np.float32)
+            self._zeros += weight * int(np.count_nonzero(chunk == 0))  # faster than without ==
+            bins = chunk * work(2.0**-self._exponent)
+            if self._start < 0:  # from 0 up the conversion to integers rounds down
+                np.floor(bins, out=bins)
+            if self._start:
+                bins -= work(self._start)
+            # By way of int32, which the processor converts to at once; numpy counts intp.
+            found = np.bincount(bins.astype(np.int32), minlength=self._counts.size)
+            if weight > 1:
+                found *= weight
+            self._counts += found
 
 
-def _parts(x: NDArray[np.floating], most: int | None) -> tuple[_Parts, float, float]:
-    """What to count: values, and for how many each stands; the smallest and largest of all."""
+def extremes(x: NDArray[np.floating]) -> tuple[float, float]:
+    """The smallest and the largest value of an array, as float32.
+
+    Raises:
+        CalibrationError: if x is empty or holds NaN or Inf.
+    """
+    if x.size == 0:
+        raise CalibrationError("an empty tensor has no range; skip it")
     flat = np.ravel(x, order="K")
     if flat.dtype == np.float16:
-        flat = flat.astype(np.float32)
-    bounds = TensorRange.of(flat)
-    low, high = float(bounds.low), float(bounds.high)
-    if most is None or flat.size <= most:
-        return [(flat, 1)], low, high
-    step = -(-flat.size // most)
-    while math.gcd(step, flat.size) > 1:  # or it would meet the same columns in every row
-        step += 1
-    return [(flat[::step], step), (np.array([low, high]), 1)], low, high
-
-
-def _count(parts: _Parts, exponent: int, start: int, counts: NDArray[np.int64]) -> int:
-    """Add values to the counts of bins that cover them; returns how many are exactly 0."""
-    return sum(weight * _count_one(x, exponent, start, counts, weight) for x, weight in parts)
-
-
-def _count_one(
-    flat: NDArray[np.floating], exponent: int, start: int, counts: NDArray[np.int64], weight: int
-) -> int:
-    # Dividing by 2**exponent is exact, but for tiny values under a wide range: those could
-    # underflow to -0.0 and land in bin 0 in place of bin -1. float64 has room for them.
-    work = np.float64 if exponent > 0 and start < 0 else np.float32
-    size = min(flat.size, _CHUNK)
-    scaled, whole, index = (np.empty(size, t) for t in (work, np.int32, np.intp))
-    zeros = 0
-    for at in range(0, flat.size, size):
-        chunk = flat[at : at + size].astype(np.float32, copy=False)
-        n = chunk.size
-        bins = np.multiply(chunk, work(2.0**-exponent), out=scaled[:n])
-        if start < 0:  # from 0 up the conversion to integers rounds down
-            np.floor(bins, out=bins)
-        if start:
-            bins -= work(start)
-        # By way of int32, which the processor converts to at once; numpy counts intp.
-        np.copyto(whole[:n], bins, casting="unsafe")
-        np.copyto(index[:n], whole[:n])
-        counts += weight * np.bincount(index[:n], minlength=counts.size)
-        zeros += int(np.count_nonzero(chunk == 0))
-    return zeros
+        flat = flat.astype(np.float32)  # numpy's float16 minimum is slower than the cast
+    # NaN and Inf show up in the minimum or maximum: no pass of their own is needed.
+    with np.errstate(invalid="ignore", over="ignore"):
+        low, high = float(np.float32(flat.min())), float(np.float32(flat.max()))
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise CalibrationError(f"the tensor holds NaN or Inf; found range [{low}, {high}]")
+    return low, high
 
 
 def _layout(low: float, high: float) -> tuple[int, int, int]:

@@ -75,12 +75,13 @@ def find_smoothing(
         energy: mean square of its values.
     """
     peak = np.maximum(np.abs(reach.low), np.abs(reach.high)).astype(np.float64)
-    rows = np.concatenate(weights, axis=1).astype(np.float64)
-    largest = np.abs(rows).max(axis=1)
+    # Powers of two change no digits, so products with float32 weights stay exact in float32.
+    rows = np.abs(np.concatenate(weights, axis=1))
+    largest = rows.max(axis=1).astype(np.float64)
     if not energy > 0 or not peak.max() > 0 or not largest.max() > 0:
         return None
     squares = energy * peak.size * peak**2 / (peak @ peak)
-    power = (rows**2).sum(axis=1)
+    power = np.einsum("kn,kn->k", rows, rows, dtype=np.float64)
     before = noise * power.sum() + _weight_noise(rows, weight_spec) * squares.sum()
     best: Smoothing | None = None
     for alpha in _ALPHAS:
@@ -90,18 +91,22 @@ def find_smoothing(
         )
         step = float(params_from_range(found, spec).scale)
         after = step**2 / 12 * (divisors**2 @ power)
-        after += _weight_noise(rows * divisors[:, None], weight_spec) * (squares @ divisors**-2.0)
+        wanted = PAYS if best is None else best.error
+        if after / before >= wanted:
+            continue  # and what the weights add takes longer to find
+        scaled = rows * divisors.astype(rows.dtype)[:, None]
+        after += _weight_noise(scaled, weight_spec) * (squares @ divisors**-2.0)
         error = float(after / before)
-        if error < (PAYS if best is None else best.error):
+        if error < wanted:
             best = Smoothing(
                 divisors=divisors.astype(np.float32), range=found, alpha=float(alpha), error=error
             )
     return best
 
 
-def _weight_noise(rows: NDArray[np.float64], spec: QuantSpec) -> float:
-    """Sum over the output channels of the variance of their weights' rounding."""
-    top = np.abs(rows).max(axis=0)
+def _weight_noise(rows: NDArray[np.floating], spec: QuantSpec) -> float:
+    """Sum over the output channels of the variance of the rounding of weights, given as ``|w|``."""
+    top = rows.max(axis=0).astype(np.float64)
     if spec.axis is None:
         top[:] = top.max()
     return float(((2 * top / (spec.qmax - spec.qmin)) ** 2).sum() / 12)

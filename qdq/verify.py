@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from qdq.errors import QdqError, VerifyError
+from qdq.errors import CalibrationError, QdqError, VerifyError
 from qdq.graph import for_checker
 from qdq.session import open_session
 
@@ -28,6 +28,7 @@ def verify(
             says against the shapes of both is not held against the emitted one.
 
     Raises:
+        CalibrationError: the float model does not run on ``feed`` either.
         VerifyError: with the checker's or the runtime's reason. It is a fault of qdq, not of the
             caller; the message says what to report.
     """
@@ -37,6 +38,8 @@ def verify(
         if feed is not None:
             session.run(feed)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, QdqError) as e:
+        if feed is not None and source is not None:
+            _require_run(source, feed)
         reason = " ".join(str(e).split())
         raise VerifyError(
             f"the quantized model is not valid: {reason}. This is a fault in qdq; please report "
@@ -44,6 +47,23 @@ def verify(
             f"works around it."
         ) from e
     return model
+
+
+def _require_run(source: onnx.ModelProto, feed: Mapping[str, NDArray[np.generic]]) -> None:
+    """Refuse a sample that the float model cannot run either.
+
+    Calibration runs only what leads to the tensors that it observes, so the nodes behind them
+    meet the sample here for the first time.
+    """
+    try:
+        open_session(source).run(feed)
+    except QdqError as e:
+        reason = " ".join(str(e).split())
+        raise CalibrationError(
+            f"the float model does not run on calibration sample 0: {reason}. Give samples of the "
+            f"shapes and values that it is used with",
+            sample=0,
+        ) from e
 
 
 def _check(model: onnx.ModelProto, source: onnx.ModelProto | None) -> None:

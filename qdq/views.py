@@ -1,5 +1,6 @@
 """From the graph to the records that handlers, targets and costs see; nominal shapes."""
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -18,7 +19,13 @@ BIG = 1 << 12  # bytes; larger constants travel without their data through shape
 
 def node_view(graph: Graph, index: int) -> NodeView:
     """What handlers and targets may know of a node."""
-    node = graph.nodes[index]
+    found = graph.views.get(index)
+    if found is None:
+        found = graph.views[index] = _new_view(graph, graph.nodes[index])
+    return found
+
+
+def _new_view(graph: Graph, node: onnx.NodeProto) -> NodeView:
     return NodeView(
         name=node.name,
         op_type=node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}",
@@ -45,7 +52,7 @@ def _scalars(graph: Graph, node: onnx.NodeProto) -> Mapping[int, float]:
     found = {}
     for slot, name in enumerate(node.input):
         tensor = graph.constants.get(name)
-        if tensor is not None and int(np.prod(tensor.dims)) == 1:
+        if tensor is not None and math.prod(tensor.dims) == 1:
             value = graph.array(name)
             if value.dtype.kind in "fiub":
                 found[slot] = float(value.reshape(()))

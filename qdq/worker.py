@@ -86,9 +86,10 @@ def summarize(
             if progress is not None:
                 progress(done)
 
-    watched = watch_means(batches(), job.axes, sums, first)
+    bounds: dict[str, tuple[float, float]] = {}  # of the sample in hand: found once, used twice
+    watched = watch_means(batches(), job.axes, sums, first, bounds)
     watched = watch_moments(watched, job.layouts, moments, first)
-    summaries = summarize_batches(watched, job.tensors, job.calibrator, first)
+    summaries = summarize_batches(watched, job.tensors, job.calibrator, first, bounds)
     return Statistics(
         calibrator=repr(job.calibrator),
         fingerprint=job.fingerprint,

@@ -389,6 +389,19 @@ def test_shards_merge_to_the_whole(calibrator: Calibrator[Any]) -> None:
     assert ranges_from(merge_summaries(b, a, calibrator), wanted, calibrator) == whole
 
 
+@every
+def test_a_gatherer_has_what_merging_gives(calibrator: Calibrator[Any]) -> None:
+    x = sample("t3", 40000).reshape(1, -1)  # above what a histogram counts of one batch
+    parts = [x[:, :100], x[:, 100:], x[:, ::2]]
+    merged = calibrator.summarize(parts[0])
+    gatherer = calibrator.gatherer()  # type: ignore[attr-defined]
+    for k, part in enumerate(parts):
+        if k:
+            merged = calibrator.merge(merged, calibrator.summarize(part))
+        gatherer.add(part, (float(part.min()), float(part.max())) if k == 1 else None)
+        assert gatherer.summary() == merged
+
+
 def test_batches_are_read_one_at_a_time() -> None:
     seen: list[int] = []
 

@@ -1,5 +1,7 @@
 """Channel means: exact in any order; bias correction from them."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -54,6 +56,30 @@ def test_many_samples_are_the_sum_of_each() -> None:
         whole = whole.merge(ChannelSum.of(x, 1))
     assert sums["x"].count == whole.count == 75
     assert np.array_equal(sums["x"].bins, whole.bins)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 5, 7), (1, 4, 1), (6, 3), (1, 2, 3, 4, 5)])
+@pytest.mark.parametrize("axis", [0, 1, -1])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_each_channel_has_its_own_range(shape: tuple[int, ...], axis: int, order: Any) -> None:
+    x = np.random.default_rng(0).standard_normal(shape).astype(np.float32, order=order)
+    sums: dict[str, ChannelSum] = {}
+    bounds: dict[str, tuple[float, float]] = {}
+    for _ in watch_means([{"x": x}, {"x": x / 2}], {"x": axis}, sums, 0, bounds):
+        pass
+    rows = np.moveaxis(np.stack([x, x / 2], -1), axis if axis >= 0 else axis - 1, 0)
+    rows = rows.reshape(x.shape[axis], -1)
+    assert np.array_equal(sums["x"].reach.low, rows.min(1))
+    assert np.array_equal(sums["x"].reach.high, rows.max(1))
+    assert np.allclose(sums["x"].mean, rows.mean(1))
+    assert bounds["x"] == (float(x.min()) / 2, float(x.max()) / 2)  # of the last batch
+
+
+def test_a_sample_without_finite_values_has_no_bounds() -> None:
+    bounds: dict[str, tuple[float, float]] = {}
+    batches = [{"x": np.array([[v, 1]], np.float32)} for v in (0, np.nan, np.inf)]
+    found = [dict(bounds) for _ in watch_means(batches, {"x": 1}, {}, 0, bounds)]
+    assert found == [{"x": (0.0, 1.0)}, {}, {}]
 
 
 def test_channels_must_not_change() -> None:

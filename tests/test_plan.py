@@ -9,7 +9,7 @@ from harness import FORCED
 from models import conv_chain, mlp, model, node, residual, weights
 
 from qdq.errors import ConfigError
-from qdq.plan import Plan, make_plan
+from qdq.plan import Plan, make_plan, planner
 from qdq.prepare import prepare
 from qdq.problem import Derived, Fixed, Given, Observed, Shared
 from qdq.scheme import Rule, Scheme
@@ -29,6 +29,15 @@ def test_a_clamp_is_part_of_its_unit() -> None:
     # the range is that after the clamp; the tensor before it gets no parameters
     assert "r0" in plan.observed
     assert "c0" not in plan.tensors
+
+
+def test_a_planner_makes_what_make_plan_makes_whatever_it_made_before() -> None:
+    net = prepare(residual())
+    plan_for = planner(net, target=ORT_CPU, source=net)
+    weighings = [Weighing(noise=n, least=0.0) for n in (0.0, 10.0, 0.0)]
+    plans = [plan_for(w) for w in weighings]
+    assert plans == [make_plan(net, target=ORT_CPU, weighing=w, source=net) for w in weighings]
+    assert plans[0].placement.integer > plans[1].placement.integer
 
 
 def test_a_clamp_that_leaves_out_zero_is_not_absorbed() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qdq.errors import CalibrationError
-from qdq.ranges import MAX_BINS, Histogram, TensorRange
+from qdq.ranges import MAX_BINS, Counting, Histogram, TensorRange, extremes
 
 BIG = float(np.finfo(np.float32).max)
 
@@ -204,8 +204,11 @@ def test_the_sample_meets_every_column() -> None:
     assert np.count_nonzero(h.counts) == 64
 
 
-@given(data, data, st.sampled_from([None, 1, 3]))
-def test_extending_is_merging(a: list[float], b: list[float], most: int | None) -> None:
-    there = Histogram.of(f32(a), most).extended(f32(b), most)
-    assert there == Histogram.of(f32(a), most).merge(Histogram.of(f32(b), most))
-    assert TensorRange.of(f32(a)).extended(f32(b)) == TensorRange.of(f32([*a, *b]))
+@given(st.lists(data, min_size=1, max_size=4), st.sampled_from([None, 1, 3]), st.booleans())
+def test_counting_is_merging(parts: list[list[float]], most: int | None, known: bool) -> None:
+    counting, merged = Counting(), Histogram.of(f32(parts[0]), most)
+    for k, part in enumerate(parts):
+        counting.add(f32(part), most, extremes(f32(part)) if known else None)
+        if k:
+            merged = merged.merge(Histogram.of(f32(part), most))
+        assert counting.histogram() == merged

@@ -4,12 +4,13 @@ Only numpy is needed here: running the model and handing out the tensors is done
 """
 
 from collections.abc import Callable, Container, Iterable, Mapping
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qdq.calibrate.base import Calibrator
+from qdq.calibrate.base import Calibrator, Gatherer
 from qdq.calibrate.entropy import Entropy
 from qdq.calibrate.minmax import MinMax
 from qdq.calibrate.mse import MSE
@@ -70,6 +71,7 @@ def summarize_batches(
     wanted: Iterable[str],
     calibrator: Calibrator[S],
     first: int = 0,
+    bounds: Mapping[str, tuple[float, float]] | None = None,
 ) -> dict[str, S]:
     """First half of ``calibrate``: a summary per wanted tensor.
 
@@ -81,13 +83,15 @@ def summarize_batches(
         wanted: names of the tensors.
         calibrator: makes and merges the summaries.
         first: index of the first sample, for errors.
+        bounds: smallest and largest value of tensors in the batch that came last, where whoever
+            makes the batches knows them; it changes with each batch.
 
     Raises:
         CalibrationError: as ``calibrate``, but for tensors without a value.
     """
-    names = tuple(wanted)
-    extend = _extend_of(calibrator)
-    found: dict[str, S] = {}
+    names, bounds = tuple(wanted), {} if bounds is None else bounds
+    start = _gatherer_of(calibrator)
+    found: dict[str, Gatherer[S]] = {}
     sample = first - 1
     for sample, batch in enumerate(batches, first):
         for name in names:
@@ -95,7 +99,9 @@ def summarize_batches(
             if x.size == 0:
                 continue
             try:
-                found[name] = extend(found[name], x) if name in found else calibrator.summarize(x)
+                if name not in found:
+                    found[name] = start()
+                found[name].add(x, bounds.get(name))
             except CalibrationError as error:
                 raise CalibrationError(
                     f"tensor {name!r}, calibration sample {sample}: {error}. Check this sample, "
@@ -108,18 +114,33 @@ def summarize_batches(
             "no calibration samples: the calibration data gave nothing; give at least one sample "
             "(an iterator that was read before is empty the second time)"
         )
-    return found
+    return {name: gatherer.summary() for name, gatherer in found.items()}
 
 
-def _extend_of(calibrator: Calibrator[S]) -> Callable[[S, NDArray[np.floating]], S]:
-    """``merge(summary, summarize(x))``, by the calibrator's faster way if it has one.
+class _Merging(Generic[S]):
+    """A ``Gatherer`` of any calibrator."""
 
-    Only what its own class defines: a subclass may have changed the other two.
+    def __init__(self, calibrator: Calibrator[S]) -> None:
+        self._calibrator = calibrator
+        self._merged: list[S] = []  # of one summary, once there is one
+
+    def add(self, x: NDArray[np.floating], bounds: tuple[float, float] | None = None) -> None:
+        found = self._calibrator.summarize(x)
+        self._merged = [self._calibrator.merge(s, found) for s in self._merged] or [found]
+
+    def summary(self) -> S:
+        return self._merged[0]
+
+
+def _gatherer_of(calibrator: Calibrator[S]) -> Callable[[], Gatherer[S]]:
+    """Makes gatherers: the calibrator's own if it has them, else of its two methods.
+
+    Only what its own class defines: a subclass may have changed those two.
     """
-    if "extend" in vars(type(calibrator)):
-        faster: Callable[[S, NDArray[np.floating]], S] = getattr(calibrator, "extend")  # noqa: B009
-        return faster
-    return lambda summary, x: calibrator.merge(summary, calibrator.summarize(x))
+    if "gatherer" in vars(type(calibrator)):
+        own: Callable[[], Gatherer[S]] = getattr(calibrator, "gatherer")  # noqa: B009
+        return own
+    return partial(_Merging, calibrator)
 
 
 def merge_summaries(

@@ -8,9 +8,30 @@ from numpy.typing import NDArray
 from qdq.ranges import TensorRange
 from qdq.spec import QuantSpec
 
-__all__ = ["Calibrator"]
+__all__ = ["Calibrator", "Gatherer"]
 
 S = TypeVar("S")
+S_co = TypeVar("S_co", covariant=True)
+
+
+class Gatherer(Protocol[S_co]):
+    """Takes one array after the other, and has the summary of all, merged."""
+
+    def add(self, x: NDArray[np.floating], bounds: tuple[float, float] | None = None) -> None:
+        """Take an array.
+
+        Args:
+            x: as for ``Calibrator.summarize``.
+            bounds: its smallest and largest value as float32, finite, where they are known.
+
+        Raises:
+            CalibrationError: if x holds NaN or Inf.
+        """
+        ...
+
+    def summary(self) -> S_co:
+        """The summary; there must have been an array."""
+        ...
 
 
 class Calibrator(Protocol[S]):
@@ -22,7 +43,7 @@ class Calibrator(Protocol[S]):
     ``summarize(concatenate([a, b]))``, and the batch size cannot change it either.
     Implementations are frozen dataclasses whose fields are their settings.
 
-    ``extend(summary, x)`` may be there too; it is ``merge(summary, summarize(x))`` done faster.
+    ``gatherer()`` may be there too: a new ``Gatherer``, which does all that at once, faster.
     """
 
     @property

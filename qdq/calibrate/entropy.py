@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qdq.calibrate.search import (
+    Counted,
     Objective,
-    extended,
     extent,
     full_range,
     histogram_of,
@@ -65,9 +65,9 @@ class Entropy:
         """Return the histogram of x; of a large x, of evenly spaced values."""
         return histogram_of(x)
 
-    def extend(self, summary: Histogram, x: NDArray[np.floating]) -> Histogram:
-        """Return the histogram with the values of x counted too."""
-        return extended(summary, x)
+    def gatherer(self) -> Counted:
+        """Return what counts array after array."""
+        return Counted()
 
     def merge(self, a: Histogram, b: Histogram) -> Histogram:
         """Return the histogram of both."""
@@ -126,7 +126,9 @@ def _divergence(counts: NDArray[np.int64], start: int, width: float, codes: int)
         return np.where(outside > 0, more, 0.0), np.where((outside > 0) & (inside == 0), q, 0.0)
 
     def objective(low: NDArray[np.float64], high: NDArray[np.float64]) -> NDArray[np.float64]:
-        a, b = low[:, None] / width, high[:, None] / width
+        low, high = np.broadcast_arrays(low, high)
+        shape = low.shape
+        a, b = low.reshape(-1, 1) / width, high.reshape(-1, 1) / width
         edge = np.rint(a + (b - a) * levels)
         # The ends belong to the range: so do the bins that they lie in.
         edge[:, 0], edge[:, -1] = np.floor(a[:, 0]), np.floor(b[:, 0]) + 1
@@ -143,7 +145,8 @@ def _divergence(counts: NDArray[np.int64], start: int, width: float, codes: int)
         q_mass = np.maximum(n, 1.0) + filled_left + filled_right
         kl = (kl + left + right) / total + np.log(q_mass / total)
         # With fewer bins than codes every code keeps its bin and the divergence says nothing.
-        return np.where((n >= (1 - _MOST_CUT) * total) & (wide >= codes), kl, np.inf)
+        kl = np.where((n >= (1 - _MOST_CUT) * total) & (wide >= codes), kl, np.inf)
+        return kl.reshape(shape)
 
     return objective
 

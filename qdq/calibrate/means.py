@@ -5,6 +5,7 @@ bytes. Here each sample's mean is rounded to float32 and split into an integer a
 the integers are added up per range of exponents, which no order can change.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -39,7 +40,8 @@ class ChannelSum:
     @staticmethod
     def of(x: NDArray[np.floating], axis: int) -> "ChannelSum":
         """The mean of one sample over all axes but ``axis``, as a sum of one vector."""
-        return ChannelSum._of_means(_channel_mean(x, axis)[None], _reach(x, axis))
+        reach = TensorRange(*_reach(x, axis))
+        return ChannelSum._of_means(_channel_mean(x, axis)[None], reach)
 
     @staticmethod
     def _of_means(means: NDArray[np.floating], reach: TensorRange) -> "ChannelSum":
@@ -67,17 +69,29 @@ class ChannelSum:
 
 def _channel_mean(x: NDArray[np.floating], axis: int) -> NDArray[np.float64]:
     """Mean over all axes but one, (C,); NaN or Inf where a value is."""
-    others = tuple(i for i in range(x.ndim) if i != axis % x.ndim)
+    axes = "abcdefghijklmnop"[: x.ndim]
     with np.errstate(invalid="ignore"):
-        mean: NDArray[np.float64] = x.mean(axis=others, dtype=np.float64)
-    return mean
+        # numpy's mean() takes longer to convert to float64
+        total: NDArray[np.float64] = np.einsum(f"{axes}->{axes[axis]}", x, dtype=np.float64)
+        total /= x.size // total.size
+    return total
 
 
-def _reach(x: NDArray[np.floating], axis: int) -> TensorRange:
-    others = tuple(i for i in range(x.ndim) if i != axis % x.ndim)
+def _reach(x: NDArray[np.floating], axis: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Smallest and largest value of each channel."""
+    axis %= x.ndim
+    others = tuple(i for i in range(x.ndim) if i != axis)
+    if axis < x.ndim - 1 and x.flags.c_contiguous:
+        # each channel is in one piece (of each sample of a batch); min() is slow for short ones
+        rows = math.prod(x.shape[: axis + 1])
+        pieces = np.arange(0, x.size, x.size // rows)
+        ends = [f.reduceat(x.reshape(-1), pieces) for f in (np.minimum, np.maximum)]
+        shape = (-1, x.shape[axis])
+        low, high = ends[0].reshape(shape).min(axis=0), ends[1].reshape(shape).max(axis=0)
+    else:
+        low, high = x.min(axis=others), x.max(axis=others)
     # + 0.0 turns -0.0 into 0.0, which of them is met first must not matter
-    low, high = (f(axis=others).astype(np.float32) + np.float32(0) for f in (x.min, x.max))
-    return TensorRange(np.asarray(low), np.asarray(high))
+    return low.astype(np.float32) + np.float32(0), high.astype(np.float32) + np.float32(0)
 
 
 def watch_means(
@@ -85,6 +99,7 @@ def watch_means(
     axes: Mapping[str, int],
     sums: dict[str, ChannelSum],
     first: int = 0,
+    bounds: dict[str, tuple[float, float]] | None = None,
 ) -> Iterator[Mapping[str, NDArray[np.floating]]]:
     """Pass batches on and add the channel means and ranges of the named tensors to ``sums``.
 
@@ -93,40 +108,68 @@ def watch_means(
         axes: tensor → its channel axis.
         sums: filled as the batches go by; empty arrays are left out.
         first: index of the first sample, for errors.
+        bounds: filled, before a batch is passed on, with the smallest and largest value of the
+            tensors in it, where these are finite.
 
     Raises:
         CalibrationError: if a tensor's channels differ between samples.
     """
-    waiting: dict[str, list[NDArray[np.float32]]] = {name: [] for name in axes}
-    reach: dict[str, TensorRange] = {}
+    bounds = {} if bounds is None else bounds
+    waiting = {name: _Waiting() for name in axes}
     for sample, batch in enumerate(batches, first):
+        bounds.clear()
         for name, axis in axes.items():
             x = np.asarray(batch[name])
             mean = _channel_mean(x, axis) if x.size else np.array([np.nan])
             if not np.isfinite(mean).all():
                 continue  # empty; or NaN and Inf, which are refused where ranges are taken
-            if name in reach and reach[name].low.size != mean.size:
+            held = waiting[name]
+            if held.channels not in (None, mean.size):
                 raise CalibrationError(
                     f"tensor '{name}' has {mean.size} channels in calibration sample {sample}, "
-                    f"but {reach[name].low.size} before",
+                    f"but {held.channels} before",
                     tensor=name,
                     sample=sample,
                 )
-            found = _reach(x, axis)
-            reach[name] = reach[name].union(found) if name in reach else found
-            waiting[name].append(mean.astype(np.float32))
-            if len(waiting[name]) == _HELD:
-                _add_up(name, waiting[name], reach[name], sums)
+            low, high = _reach(x, axis)
+            held.add(mean.astype(np.float32), low, high)
+            extent = float(low.min()), float(high.max())
+            if np.isfinite(extent).all():
+                bounds[name] = extent
+            if len(held.means) == _HELD:
+                held.add_up(name, sums)
         yield batch
     for name, held in waiting.items():
-        if held:
-            _add_up(name, held, reach[name], sums)
+        held.add_up(name, sums)
 
 
-def _add_up(
-    name: str, held: list[NDArray[np.float32]], reach: TensorRange, sums: dict[str, ChannelSum]
-) -> None:
-    """Add the means that wait to their sum: many at a time is much faster."""
-    found = ChannelSum._of_means(np.stack(held), reach)
-    sums[name] = sums[name].merge(found) if name in sums else found
-    held.clear()
+class _Waiting:
+    """What samples have given of a tensor, before it is added up: many at a time is much faster."""
+
+    def __init__(self) -> None:
+        self.means: list[NDArray[np.float32]] = []
+        self._low = self._high = np.zeros(0, np.float32)
+
+    @property
+    def channels(self) -> int | None:
+        """Number of channels; None before the first sample."""
+        return self._low.size or None
+
+    def add(
+        self, mean: NDArray[np.float32], low: NDArray[np.float32], high: NDArray[np.float32]
+    ) -> None:
+        """Note mean and range of each channel in one sample."""
+        if self._low.size:
+            np.minimum(self._low, low, out=self._low)
+            np.maximum(self._high, high, out=self._high)
+        else:
+            self._low, self._high = low, high
+        self.means.append(mean)
+
+    def add_up(self, name: str, sums: dict[str, ChannelSum]) -> None:
+        """Add the means that wait to their sum."""
+        if not self.means:
+            return
+        found = ChannelSum._of_means(np.stack(self.means), TensorRange(self._low, self._high))
+        sums[name] = sums[name].merge(found) if name in sums else found
+        self.means.clear()

@@ -1,12 +1,13 @@
 """The full range of the values."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qdq.ranges import TensorRange
+from qdq.ranges import TensorRange, extremes
 from qdq.spec import QuantSpec
 
 __all__ = ["MinMax"]
@@ -25,9 +26,9 @@ class MinMax:
         """Return the smallest and largest value of x."""
         return TensorRange.of(x)
 
-    def extend(self, summary: TensorRange, x: NDArray[np.floating]) -> TensorRange:
-        """Return the union of the range and that of x."""
-        return summary.extended(x)
+    def gatherer(self) -> "Bounded":
+        """Return what takes the minimum and maximum of array after array."""
+        return Bounded()
 
     def merge(self, a: TensorRange, b: TensorRange) -> TensorRange:
         """Return the union of both ranges."""
@@ -36,3 +37,19 @@ class MinMax:
     def range(self, summary: TensorRange, spec: QuantSpec) -> TensorRange:
         """Return the summary as it is."""
         return summary
+
+
+class Bounded:
+    """The range of all arrays, as a ``Gatherer``."""
+
+    def __init__(self) -> None:
+        self._low, self._high = math.inf, -math.inf
+
+    def add(self, x: NDArray[np.floating], bounds: tuple[float, float] | None = None) -> None:
+        """Widen the range to the values of x."""
+        low, high = extremes(x) if bounds is None else bounds
+        self._low, self._high = min(low, self._low), max(high, self._high)
+
+    def summary(self) -> TensorRange:
+        """The range; there must have been an array."""
+        return TensorRange(np.asarray(self._low), np.asarray(self._high))

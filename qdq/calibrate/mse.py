@@ -1,19 +1,19 @@
 """The range with the least expected squared error of quantization."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qdq.affine import params_from_range
 from qdq.calibrate.search import (
+    Counted,
     FloatArray,
     Objective,
-    extended,
     full_range,
     histogram_of,
-    inner_range,
+    inner_ranges,
     search,
 )
 from qdq.ranges import Histogram, TensorRange
@@ -46,9 +46,9 @@ class MSE:
         """Return the histogram of x; of a large x, of evenly spaced values."""
         return histogram_of(x)
 
-    def extend(self, summary: Histogram, x: NDArray[np.floating]) -> Histogram:
-        """Return the histogram with the values of x counted too."""
-        return extended(summary, x)
+    def gatherer(self) -> Counted:
+        """Return what counts array after array."""
+        return Counted()
 
     def merge(self, a: Histogram, b: Histogram) -> Histogram:
         """Return the histogram of both."""
@@ -66,14 +66,14 @@ class MSE:
             octaves=_OCTAVES,
             keep=_FINALISTS,
         )
-        ranges = [*(inner_range(summary, low, high) for low, high in found), full]
-        together = TensorRange(
-            np.stack([r.low for r in ranges]), np.stack([r.high for r in ranges])
-        )
+        # The search meets its best candidate again with each refinement.
+        ranges = inner_ranges(summary, [*dict.fromkeys(found), (summary.low, summary.high)])
         each = QuantSpec(dtype=spec.dtype, symmetric=spec.symmetric, axis=0)
-        *errors, whole = _errors(summary, params_from_range(together, each))
+        *errors, whole = _errors(summary, params_from_range(ranges, each))
         best = int(np.argmin(errors))
-        return ranges[best] if errors[best] < _WORTH * whole else full
+        if errors[best] >= _WORTH * whole:
+            return full
+        return TensorRange(ranges.low[best], ranges.high[best])
 
 
 def expected_error(histogram: Histogram, params: QuantParams) -> float:
@@ -91,6 +91,8 @@ def _errors(histogram: Histogram, params: QuantParams) -> list[float]:
     edges, counts = histogram.edges, histogram.nonzero_counts.astype(np.float64)
     total = float(histogram.counts.sum())
     width = edges[1:] - edges[:-1]
+    least_width = float(width.min())
+    per_width = np.divide(counts, width, out=np.zeros_like(counts), where=width > 0)
     spec, found = params.spec, []
     scales, zeros = (v.ravel().tolist() for v in (params.scale, params.zero_point))
     for scale, zero in zip(scales, zeros, strict=True):
@@ -101,15 +103,15 @@ def _errors(histogram: Histogram, params: QuantParams) -> list[float]:
         cube *= off
         cube /= 3
         r += cube
-        mean = r[1:] - r[:-1]
-        size = width / scale
+        rise = r[1:] - r[:-1]
+        if least_width >= _NARROW * scale:
+            found.append(float(per_width @ rise) * scale**3 / total)
+            continue
         # The quotient loses its digits in very narrow bins; their centre says as much.
+        size = width / scale
         narrow = size < _NARROW
-        if narrow.any():
-            centre = _steps((edges[:-1] + edges[1:]) / 2 / scale, least, most)[1]
-            mean = np.where(narrow, centre * centre, mean / np.where(narrow, 1.0, size))
-        else:
-            mean /= size
+        centre = _steps((edges[:-1] + edges[1:]) / 2 / scale, least, most)[1]
+        mean = np.where(narrow, centre * centre, rise / np.where(narrow, 1.0, size))
         found.append(float(counts @ mean) * scale * scale / total)
     return found
 
@@ -117,7 +119,8 @@ def _errors(histogram: Histogram, params: QuantParams) -> list[float]:
 def _steps(u: FloatArray, least: float, most: float) -> tuple[FloatArray, FloatArray]:
     """The nearest whole step from least to most, and how far u, which is overwritten, is off."""
     r = np.rint(u)
-    np.clip(r, least, most, out=r)
+    np.maximum(r, least, out=r)
+    np.minimum(r, most, out=r)
     u -= r
     return r, u
 
@@ -128,25 +131,33 @@ def _model(histogram: Histogram, spec: QuantSpec) -> Objective:
     The model of ``MSE``: s**2 / 12 for values that spread over steps s, their own square for
     the values below s / 2, the distance squared for saturated ones; by prefix sums.
     """
-    edges, counts = histogram.edges, histogram.nonzero_counts.astype(np.float64)
+    edges, nonzero = histogram.edges, histogram.nonzero_counts
+    counts = nonzero.astype(np.float64)
     centre = (edges[:-1] + edges[1:]) / 2
     moment = counts * centre
-    count, sum_, squares = (_before(terms) for terms in (counts, moment, moment * centre))
+    # Two sums for the time of one, whose additions wait for each other; integers do not.
+    both = _before(moment + 1j * (moment * centre))
+    count, squares = _before(nonzero).astype(np.float64), both.imag.copy()
+    before = (count, both.real.copy(), squares)
     steps = spec.qmax - spec.qmin
     start, width = histogram.start, histogram.width
 
     def place(x: FloatArray) -> NDArray[np.intp]:
         edge = np.rint(x / width)
         edge -= start
-        np.clip(edge, 0, counts.size, out=edge)
+        np.maximum(edge, 0, out=edge)
+        np.minimum(edge, counts.size, out=edge)
         return edge.astype(np.intp)
 
     def objective(low: FloatArray, high: FloatArray) -> FloatArray:
         step = (high - low) / steps
         left, right = place(low), place(high)
-        least, most = place(np.maximum(-step / 2, low)), place(np.minimum(step / 2, high))
-        outside = [(sums[left], sums[-1] - sums[right]) for sums in (count, sum_, squares)]
-        (n_left, n_right), (x_left, x_right), (xx_left, xx_right) = outside
+        half = step / 2
+        least, most = place(np.maximum(-half, low)), place(np.minimum(half, high))
+        (n_left, x_left, xx_left), (n_right, x_right, xx_right) = (
+            (sums[left] for sums in before),
+            (sums[-1] - sums[right] for sums in before),
+        )
         saturated = (xx_left - 2 * low * x_left + low * low * n_left) + (
             xx_right - 2 * high * x_right + high * high * n_right
         )
@@ -157,8 +168,8 @@ def _model(histogram: Histogram, spec: QuantSpec) -> Objective:
     return objective
 
 
-def _before(terms: FloatArray) -> FloatArray:
+def _before(terms: NDArray[Any]) -> NDArray[Any]:
     """Sum of the terms of the bins before each edge."""
-    sums = np.zeros(terms.size + 1)
+    sums = np.zeros(terms.size + 1, terms.dtype)
     np.cumsum(terms, out=sums[1:])
     return sums

@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from qdq.calibrate.search import extended, full_range, histogram_of, inner_range
+from qdq.calibrate.search import Counted, full_range, histogram_of, inner_range
 from qdq.errors import ConfigError
 from qdq.ranges import Histogram, TensorRange
 from qdq.spec import QuantSpec
@@ -41,9 +41,9 @@ class Percentile:
         """Return the histogram of x; of a large x, of evenly spaced values."""
         return histogram_of(x)
 
-    def extend(self, summary: Histogram, x: NDArray[np.floating]) -> Histogram:
-        """Return the histogram with the values of x counted too."""
-        return extended(summary, x)
+    def gatherer(self) -> Counted:
+        """Return what counts array after array."""
+        return Counted()
 
     def merge(self, a: Histogram, b: Histogram) -> Histogram:
         """Return the histogram of both."""

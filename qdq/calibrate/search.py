@@ -1,21 +1,23 @@
 """Histograms, and the search for the two ends of a range that cost least. Numpy only."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from operator import itemgetter
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qdq.ranges import Histogram, TensorRange
+from qdq.ranges import Counting, Histogram, TensorRange
 
 __all__ = [
     "SAMPLED",
+    "Counted",
     "FloatArray",
     "Objective",
-    "extended",
     "extent",
     "full_range",
     "histogram_of",
     "inner_range",
+    "inner_ranges",
     "search",
 ]
 
@@ -25,7 +27,8 @@ in 32 samples show as much of its shape as all, in a fraction of the time of run
 
 FloatArray = NDArray[np.float64]
 Objective = Callable[[FloatArray, FloatArray], FloatArray]
-"""Cost of quantizing to each [low, high]: arrays (K,) of lows <= 0 and highs >= 0 to (K,)."""
+"""Cost of quantizing to each [low, high]: arrays of lows <= 0 and highs >= 0, whose shapes
+broadcast, to an array of the shape of both."""
 
 _PER_OCTAVE = 4
 """Candidates per halving of an end, in the first pass."""
@@ -39,9 +42,19 @@ def histogram_of(x: NDArray[np.floating]) -> Histogram:
     return Histogram.of(x, _most(x))
 
 
-def extended(histogram: Histogram, x: NDArray[np.floating]) -> Histogram:
-    """``histogram.merge(histogram_of(x))``, faster."""
-    return histogram.extended(x, _most(x))
+class Counted:
+    """What ``merge`` makes of the ``histogram_of`` each array; a ``Gatherer``, and faster."""
+
+    def __init__(self) -> None:
+        self._counting = Counting()
+
+    def add(self, x: NDArray[np.floating], bounds: tuple[float, float] | None = None) -> None:
+        """Count the values of x."""
+        self._counting.add(x, _most(x), bounds)
+
+    def summary(self) -> Histogram:
+        """The histogram of all arrays."""
+        return self._counting.histogram()
 
 
 def _most(x: NDArray[np.floating]) -> int:
@@ -60,6 +73,15 @@ def inner_range(histogram: Histogram, low: float, high: float) -> TensorRange:
     if least <= 0 <= most:
         low, high = min(low, 0.0), max(high, 0.0)
     return TensorRange(np.asarray(low, np.float32), np.asarray(high, np.float32))
+
+
+def inner_ranges(histogram: Histogram, ends: Sequence[tuple[float, float]]) -> TensorRange:
+    """``inner_range`` of each pair of ends, as one record of shape (K,)."""
+    least, most = histogram.low, histogram.high
+    low, high = np.clip(np.array(ends).T, least, most)
+    if least <= 0 <= most:
+        low, high = np.minimum(low, 0.0), np.maximum(high, 0.0)
+    return TensorRange(low, high)
 
 
 def extent(histogram: Histogram, *, symmetric: bool) -> tuple[float, float]:
@@ -89,10 +111,10 @@ def search(
         octaves: how far to narrow.
         keep: how many ranges to return.
     """
-    low, high = extent(histogram, symmetric=symmetric)
+    ends = extent(histogram, symmetric=symmetric)
     shrink = np.arange(0, -octaves * _PER_OCTAVE - 1, -1) / _PER_OCTAVE
     best = (0.0, 0.0)
-    tried: list[NDArray[np.float64]] = []
+    tried: list[tuple[float, float, float]] = []
     reach = 1.0 / _PER_OCTAVE
     for refinement in range(3):
         if refinement:
@@ -101,19 +123,19 @@ def search(
         else:
             grids = [shrink, shrink]
         # An end at 0 stays there: one candidate is enough.
-        at = [g if end else g[:1] for g, end in zip(grids, (low, high), strict=True)]
+        at = [g if end else g[:1] for g, end in zip(grids, ends, strict=True)]
         if symmetric:
-            pairs = (at[1], at[1])
-        else:
-            pairs = (np.repeat(at[0], at[1].size), np.tile(at[1], at[0].size))
-        lows, highs = low * np.exp2(pairs[0]), high * np.exp2(pairs[1])
-        cost = objective(lows, highs)
-        tried.append(np.stack([cost, lows, highs]))
-        first = int(np.argmin(cost))
-        best = (float(pairs[0][first]), float(pairs[1][first]))
-    every = np.concatenate(tried, axis=1)
-    order = np.argsort(every[0], kind="stable")[:keep]
-    return [(float(every[1, k]), float(every[2, k])) for k in order]
+            at[0] = at[1]
+        low, high = (end * np.exp2(g) for end, g in zip(ends, at, strict=True))
+        # Both ends as one, or each low with each high.
+        cost = objective(low, high) if symmetric else objective(low[:, None], high)
+        least = np.argsort(cost.ravel(), kind="stable")[:keep]
+        rows, columns = (least, least) if symmetric else np.divmod(least, high.size)
+        tried += zip(cost.ravel()[least].tolist(), low[rows].tolist(), high[columns].tolist(),
+                     strict=True)  # fmt: skip
+        best = (float(at[0][rows[0]]), float(at[1][columns[0]]))
+    tried.sort(key=itemgetter(0))
+    return [(low, high) for _, low, high in tried[:keep]]
 
 
 def _falling(x: FloatArray) -> FloatArray:

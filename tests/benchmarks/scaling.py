@@ -17,10 +17,12 @@ from onnx import TensorProto, helper, numpy_helper
 from table import markdown
 
 import qdq.api
+import qdq.plan
 import qdq.stages
 
 STAGES = {
-    qdq.stages: ("load", "prepare", "make_plan", "collect", "ranges_from"),
+    qdq.stages: ("load", "prepare", "collect", "ranges_from"),
+    qdq.plan: ("nominal_graph", "place"),
     qdq.api: ("solved", "emit", "verify"),
 }
 

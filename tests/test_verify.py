@@ -1,0 +1,54 @@
+"""Nothing that is invalid, or does not load and run, leaves the library."""
+
+import numpy as np
+import onnx
+import pytest
+from models import model, node, weights
+
+from qdq import CalibrationError, VerifyError
+from qdq.verify import verify
+
+
+def strided() -> onnx.ModelProto:
+    """Open sizes; the second convolution needs three rows of what the pool leaves."""
+    nodes = [
+        node("Conv", ["x", "w"], "c"),
+        node("MaxPool", ["c"], "p", kernel_shape=[2, 2], strides=[2, 2]),
+        node("Conv", ["p", "v"], "y"),
+    ]
+    constants = {"w": weights(32, 32, 3, 3), "v": weights(32, 32, 3, 3)}
+    return model(nodes, {"x": [1, 32, "h", "w"]}, {"y": [1, 32, None, None]}, constants)
+
+
+def test_a_valid_model_comes_back() -> None:
+    net = strided()
+    assert verify(net, {"x": np.zeros((1, 32, 20, 20), np.float32)}) is net
+    assert verify(net) is net
+
+
+def test_an_invalid_model_is_a_fault_of_qdq() -> None:
+    net = strided()
+    net.graph.node[0].op_type = "Convolve"
+    with pytest.raises(VerifyError, match="Convolve.*fault in qdq.*keep_float"):
+        verify(net, source=strided())
+
+
+def test_a_model_that_does_not_run_is_a_fault_of_qdq() -> None:
+    broken = model(
+        [node("Reshape", ["x", "shape"], "y")],
+        {"x": ["n"]},
+        {"y": ["m"]},
+        {"shape": np.array([3], np.int64)},
+    )
+    right = model([node("Identity", ["x"], "y")], {"x": ["n"]}, {"y": ["n"]})
+    feed = {"x": np.zeros(4, np.float32)}
+    for source in (None, right):
+        with pytest.raises(VerifyError, match="could not run the model.*fault in qdq"):
+            verify(broken, feed, source)
+
+
+def test_a_sample_that_the_float_model_cannot_run_is_no_fault_of_qdq() -> None:
+    low = np.random.default_rng(0).uniform(size=(1, 32, 5, 60)).astype(np.float32)
+    with pytest.raises(CalibrationError, match="float model does not run.*sample 0") as caught:
+        verify(strided(), {"x": low}, strided())
+    assert caught.value.sample == 0
