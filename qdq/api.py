@@ -14,26 +14,26 @@ from qdq.data import Feed
 from qdq.emit import emit
 from qdq.errors import ConfigError
 from qdq.evidence import Evidence, make_problem, solved
-from qdq.frontier import WORTH, choose
 from qdq.history import (
     equalization_history,
     planned_counts,
     scale_history,
     smoothing_history,
 )
+from qdq.placement.frontier import WORTH, choose
+from qdq.placement.rating import NOISE_WORTH, check_worth, explained, rated
 from qdq.plan import Plan
-from qdq.rating import NOISE_WORTH, check_worth, explained, rated
 from qdq.scheme import Scheme
-from qdq.shipment import fingerprint
 from qdq.solve import Solution, Step
 from qdq.stages import Start, begin, gather, learn
 from qdq.statistics import Statistics
+from qdq.statistics.shipment import fingerprint
+from qdq.statistics.worker import Progress
 from qdq.steps import DEFAULT_STEPS, for_target
 from qdq.targets import ORT_CPU, Target
 from qdq.verify import verify
 from qdq.version import __version__
 from qdq.wiring import clamps_that_stay
-from qdq.worker import Progress
 
 __all__ = ["Result", "collect_statistics", "make_problem", "quantize", "run"]
 

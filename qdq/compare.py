@@ -10,19 +10,17 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from qdq.advice import candidates, measure
 from qdq.affine import fake_quantize
-from qdq.alone import Alone, build_alone, needed_by
 from qdq.data import Feed, open_feeds
 from qdq.errors import ConfigError, ModelError
 from qdq.graph import tensor_bytes, without_large
-from qdq.matching import Match, Site, match, plain
 from qdq.modelio import load
-from qdq.observe import observe
 from qdq.report import NodeError, Report, Timing
-from qdq.session import Session, input_specs, open_session, paired_latency, run
-from qdq.sqnr import OutputSums, TensorSums, sum_of_squares
-from qdq.tally import (
+from qdq.report.advice import candidates, measure
+from qdq.report.alone import Alone, build_alone, needed_by
+from qdq.report.matching import Match, Site, match, plain
+from qdq.report.sqnr import OutputSums, TensorSums, sum_of_squares
+from qdq.report.tally import (
     Sums,
     history_of,
     kernel_counts,
@@ -31,6 +29,8 @@ from qdq.tally import (
     properties,
     tensor_errors,
 )
+from qdq.session import Session, input_specs, open_session, paired_latency, run
+from qdq.statistics.observe import observe
 
 __all__ = ["compare"]
 

@@ -7,15 +7,15 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from qdq.balancing.channels import Group
+from qdq.balancing.equalizing import Equalization
+from qdq.balancing.smoothing import Smoothing
 from qdq.calibrate import require_values
-from qdq.channels import Group
-from qdq.equalizing import Equalization
-from qdq.frontier import Planner
 from qdq.graph import Graph
+from qdq.placement.frontier import Planner
 from qdq.plan import Plan
 from qdq.problem import Moments, Problem
 from qdq.ranges import TensorRange
-from qdq.smoothing import Smoothing
 from qdq.solve import Solution, Step, solve
 from qdq.weights import Weights
 
@@ -31,8 +31,8 @@ class Evidence:
         plan_for: makes plans of it.
         plan: the widest one that is of interest.
         ranges: range of every observed tensor that had values.
-        noise: tensor → energy of its rounding over that of its values (``qdq.rating``), where
-            the plan is to be chosen by that.
+        noise: tensor → energy of its rounding over that of its values, where the plan is to
+            be chosen by that (``qdq.placement.rating``).
         means: mean of each channel.
         moments: linear node → second moments of its input.
         smoothings: tensor → how it was smoothed.

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from qdq.channels import Group
-from qdq.equalizing import Equalization
+from qdq.balancing.channels import Group
+from qdq.balancing.equalizing import Equalization
+from qdq.balancing.smoothing import Smoothing
 from qdq.plan import Plan
-from qdq.smoothing import Smoothing
 from qdq.solve import Change
 
 __all__ = ["equalization_history", "planned_counts", "scale_history", "smoothing_history"]

@@ -10,13 +10,13 @@ from qdq.graph import Graph
 from qdq.ops import demand_of
 from qdq.ops.demand import Bounded, SameAs
 from qdq.placement import Placement, Unit, place
+from qdq.placement.weighing import Weighing
 from qdq.problem import Constant, Derived, Fixed, Linear, Observed, Shared, Source, TensorPlan
 from qdq.rules import Overrides, read_rules
 from qdq.scheme import Scheme
 from qdq.spec import INT32, QuantSpec
 from qdq.targets import ORT_CPU, Target
 from qdq.views import node_view, nominal_graph
-from qdq.weighing import Weighing
 
 __all__ = ["Plan", "make_plan", "planner"]
 

@@ -80,9 +80,9 @@ class Scheme:
         weight: spec of weights; its axis is set by each operator. Default: int8, symmetric.
         per_channel: one weight scale per output channel where the target fuses that.
         smooth: move outlier channels of a matrix product's input into its weights
-            (``qdq.smoothing``) where that lessens the expected error.
-        equalize: let quiet channels between two layers grow (``qdq.equalizing``) where that
-            lessens the expected error.
+            where that lessens the expected error (``qdq.balancing.smoothing``).
+        equalize: let quiet channels between two layers grow where that lessens the expected
+            error (``qdq.balancing.equalizing``).
         rules: exceptions; later rules win.
     """
 

@@ -10,31 +10,31 @@ from typing import Any
 
 import onnx
 
-from qdq.balancing import balanced, equalizations, smoothings
+from qdq.balancing.balance import balanced, equalizations, smoothings
+from qdq.balancing.channels import AXIS, Group, channel_groups
+from qdq.balancing.layouts import divisible, moment_layouts
 from qdq.calibrate import Calibrator, ranges_from
 from qdq.calibrate.moments import Layout
-from qdq.channels import AXIS, Group, channel_groups
 from qdq.data import Feed, InputSpec, open_feeds
 from qdq.evidence import Evidence
-from qdq.frontier import FASTEST, Planner, check_weighs, moved
 from qdq.graph import Graph, without_large
-from qdq.layouts import divisible, moment_layouts
 from qdq.modelio import load
+from qdq.placement.frontier import FASTEST, Planner, check_weighs, moved
+from qdq.placement.rating import WIDEST, inferred, keeps_histograms, noise_of, observed_to_rate
+from qdq.placement.sensitivity import SAMPLES, keep_few
+from qdq.placement.weighing import Weighing
 from qdq.plan import Plan, planner
 from qdq.prepare import prepare
 from qdq.problem import Linear
-from qdq.rating import WIDEST, inferred, keeps_histograms, noise_of, observed_to_rate
 from qdq.scheme import Scheme
-from qdq.sensitivity import SAMPLES, keep_few
 from qdq.session import input_specs
-from qdq.sharding import collect
-from qdq.shipment import fingerprint
 from qdq.solve import Step, needs_of
 from qdq.spec import QuantSpec
 from qdq.statistics import Statistics
+from qdq.statistics.sharding import collect
+from qdq.statistics.shipment import fingerprint
+from qdq.statistics.worker import Progress
 from qdq.targets import Target
-from qdq.weighing import Weighing
-from qdq.worker import Progress
 
 __all__ = ["Start", "begin", "gather", "learn"]
 

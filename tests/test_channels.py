@@ -11,8 +11,8 @@ from models import model, node, weights
 from onnx import TensorProto, helper
 
 import qdq
-from qdq.channels import Group, channel_groups
-from qdq.dividing import divided
+from qdq.balancing.channels import Group, channel_groups
+from qdq.balancing.dividing import divided
 from qdq.plan import make_plan
 from qdq.prepare import prepare
 from qdq.targets import PORTABLE, Target

@@ -11,11 +11,11 @@ from onnx import numpy_helper
 
 import qdq
 from qdq.affine import fake_quantize
-from qdq.matching import match
 from qdq.modelio import load
-from qdq.observe import observe
+from qdq.report.matching import match
+from qdq.report.sqnr import decibels, representable, sum_of_squares
 from qdq.session import run
-from qdq.sqnr import decibels, representable, sum_of_squares
+from qdq.statistics.observe import observe
 
 SHAPES = {"x": [1, 32, 24, 24]}
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qdq.costs import (
+from qdq.placement.costs import (
     FLOAT,
     INT8,
     Features,

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from qdq.calibrate import MSE, MinMax
 from qdq.errors import CalibrationError
 from qdq.ranges import TensorRange
-from qdq.sharding import collect
+from qdq.statistics.sharding import collect
 
 distributed = pytest.importorskip("distributed")
 

@@ -14,9 +14,9 @@ import qdq
 from qdq.affine import fake_quantize, params_from_range
 from qdq.api import Result, collect_statistics
 from qdq.api import run as quantize_run
-from qdq.channels import channel_groups
-from qdq.dividing import divided_like
-from qdq.equalizing import Equalization, Reading, find_equalization
+from qdq.balancing.channels import channel_groups
+from qdq.balancing.dividing import divided_like
+from qdq.balancing.equalizing import Equalization, Reading, find_equalization
 from qdq.plan import make_plan
 from qdq.prepare import prepare
 from qdq.ranges import TensorRange

@@ -5,7 +5,7 @@ from itertools import product
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qdq.mincut import Network
+from qdq.placement.mincut import Network
 
 edges = st.lists(
     st.tuples(st.integers(0, 5), st.integers(0, 5), st.integers(0, 20)), min_size=0, max_size=14

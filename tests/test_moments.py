@@ -11,10 +11,10 @@ from hypothesis.extra import numpy as hnp
 from models import conv_chain, mlp, model, node, weights
 from onnx.reference import ReferenceEvaluator
 
+from qdq.balancing.layouts import moment_layouts
 from qdq.calibrate import moments as module
 from qdq.calibrate.moments import Layout, MomentSum, watch_moments
 from qdq.errors import CalibrationError
-from qdq.layouts import moment_layouts
 from qdq.plan import make_plan
 from qdq.prepare import prepare
 from qdq.targets import PORTABLE

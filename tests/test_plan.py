@@ -9,13 +9,13 @@ from harness import FORCED
 from models import conv_chain, mlp, model, node, residual, weights
 
 from qdq.errors import ConfigError
+from qdq.placement.weighing import Weighing
 from qdq.plan import Plan, make_plan, planner
 from qdq.prepare import prepare
 from qdq.problem import Derived, Fixed, Given, Observed, Shared
 from qdq.scheme import Rule, Scheme
 from qdq.spec import INT8, INT16, UINT8, UINT16, QuantSpec
 from qdq.targets import ORT_CPU, PORTABLE
-from qdq.weighing import Weighing
 
 
 def planned(net: onnx.ModelProto, *rules: Rule, **more) -> Plan:

@@ -16,8 +16,8 @@ from qdq.affine import fake_quantize, params_from_range
 from qdq.api import collect_statistics, run
 from qdq.calibrate import MSE
 from qdq.calibrate.noise import relative_noise
+from qdq.placement.rating import HARMS, _sigmoid
 from qdq.ranges import Histogram, TensorRange
-from qdq.rating import HARMS, _sigmoid
 from qdq.spec import INT8, UINT8, QuantSpec
 from qdq.targets import PORTABLE
 

@@ -18,9 +18,9 @@ from qdq.prepare import prepare
 from qdq.problem import Derived
 from qdq.ranges import Histogram
 from qdq.report import Bars, Report, TensorError, plain_values
-from qdq.report_svg import histogram
-from qdq.report_text import advice_head, columns, db, plan_facts, plan_text
-from qdq.tally import bars
+from qdq.report.svg import histogram
+from qdq.report.tally import bars
+from qdq.report.text import advice_head, columns, db, plan_facts, plan_text
 
 SHAPES = {"x": [1, 32, 24, 24]}
 VOID = {"meta", "br"}

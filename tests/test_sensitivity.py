@@ -14,22 +14,22 @@ from models import conv_chain, model, node, residual, weights
 from qdq.api import make_problem
 from qdq.calibrate import MinMax, calibrate
 from qdq.errors import CalibrationError, ConfigError
-from qdq.frontier import best_value, choose, fastest_plan, frontier, meets, moved
 from qdq.graph import Graph
-from qdq.harm import Sensitivity, decibels, read, relative_error
-from qdq.observe import observe
+from qdq.placement.frontier import best_value, choose, fastest_plan, frontier, meets, moved
+from qdq.placement.harm import Sensitivity, decibels, read, relative_error
+from qdq.placement.probing import logits_of, probe_model
+from qdq.placement.sensitivity import Meter, keep_few, measure, rounded_by
+from qdq.placement.weighing import Weighing
 from qdq.plan import Plan, make_plan
 from qdq.prepare import prepare
-from qdq.probing import logits_of, probe_model
 from qdq.ranges import TensorRange
 from qdq.scheme import Rule, Scheme
-from qdq.sensitivity import Meter, keep_few, measure, rounded_by
 from qdq.session import open_session
 from qdq.solve import Solution, solve
 from qdq.spec import QuantParams
+from qdq.statistics.observe import observe
 from qdq.steps import DEFAULT_STEPS
 from qdq.targets import ORT_CPU, PORTABLE
-from qdq.weighing import Weighing
 
 WIDE = replace(ORT_CPU, weighs_costs=False)
 SIZE = 24

@@ -14,7 +14,6 @@ from onnx.reference import ReferenceEvaluator
 from qdq import session
 from qdq.data import open_feeds
 from qdq.errors import CalibrationError, ModelError
-from qdq.observe import observe
 from qdq.session import (
     input_specs,
     open_session,
@@ -22,6 +21,7 @@ from qdq.session import (
     paired_latency,
     run,
 )
+from qdq.statistics.observe import observe
 
 RNG = np.random.default_rng(7)
 

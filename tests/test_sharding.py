@@ -22,14 +22,13 @@ import pytest
 from models import conv_chain, feeds
 from numpy.typing import NDArray
 
-from qdq import sharding, worker
 from qdq.calibrate import CALIBRATORS, Calibrator, MinMax
 from qdq.data import Feed
 from qdq.errors import CalibrationError, ConfigError, ModelError
-from qdq.observe import Observer
 from qdq.ranges import TensorRange
-from qdq.sharding import collect
-from qdq.statistics import Statistics
+from qdq.statistics import Statistics, sharding, worker
+from qdq.statistics.observe import Observer
+from qdq.statistics.sharding import collect
 
 ALL = [cls() for cls in CALIBRATORS.values()]
 every = pytest.mark.parametrize("calibrator", ALL, ids=lambda c: c.name)
@@ -453,7 +452,7 @@ def test_ctrl_c_ends_a_pool_at_once(tmp_path: Path) -> None:
         "from concurrent.futures import ProcessPoolExecutor\n"
         "from itertools import cycle\n"
         "from qdq.calibrate import MinMax\n"
-        "from qdq.sharding import collect\n"
+        "from qdq.statistics.sharding import collect\n"
         "from models import conv_chain, feeds\n"
         "if __name__ == '__main__':\n"
         "    data = cycle(feeds({'x': (1, 8, 8, 8)}, 2))\n"
@@ -486,7 +485,7 @@ sys.path.insert(0, sys.argv[1])
 import numpy as np
 from models import conv_chain
 from qdq.calibrate import CALIBRATORS
-from qdq.sharding import collect
+from qdq.statistics.sharding import collect
 net = conv_chain(channels=8, size=32, depth=2)
 def data(count):
     r = np.random.default_rng(0)

@@ -15,15 +15,15 @@ import qdq
 from qdq.affine import fake_quantize, params_from_range
 from qdq.api import collect_statistics
 from qdq.api import run as quantize_run
-from qdq.balancing import divided_moments
+from qdq.balancing.balance import divided_moments
+from qdq.balancing.dividing import divided
+from qdq.balancing.layouts import divisible
+from qdq.balancing.smoothing import Smoothing, find_smoothing
 from qdq.calibrate.moments import Layout, MomentSum, watch_moments
-from qdq.dividing import divided
-from qdq.layouts import divisible
 from qdq.plan import make_plan
 from qdq.prepare import prepare
 from qdq.problem import Moments
 from qdq.ranges import TensorRange
-from qdq.smoothing import Smoothing, find_smoothing
 from qdq.spec import INT8, UINT8, QuantSpec
 from qdq.targets import PORTABLE
 

@@ -17,11 +17,11 @@ from onnx import numpy_helper
 from qdq.calibrate import CALIBRATORS, MSE, Calibrator, Entropy, MinMax, Percentile
 from qdq.calibrate.moments import Layout, MomentSum
 from qdq.errors import CalibrationError, ConfigError
-from qdq.packing import Arrays
 from qdq.ranges import TensorRange
-from qdq.sharding import collect
-from qdq.shipment import Shipment, fingerprint
 from qdq.statistics import Statistics
+from qdq.statistics.packing import Arrays
+from qdq.statistics.sharding import collect
+from qdq.statistics.shipment import Shipment, fingerprint
 
 ALL = [cls() for cls in CALIBRATORS.values()]
 every = pytest.mark.parametrize("calibrator", ALL, ids=lambda c: c.name)

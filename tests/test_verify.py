@@ -29,7 +29,7 @@ def test_a_valid_model_comes_back() -> None:
 def test_an_invalid_model_is_a_fault_of_qdq() -> None:
     net = strided()
     net.graph.node[0].op_type = "Convolve"
-    with pytest.raises(VerifyError, match="Convolve.*fault in qdq.*keep_float"):
+    with pytest.raises(VerifyError, match=r"Convolve.*fault in qdq.*keep_float"):
         verify(net, source=strided())
 
 
@@ -43,12 +43,12 @@ def test_a_model_that_does_not_run_is_a_fault_of_qdq() -> None:
     right = model([node("Identity", ["x"], "y")], {"x": ["n"]}, {"y": ["n"]})
     feed = {"x": np.zeros(4, np.float32)}
     for source in (None, right):
-        with pytest.raises(VerifyError, match="could not run the model.*fault in qdq"):
+        with pytest.raises(VerifyError, match=r"could not run the model.*fault in qdq"):
             verify(broken, feed, source)
 
 
 def test_a_sample_that_the_float_model_cannot_run_is_no_fault_of_qdq() -> None:
     low = np.random.default_rng(0).uniform(size=(1, 32, 5, 60)).astype(np.float32)
-    with pytest.raises(CalibrationError, match="float model does not run.*sample 0") as caught:
+    with pytest.raises(CalibrationError, match=r"float model does not run.*sample 0") as caught:
         verify(strided(), {"x": low}, strided())
     assert caught.value.sample == 0

@@ -23,8 +23,8 @@ from qdq.graph import Graph
 from qdq.modelio import load, save
 from qdq.prepare import prepare
 from qdq.scheme import Rule, Scheme
-from qdq.shipment import Shipment, fingerprint
 from qdq.stages import begin, gather, learn
+from qdq.statistics.shipment import Shipment, fingerprint
 from qdq.steps import DEFAULT_STEPS
 from qdq.weights import Weights, copy_into, is_reference, read, turned
 

@@ -12,18 +12,18 @@ from models import conv_chain, feeds, mlp, model, node, rng, weights
 
 from qdq.affine import fake_quantize
 from qdq.api import make_problem
+from qdq.balancing.layouts import moment_layouts
 from qdq.calibrate import MinMax, calibrate
 from qdq.calibrate.means import ChannelSum, watch_means
 from qdq.calibrate.moments import Layout, MomentSum, moments_of, watch_moments
 from qdq.emit import emit
-from qdq.layouts import moment_layouts
-from qdq.observe import observe
 from qdq.plan import make_plan
 from qdq.prepare import prepare
 from qdq.problem import Problem
 from qdq.scheme import Scheme
 from qdq.solve import Solution, Step, solve
 from qdq.spec import UINT8, QuantSpec
+from qdq.statistics.observe import observe
 from qdq.steps import (
     DEFAULT_STEPS,
     CorrectBias,

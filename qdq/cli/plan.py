@@ -9,7 +9,7 @@ from qdq.cli.options import add_command, add_common, add_scheme, scheme_of
 from qdq.modelio import load
 from qdq.plan import make_plan
 from qdq.prepare import prepare
-from qdq.report_text import plan_facts, plan_text
+from qdq.report.text import plan_facts, plan_text
 from qdq.targets import TARGETS
 
 __all__ = ["add"]

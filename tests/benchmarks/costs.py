@@ -1,4 +1,4 @@
-"""Measures what kernels cost in float and in int8, for ``qdq/cost_table.py``.
+"""Measures what kernels cost in float and in int8, for ``qdq/placement/cost_table.py``.
 
     python tests/benchmarks/costs.py measure rows.json [group ...]
     python tests/benchmarks/costs.py fit rows.json
@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from rows import GROUPS
 
-from qdq.costs import Features, conv_kind, float_cost, int8_cost
+from qdq.placement.costs import Features, conv_kind, float_cost, int8_cost
 
 
 def merge(old, new):

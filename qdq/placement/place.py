@@ -11,14 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from qdq.graph import Graph, captured_names
-from qdq.mincut import INFINITE, Network
 from qdq.ops import MASK, demand_of
 from qdq.ops.clamp import bounds
 from qdq.ops.demand import Demand, NodeView, SameAs
+from qdq.placement.mincut import INFINITE, Network
+from qdq.placement.weighing import Weighing, features_of, kind_of
+from qdq.placement.wholes import gate_of, inside_whole
 from qdq.targets import Target
 from qdq.views import node_view
-from qdq.weighing import Weighing, features_of, kind_of
-from qdq.wholes import gate_of, inside_whole
 
 __all__ = ["Placement", "Unit", "place", "units_of"]
 

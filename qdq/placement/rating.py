@@ -1,7 +1,7 @@
 """Placement by the noise that each rounding makes, read from the histograms of calibration.
 
 What rounding a tensor to 8 bits does to the model is measured best at the outputs
-(``qdq.sensitivity``), at a run of the model for each tensor. Nearly all of what such measurements
+(see ``sensitivity``), at a run of the model for each tensor. Nearly all of what such measurements
 change in a placement can be had without a run: the few tensors that ruin a model have bad SQNRs
 themselves, since their range is wide and their values are mostly small (scores beside pixel
 coordinates, outlier channels). So the energy of the error over that of the values, which the
@@ -21,12 +21,12 @@ from qdq.affine import params_from_range
 from qdq.calibrate import Calibrator
 from qdq.calibrate.noise import relative_noise
 from qdq.errors import ConfigError
-from qdq.frontier import Planner
+from qdq.placement.frontier import Planner
+from qdq.placement.weighing import Weighing
 from qdq.plan import Plan
 from qdq.problem import Fixed, Shared, Source
 from qdq.ranges import Histogram, TensorRange
 from qdq.spec import QuantParams, QuantSpec
-from qdq.weighing import Weighing
 
 __all__ = [
     "NOISE_WORTH",

@@ -1,6 +1,6 @@
 """Plans from the fastest to the most accurate, and the choice among them.
 
-A price on harm (``qdq.harm``) turns the minimum cut of placement into one on the lower convex hull
+A price on harm (see ``harm``) turns the minimum cut of placement into one on the lower convex hull
 of time and harm (a Lagrange multiplier). A higher price only ever makes fewer units integer, so
 all plans are parts of the one without a price, and one measurement serves for all.
 """
@@ -14,13 +14,13 @@ import onnx
 
 from qdq.affine import dequantize
 from qdq.errors import ConfigError
-from qdq.harm import Sensitivity
+from qdq.placement.harm import Sensitivity
+from qdq.placement.sensitivity import Feed, Meter, measure, rounded_by
+from qdq.placement.weighing import Weighing
 from qdq.plan import Plan
 from qdq.problem import Fixed, Given, Shared
 from qdq.ranges import TensorRange
-from qdq.sensitivity import Feed, Meter, measure, rounded_by
 from qdq.solve import Solution
-from qdq.weighing import Weighing
 
 __all__ = [
     "FASTEST",

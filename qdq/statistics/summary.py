@@ -23,7 +23,7 @@ from qdq.calibrate.means import ChannelSum
 from qdq.calibrate.moments import Layout, MomentSum
 from qdq.errors import CalibrationError, ConfigError
 from qdq.files import replacing
-from qdq.packing import (
+from qdq.statistics.packing import (
     Arrays,
     pack_moments,
     pack_summaries,
@@ -60,7 +60,7 @@ class Statistics:
 
     Attributes:
         calibrator: repr of the calibrator that made the summaries.
-        fingerprint: of the prepared model that ran, see ``qdq.sharding.fingerprint``.
+        fingerprint: of the prepared model that ran, see ``qdq.statistics.sharding.fingerprint``.
         samples: how many samples were run.
         tensors: names of the tensors that were summarized.
         summaries: tensor → what the calibrator's ``summarize`` and ``merge`` gave; a tensor that

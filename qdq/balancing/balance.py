@@ -15,19 +15,19 @@ import onnx
 from numpy.typing import NDArray
 
 from qdq.affine import params_from_range
+from qdq.balancing.channels import Group
+from qdq.balancing.dividing import Scaled, divided
+from qdq.balancing.equalizing import Equalization, Reading, find_equalization
+from qdq.balancing.smoothing import Smoothing, find_smoothing
 from qdq.calibrate.noise import mean_square, relative_noise
-from qdq.channels import Group
-from qdq.dividing import Scaled, divided
-from qdq.equalizing import Equalization, Reading, find_equalization
 from qdq.evidence import Evidence
-from qdq.frontier import Planner
 from qdq.graph import Graph
+from qdq.placement.frontier import Planner
+from qdq.placement.weighing import Weighing
 from qdq.problem import Linear, Moments, Shared
 from qdq.ranges import Histogram, TensorRange
-from qdq.smoothing import Smoothing, find_smoothing
 from qdq.spec import QuantSpec
 from qdq.statistics import Statistics
-from qdq.weighing import Weighing
 
 __all__ = ["balanced", "divided_moments", "equalizations", "smoothings"]
 

@@ -9,10 +9,10 @@ import numpy as np
 import onnx
 
 from qdq.data import Feed
-from qdq.matching import Match, Site
 from qdq.report import Advice
+from qdq.report.matching import Match, Site
+from qdq.report.sqnr import decibels, sum_of_squares
 from qdq.session import paired_latency, run
-from qdq.sqnr import decibels, sum_of_squares
 
 __all__ = ["Candidate", "candidates", "mean_sqnr", "measure", "without"]
 

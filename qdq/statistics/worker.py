@@ -16,9 +16,9 @@ from qdq.calibrate.means import ChannelSum, watch_means
 from qdq.calibrate.moments import Layout, MomentSum, watch_moments
 from qdq.data import Feed
 from qdq.errors import QdqError
-from qdq.observe import Observer
-from qdq.shipment import Shipment
 from qdq.statistics import Statistics
+from qdq.statistics.observe import Observer
+from qdq.statistics.shipment import Shipment
 
 __all__ = ["Answer", "Job", "Progress", "Shard", "forget", "run_here", "run_shard", "summarize"]
 

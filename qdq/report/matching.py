@@ -13,7 +13,7 @@ import onnx
 from numpy.typing import NDArray
 
 from qdq.affine import dequantize, fake_quantize
-from qdq.dividing import divided_like
+from qdq.balancing.dividing import divided_like
 from qdq.errors import ConfigError, ModelError
 from qdq.graph import Graph
 from qdq.ops.clamp import bounds

@@ -31,10 +31,19 @@ from qdq.calibrate import CALIBRATORS, Calibrator
 from qdq.calibrate.moments import Layout
 from qdq.data import Feed
 from qdq.errors import CalibrationError, ConfigError
-from qdq.observe import Observer
-from qdq.shipment import Shipment, fingerprint
 from qdq.statistics import Statistics
-from qdq.worker import Answer, Job, Progress, Shard, forget, run_here, run_shard, summarize
+from qdq.statistics.observe import Observer
+from qdq.statistics.shipment import Shipment, fingerprint
+from qdq.statistics.worker import (
+    Answer,
+    Job,
+    Progress,
+    Shard,
+    forget,
+    run_here,
+    run_shard,
+    summarize,
+)
 
 __all__ = ["collect"]
 

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import onnx
 
-from qdq.matching import Match
 from qdq.ranges import Histogram
 from qdq.report import Bars, KernelCount, NodeError, OutputError, ScaleChange, TensorError
+from qdq.report.matching import Match
+from qdq.report.sqnr import OutputSums, TensorSums, decibels, representable, sum_of_squares
 from qdq.session import optimized_op_counts
-from qdq.sqnr import OutputSums, TensorSums, decibels, representable, sum_of_squares
 from qdq.targets import ORT_CPU
 
 __all__ = [

@@ -8,7 +8,7 @@ import onnx
 from numpy.typing import NDArray
 
 from qdq.graph import captured_names
-from qdq.matching import Match, Site
+from qdq.report.matching import Match, Site
 
 __all__ = ["Alone", "build_alone", "needed_by"]
 

@@ -1,6 +1,6 @@
 """Prices for placement: what a node costs on either side, and what a border costs.
 
-Time comes from ``qdq.costs`` (measured). On top of it every integer kernel that is there only to
+Time comes from ``costs`` (measured). On top of it every integer kernel that is there only to
 keep an island together (elementwise, pooling, merging) pays ``noise`` for each element that it
 rounds to 8 bits once more: a Lagrange multiplier between time and accuracy, in ns per element.
 """
@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from math import isfinite, prod
 
-from qdq import costs
-from qdq.mincut import INFINITE
 from qdq.ops.demand import Demand, NodeView, SameAs
+from qdq.placement import costs
+from qdq.placement.mincut import INFINITE
 
 __all__ = ["Shape", "Shapes", "Weighing", "count", "features_of", "kind_of"]
 
@@ -100,7 +100,7 @@ class Weighing:
         least: price in ns that every such rounding has at least, so that tiny tensors (the
             softmax over two classes at the end of a model) are not rounded for a microsecond.
         price: ns per unit of ``harm`` and ``weights``.
-        harm: tensor → what its rounding does to the outputs (``qdq.sensitivity``).
+        harm: tensor → what its rounding does to the outputs (``qdq.placement.sensitivity``).
         weights: linear node → what the rounding of its weight does.
     """
 

@@ -1,6 +1,6 @@
 """Measure what each rounding does to the outputs of a model, on a few samples.
 
-One rounding at a time is switched on in a float model with switches (``qdq.probing``), and the
+One rounding at a time is switched on in a float model with switches (see ``probing``), and the
 outputs are compared with those of the float model. All roundings are measured on the first two
 samples; on the others only those which together did nearly all of the harm there.
 """
@@ -17,9 +17,9 @@ from qdq.affine import fake_quantize
 from qdq.data import Feed
 from qdq.errors import CalibrationError, ConfigError
 from qdq.graph import Graph
-from qdq.harm import Reading, Sensitivity, decibels, read
+from qdq.placement.harm import Reading, Sensitivity, decibels, read
+from qdq.placement.probing import probe_model
 from qdq.plan import Plan
-from qdq.probing import probe_model
 from qdq.problem import Constant, Derived, Shared
 from qdq.session import open_session
 from qdq.solve import Solution

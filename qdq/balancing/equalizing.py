@@ -16,8 +16,8 @@ A rounding with a step s then makes the error ::
     s**2 / 12 * sum(|w_k|**2 / f_k**2)  +  sum(s_n**2) / 12 * sum(f_k**2 E[x_k**2])
 
 behind the weights w that read it, where s_n is the step of output channel n, from the largest of
-``|w_kn| / f_k``. As in ``qdq.smoothing``, ``E[x_k**2]`` is taken as proportional to the squared
-peak, and factors are powers of two, so that the float model stays exactly what it was. No channel
+``|w_kn| / f_k``. As in smoothing, ``E[x_k**2]`` is taken as proportional to the squared peak, and
+factors are powers of two, so that the float model stays exactly what it was. No channel
 is charged more than its ``E[x_k**2]``: what is smaller than a step becomes 0, and zeros are exact.
 """
 

@@ -13,8 +13,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from qdq.graph import Graph
+from qdq.placement.wholes import softmax_input
 from qdq.spec import QuantParams
-from qdq.wholes import softmax_input
 
 __all__ = ["Probe", "logits_of", "probe_model"]
 

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 
 from qdq.report import NodeError, Report, ScaleChange, TensorError
-from qdq.report_svg import histogram, scale_chart, sqnr_chart
-from qdq.report_text import advice_head, db, level, mark
+from qdq.report.svg import histogram, scale_chart, sqnr_chart
+from qdq.report.text import advice_head, db, level, mark
 
 __all__ = ["page"]
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import onnx
 
-from qdq.dividing import Scaled
+from qdq.balancing.dividing import Scaled
 from qdq.graph import Graph, attributes, captured_names
 from qdq.plan import Plan
 from qdq.problem import Observed

@@ -1,13 +1,13 @@
 """What kernels cost in float and in int8 on the onnxruntime CPU provider, in nanoseconds.
 
 A cost is linear in a few counts of the node: a fixed part, and ns per multiply-accumulate, per
-element and so on (``qdq.cost_table``).
+element and so on (``qdq.placement.cost_table``).
 """
 
 import math
 from dataclasses import dataclass
 
-from qdq.cost_table import (
+from qdq.placement.cost_table import (
     DEQUANTIZE,
     FLOAT,
     FROM_CHANNELS_LAST,

@@ -208,13 +208,13 @@ class Report:
 
     def html(self) -> str:
         """The report as one self-contained page: no scripts, no network."""
-        from qdq.report_html import page
+        from qdq.report.html import page
 
         return page(self)
 
     def text(self, rows: int = 20) -> str:
         """The report as a table of the ``rows`` nodes that harm most."""
-        from qdq.report_text import table
+        from qdq.report.text import table
 
         return table(self, rows)
 

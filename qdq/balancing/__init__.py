@@ -1,0 +1,1 @@
+"""Moving channels between activations and weights: smoothing and equalization."""
