@@ -153,18 +153,17 @@ def _reads(view: NodeView, slots: tuple[int, ...]) -> tuple[tuple[str, ...], tup
 
 
 def place(
-    graph: Graph, target: Target, pinned: Mapping[str, str], sizes: Graph, weighing: Weighing
+    graph: Graph, target: Target, units: tuple[Unit, ...], sizes: Graph, weighing: Weighing
 ) -> Placement:
     """Decide for every unit.
 
     Args:
         graph: the prepared model.
         target: what can run on integers.
-        pinned: node name → reason, for nodes that must stay float.
+        units: of the model, from ``units_of``.
         sizes: an index whose shapes are all numbers (nominal ones).
         weighing: prices of kernels and borders.
     """
-    units = units_of(graph, target, pinned)
     if not target.weighs_costs:
         chosen, times = frozenset(u.view.name for u in units if u.demand is not None), (0, 0)
     else:
