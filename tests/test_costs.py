@@ -96,6 +96,8 @@ def test_float_output_is_the_same_float_kernel_and_a_cheaper_integer_one(kind):
         (64, 128, 64, 9, "Conv.grouped"),
         (3, 16, 1, 9, "Conv.narrow"),
         (1, 16, 1, 9, "Conv.narrow"),
+        (4, 4, 4, 9, "Conv.depthwise"),
+        (58, 58, 58, 9, "Conv.depthwise.plain"),
         (1, 1, 1, 9, "Conv.depthwise"),
         (64, 64, 8, 1, "Conv.grouped"),
     ],
@@ -121,6 +123,33 @@ def test_a_depthwise_convolution_over_one_dimension_wins():
     plane, line = conv_kind(**shape), conv_kind(**shape, rank=3)
     assert int8_cost(plane, f) > float_cost(plane, f)
     assert int8_cost(line, f) < 0.5 * float_cost(line, f)
+
+
+def volume(cin, cout, taps, groups=1, side=10):
+    kind = conv_kind(channels_in=cin, channels_out=cout, groups=groups, taps=taps, rank=5)
+    size = side**3
+    weights = cin * cout // groups * taps
+    return kind, Features(
+        inputs=cin * size, outputs=cout * size, channels_in=cin, channels_out=cout, taps=taps,
+        groups=groups, weights=weights,
+    )  # fmt: skip
+
+
+def test_volumes():
+    stem, odd, inner = volume(3, 32, 27), volume(6, 32, 27), volume(64, 64, 27)
+    point, depthwise = volume(64, 64, 1), volume(64, 64, 27, groups=64)
+    kinds = [kind for kind, _ in (stem, odd, inner, point, depthwise)]
+    wanted = ["gathered", "gathered", "volume", "pointwise", "depthwise.volume"]
+    assert kinds == [f"Conv.{kind}" for kind in wanted]
+    # a stem over a volume was six times as slow on integers, and taken for faster
+    assert int8_cost(*stem) > 2 * float_cost(*stem)
+    assert int8_cost(*inner) < 0.5 * float_cost(*inner)
+
+
+def test_ragged_depthwise_convolutions_are_slow_in_float():
+    whole, ragged = conv(164, 164, 56, 3, groups=164), conv(162, 162, 56, 3, groups=162)
+    assert int8_cost(*whole) > float_cost(*whole)
+    assert int8_cost(*ragged) < 0.7 * float_cost(*ragged)
 
 
 def test_wide_groups_win():

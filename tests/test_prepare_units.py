@@ -138,6 +138,50 @@ def test_softmax_with_sizes_that_are_not_known() -> None:
     assert "Softmax" not in ops(made)
 
 
+def shuffle(
+    x=(1, 12, 4, 5), split=(1, 3, 4, 4, 5), perm=(0, 2, 1, 3, 4), y=(1, 12, 4, 5), declared=None
+):
+    nodes = [
+        node("Reshape", ["x", "split"], "a"),
+        node("Transpose", ["a"], "b", perm=list(perm)),
+        node("Reshape", ["b", "back"], "y"),
+    ]
+    constants = {"split": np.array(split, np.int64), "back": np.array(y, np.int64)}
+    return model(nodes, {"x": declared or list(x)}, {"y": declared or list(y)}, constants)
+
+
+SHUFFLES = {
+    "plain": shuffle(),
+    "open batch": shuffle(split=(-1, 3, 4, 4, 5), y=(-1, 12, 4, 5), declared=["n", 12, 4, 5]),
+    "of a sequence": shuffle((2, 6, 7), (2, 2, 3, 7), (0, 2, 1, 3), (2, 6, 7)),
+}
+NOT_SHUFFLED = {
+    "another order": shuffle(perm=(0, 2, 1, 4, 3)),
+    "another shape": shuffle(y=(1, 12, 5, 4)),
+    "other parts": shuffle(split=(1, 3, 4, 2, 10), y=(1, 12, 2, 10)),
+    "open image": shuffle(
+        split=(1, 3, 4, -1, 5), y=(1, 12, -1, 5), declared=[1, 12, "h", 5]
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("net", SHUFFLES.values(), ids=SHUFFLES)
+def test_a_channel_shuffle_is_a_gather(net) -> None:
+    made = check(net, tol=0)
+    assert ops(made) == {"Gather": 1}
+
+
+@pytest.mark.parametrize("net", NOT_SHUFFLED.values(), ids=NOT_SHUFFLED)
+def test_what_is_not_a_channel_shuffle_stays(net) -> None:
+    assert "Transpose" in ops(check(net))
+
+
+def test_a_shuffle_whose_middle_is_read_stays() -> None:
+    net = shuffle()
+    net.graph.output.append(helper.make_tensor_value_info("b", 1, [1, 4, 3, 4, 5]))
+    assert "Transpose" in ops(check(net))
+
+
 GELU = {
     "x first": [("Mul", "x e1", "m"), ("Mul", "m half", "y")],
     "half last, divided": [("Mul", "e1 x", "m"), ("Div", "m two", "y")],

@@ -32,12 +32,14 @@ def detector():
         node("Conv", ["r", "w1"], "box", pads=[1] * 4),
         node("Conv", ["r", "w2"], "logit", pads=[1] * 4),
         node("Sigmoid", ["logit"], "score"),
-        node("Concat", ["box", "score"], "y", axis=1),
+        node("Concat", ["box", "score"], "both", axis=1),
+        node("Conv", ["both", "same"], "y"),
     ]
     constants = {
         "w0": weights(32, 32, 3, 3, seed=0),
         "w1": 60 * weights(64, 32, 3, 3, seed=1),
         "w2": weights(64, 32, 3, 3, seed=2),
+        "same": np.eye(128, dtype=np.float32)[:, :, None, None],
     }
     return model(nodes, SHAPE, {"y": [1, 128, 40, 40]}, constants)
 
@@ -85,8 +87,8 @@ def test_zeros_and_a_lost_signal() -> None:
 def test_what_would_be_ruined_stays_float() -> None:
     exact, data = detector(), feeds(SHAPE, 4)
     fastest, default = run(exact, data, worth=0.0), run(exact, data)
-    assert "Concat_y" in fastest.plan.quantized
-    assert default.plan.left_float["Concat_y"] == HARMS
+    assert "Concat_both" in fastest.plan.quantized
+    assert default.plan.left_float["Concat_both"] == HARMS
     assert set(default.plan.quantized) < set(fastest.plan.quantized)
     assert len(default.plan.quantized) >= 3  # the convolutions, with their Relu
 
@@ -127,7 +129,7 @@ def test_a_calibrator_of_ones_own_with_histograms_is_rated() -> None:
         pass
 
     result = run(detector(), feeds(SHAPE, 3), calibrator=Mine())
-    assert result.plan.left_float["Concat_y"] == HARMS
+    assert result.plan.left_float["Concat_both"] == HARMS
 
 
 @pytest.mark.parametrize("worth", [-1.0, float("nan"), float("inf"), "8"])
@@ -143,8 +145,8 @@ def test_worth_and_a_target_exclude_each_other() -> None:
 
 def test_what_a_rule_sets_has_no_price() -> None:
     exact, data = detector(), feeds(SHAPE, 3)
-    rule = qdq.Rule(tensors="y", range=(-500.0, 500.0))
-    assert "Concat_y" in run(exact, data, scheme=qdq.Scheme(rules=(rule,))).plan.quantized
+    rule = qdq.Rule(tensors="both", range=(-500.0, 500.0))
+    assert "Concat_both" in run(exact, data, scheme=qdq.Scheme(rules=(rule,))).plan.quantized
 
 
 def test_a_rule_for_what_stays_float_is_said(caplog: pytest.LogCaptureFixture) -> None:

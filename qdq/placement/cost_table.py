@@ -14,7 +14,10 @@ What the numbers say:
   a depthwise one loses: the blocked float kernel is faster.
 * Grouped convolutions lose where groups have fewer than some 16 channels: integer kernels gather
   the window of each group by itself. Few output channels gain less, since they fill no block.
-* Add, Sigmoid and Concat cost about the same on both sides, so they follow their neighbours.
+* Depthwise convolutions over one dimension, or with channels that are no multiple of four, gain:
+  the float kernel has no blocks there. Over volumes only wide convolutions gain.
+* Add and Sigmoid cost about the same on both sides, so they follow their neighbours; Concat is
+  dearer on integers, since each input is looked up for its new scale.
 * Softmax, AveragePool, MaxPool away from convolutions, and next to them nearest Resize and the
   multiplication by one value per channel, lose.
 * What follows a float convolution is nearly free: onnxruntime fuses the activation, and a
@@ -93,7 +96,10 @@ FLOAT: Mapping[str, Coefficients] = {
     "Conv.pointwise": Coefficients(fixed=800, mac=0.0090, weight=0.017, serial=500),
     "Conv.depthwise": Coefficients(fixed=800, mac=0.0090, output=0.03, serial=4000),
     "Conv.depthwise.plain": Coefficients(fixed=800, mac=0.07, output=0.3),
+    "Conv.depthwise.volume": Coefficients(fixed=800, mac=0.105, output=0.3),
     "Conv.grouped": Coefficients(fixed=800, mac=0.0095, serial=1000),
+    "Conv.grouped.plain": Coefficients(fixed=800, mac=0.0145, serial=300000),
+    **_each(Coefficients(fixed=800, mac=0.0137, serial=1000), "Conv.volume", "Conv.gathered"),
     "ConvTranspose": Coefficients(fixed=2000, mac=0.012, output=0.2),
     **_each(Coefficients(fixed=300, mac=0.0092, weight=0.025, serial=2000), "Gemm", "MatMul"),
     "MatMul.dynamic": Coefficients(fixed=600, mac=0.0095, serial=2000),
@@ -114,6 +120,8 @@ FLOAT: Mapping[str, Coefficients] = {
     **_each(Coefficients(input=0.045, serial=3000), "ReduceMean", "ReduceMax", "ReduceMin"),
     "Where": _serial(1.2),
     "Concat": _elementwise(0.054),
+    "ReduceSum": Coefficients(input=0.6),
+    "InstanceNormalization": _elementwise(0.4),
     "Split": _elementwise(0.055),
     **_each(_elementwise(0.05), "Slice", "Gather", "Expand", "Tile"),
     "Pad": _elementwise(0.06),
@@ -143,8 +151,19 @@ INT8: Mapping[str, Coefficients] = {
         "Conv.depthwise",
         "Conv.depthwise.plain",
     ),
-    "Conv.grouped": Coefficients(
-        fixed=800, mac=0.0022, gather=2.0, output=0.012, weight=0.02, serial=2000
+    "Conv.depthwise.volume": Coefficients(
+        fixed=1200, mac=0.0142, window=3.4, output=0.02, serial=8000
+    ),
+    **_each(
+        Coefficients(fixed=800, mac=0.0022, gather=2.0, output=0.012, weight=0.02, serial=2000),
+        "Conv.grouped",
+        "Conv.grouped.plain",
+    ),
+    "Conv.volume": Coefficients(
+        fixed=800, mac=0.0022, window=3.4, output=0.012, weight=0.02, serial=2000
+    ),
+    "Conv.gathered": Coefficients(
+        fixed=800, mac=0.0022, gather=8.2, output=0.012, weight=0.02, serial=2000
     ),
     "Gemm": Coefficients(fixed=900, mac=0.0024, output=0.13, weight=0.01, serial=2000),
     "Gemm.float": Coefficients(fixed=900, mac=0.0024, output=0.09, weight=0.01, serial=2000),
@@ -165,7 +184,8 @@ INT8: Mapping[str, Coefficients] = {
     "Silu": _elementwise(0.235, fixed=650),
     "Softmax": Coefficients(output=1.35, serial=70000),
     "Where": _serial(1.1),
-    **_each(_serial(0.03), "Concat", "Split", "Gather", "Expand", "Tile"),
+    **_each(_serial(0.03), "Split", "Gather", "Expand", "Tile"),
+    "Concat": _serial(0.25),  # inputs with scales of their own, as nearly all, are looked up
     "Slice": _serial(0.05),
     "Transpose": _serial(0.12),
     "DepthToSpace": _serial(0.15),

@@ -33,6 +33,7 @@ __all__ = [
 _BLOCK = 16  # channels that the convolution kernels work on at once
 _RAGGED = 2.0  # integer depthwise kernels are this much slower where blocks are not full
 _FEW = 2.5  # and integer convolutions per multiplication where not one block of outputs is full
+_UNBLOCKED = frozenset({"Conv.gathered", "Conv.volume"})
 _PLAIN = 4  # input channels up to which a convolution is taken to be a model's first
 
 
@@ -74,13 +75,20 @@ def conv_kind(*, channels_in: int, channels_out: int, groups: int, taps: int, ra
 
     One channel to one (filters of a waveform) is depthwise too: integer kernels take it so, one
     lane of their sixteen. Narrow (fewer than 16 channels): the integer kernel gathers windows row
-    by row, so that a 3x3 stem is faster in float and a 7x7 one on integers. Depthwise convolutions
-    over one or three dimensions have no blocked float kernel.
+    by row, so that a 3x3 stem is faster in float and a 7x7 one on integers.
+
+    The blocked float kernels want four dimensions, and depthwise ones a multiple of four channels;
+    else they are ``.plain``. Over volumes, integer kernels gather the window tap by tap, in one
+    thread unless they have a multiple of four channels (``.volume``, ``.gathered``).
     """
     if groups == channels_in == channels_out:
-        return "Conv.depthwise" if rank == 4 else "Conv.depthwise.plain"
+        blocked = rank == 4 and (channels_out % 4 == 0 or channels_out == 1)
+        plain = "Conv.depthwise.volume" if rank == 5 else "Conv.depthwise.plain"
+        return "Conv.depthwise" if blocked else plain
+    if rank == 5 and taps > 1:
+        return "Conv.volume" if groups == 1 and channels_in % 4 == 0 else "Conv.gathered"
     if groups > 1:
-        return "Conv.grouped"
+        return "Conv.grouped" if rank == 4 else "Conv.grouped.plain"
     if taps == 1:
         return "Conv.pointwise"
     return "Conv.narrow" if channels_in < _BLOCK else "Conv.dense"
@@ -102,7 +110,8 @@ def float_cost(kind: str, features: Features) -> float:
     found = FLOAT.get(kind) or FLOAT.get(kind.removesuffix(".float")) or FLOAT.get(base, UNKNOWN)
     # Blocked float convolutions work on whole blocks of input channels, too, but the first
     # convolution of a model reads its few channels as they are.
-    blocked = base == "Conv" and features.groups == 1 and features.channels_in > _PLAIN
+    blocked = base == "Conv" and kind not in _UNBLOCKED and features.groups == 1
+    blocked = blocked and features.channels_in > _PLAIN
     padding = _padding(features.channels_in) if blocked else 1.0
     return _evaluate(found, features, macs=_macs(kind, features) * padding)
 
@@ -179,7 +188,8 @@ def _evaluate(c: Coefficients, f: Features, *, macs: float) -> float:
 
 def _macs(kind: str, f: Features) -> float:
     """Multiply-accumulates of kernels that work on whole blocks of a group's output channels."""
-    if kind.startswith("Conv.depthwise") and f.groups > 1:  # blocks run over the groups
+    if kind.startswith("Conv.depthwise.") or (kind == "Conv.depthwise" and f.groups > 1):
+        # blocks run over the groups, if at all
         return float(f.macs)
     return f.macs * _padding(f.channels_out // f.groups)
 

@@ -22,6 +22,7 @@ from qdq.prepare.opset import infer_types, plain_constants, raise_opset
 from qdq.prepare.padding import fold_pads
 from qdq.prepare.reshapes import merge_reshapes, whole_softmax
 from qdq.prepare.resize import whole_resize
+from qdq.prepare.shuffle import channel_shuffles
 from qdq.prepare.softmax import split_softmax
 
 __all__ = ["PASSES", "prepare"]
@@ -39,6 +40,7 @@ PASSES: tuple[Pass, ...] = (
     drop_idle_nodes,
     whole_softmax,
     split_softmax,
+    channel_shuffles,
     whole_resize,
     split_hard_swish,
     hard_activations,
