@@ -36,6 +36,6 @@ def add(commands: Any) -> None:
 
 
 def _plan(args: argparse.Namespace) -> None:
-    source = load(args.model)
+    source = load(args.model, lazy=True)
     plan = make_plan(prepare(source), scheme_of(args), TARGETS[args.target], source=source)
     print(json.dumps(plan_facts(plan), indent=1) if args.json else plan_text(plan))

@@ -1,0 +1,121 @@
+"""The nodes of a graph as what placement decides about: units, and what each can do."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from qdq.graph import Graph, captured_names
+from qdq.ops import MASK, demand_of
+from qdq.ops.clamp import bounds
+from qdq.ops.demand import Demand, NodeView, SameAs
+from qdq.placement.wholes import inside_whole
+from qdq.targets import Target
+from qdq.views import node_view
+
+__all__ = ["Unit", "units_of"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unit:
+    """A node and, where there is one, the clamp that it absorbs.
+
+    Attributes:
+        view: the node.
+        demand: what it asks for on integers; None if it cannot.
+        reason: why it cannot (empty if it can).
+        clamp: name of the absorbed Relu or Clip, or None.
+        limits: its bounds.
+        outputs: the tensors that leave the unit.
+        reads: non-constant float tensors that the demand wants as codes.
+        others: further float tensors that it reads as float on either side.
+    """
+
+    view: NodeView
+    demand: Demand | None
+    reason: str
+    clamp: str | None
+    limits: tuple[float, float] | None
+    outputs: tuple[str, ...]
+    reads: tuple[str, ...]
+    others: tuple[str, ...]
+
+
+def units_of(graph: Graph, target: Target, pinned: Mapping[str, str]) -> tuple[Unit, ...]:
+    """Every node of the graph as a unit; ``pinned``: node name → why it has to stay float."""
+    found: list[Unit] = []
+    absorbed: set[int] = set()
+    masked: set[str] = set()
+    for index, node in enumerate(graph.nodes):
+        if index in absorbed:
+            continue
+        view = node_view(graph, index)
+        demand = demand_of(view)
+        reason = pinned.get(view.name) or (demand if isinstance(demand, str) else None)
+        reason = _reads_mask(view, demand, masked) or reason
+        reason = reason or inside_whole(graph, index)
+        if reason is None and isinstance(demand, Demand):
+            reason = target.refusal(view, demand)
+        can = demand if reason is None and isinstance(demand, Demand) else None
+        clamp = None
+        if can is not None and target.absorbs_clamps and not isinstance(can.output, SameAs):
+            clamp = _clamp_behind(graph, node.output[0], pinned)
+        if clamp is not None:
+            absorbed.add(clamp)
+        outputs = tuple(graph.nodes[clamp].output if clamp is not None else node.output)
+        slots = can.activations if can is not None else ()
+        reads, others = _reads(view, slots)
+        others = (*others, *sorted(captured_names(node)))
+        found.append(
+            Unit(
+                view=view,
+                demand=can,
+                reason=reason or "",
+                clamp=graph.nodes[clamp].name if clamp is not None else None,
+                limits=bounds(node_view(graph, clamp)) if clamp is not None else None,
+                outputs=tuple(o for o in outputs if o),
+                reads=reads,
+                others=others,
+            )
+        )
+    return tuple(found)
+
+
+# operators whose result holds a mask's values where an input does
+_CARRY_MASKS = frozenset({"Add", "Cast", "Concat", "Div", "Max", "Min", "Mul", "Neg", "Sub",
+                          "Sum", "Where"})  # fmt: skip
+
+
+def _reads_mask(view: NodeView, demand: Demand | str, masked: set[str]) -> str | None:
+    """Why a node that reads a masked tensor stays float; adds to ``masked`` what it passes on.
+
+    A mask is a constant like -1e9 or -inf that is added to scores before a softmax. One scale for
+    the mask and the scores would leave no code for the scores.
+    """
+    found = next((t for t in view.inputs if t.name in masked or not t.largest < MASK), None)
+    if found is None:
+        return None
+    moves = isinstance(demand, Demand) and isinstance(demand.output, SameAs)
+    if moves or view.op_type in _CARRY_MASKS:
+        masked.update(o for o in view.outputs if o)
+    if found.name not in masked:
+        return None  # the mask itself, a constant: demand_of says so
+    return f"it reads '{found.name}', which holds the huge values of a mask"
+
+
+def _clamp_behind(graph: Graph, tensor: str, pinned: Mapping[str, str]) -> int | None:
+    use = graph.only_use(tensor)
+    if use is None or use.slot != 0:
+        return None
+    view = node_view(graph, use.node)
+    limits = bounds(view)
+    if limits is None or view.name in pinned or not limits[0] <= 0 <= limits[1]:
+        return None
+    return use.node
+
+
+def _reads(view: NodeView, slots: tuple[int, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    reads: list[str] = []
+    others: list[str] = []
+    for slot, tensor in enumerate(view.inputs):
+        if tensor.name and tensor.floating and not tensor.constant:
+            (reads if slot in slots else others).append(tensor.name)
+    return tuple(dict.fromkeys(reads)), tuple(dict.fromkeys(others))
