@@ -110,7 +110,7 @@ def channel_groups(model: onnx.ModelProto, plan: Plan) -> tuple[Group, ...]:
         tied = _tied(graph, index)
         ties.tie(tied)
         ties.fixed.update(n for n in (*node.input, *node.output) if n not in tied)
-        ties.fixed.update(use for use in captured_names(node))
+        ties.fixed.update(captured_names(node))
     ties.fixed.update((*graph.outputs, *plan.ruled))
     ties.fixed.update(name for name in ties.parent if name not in graph.producer)
     fixed = {ties.root(name) for name in ties.fixed if name in ties.parent}

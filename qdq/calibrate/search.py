@@ -68,11 +68,8 @@ def full_range(histogram: Histogram) -> TensorRange:
 
 def inner_range(histogram: Histogram, low: float, high: float) -> TensorRange:
     """The range [low, high], low <= high, cut to the values seen; it holds 0 if they do."""
-    least, most = histogram.low, histogram.high
-    low, high = min(max(low, least), most), min(max(high, least), most)
-    if least <= 0 <= most:
-        low, high = min(low, 0.0), max(high, 0.0)
-    return TensorRange(np.asarray(low, np.float32), np.asarray(high, np.float32))
+    found = inner_ranges(histogram, [(low, high)])
+    return TensorRange(found.low[0], found.high[0])
 
 
 def inner_ranges(histogram: Histogram, ends: Sequence[tuple[float, float]]) -> TensorRange:

@@ -20,6 +20,7 @@ from qdq.targets import Target
 
 __all__ = ["Placement", "place"]
 
+_SOURCE, _SINK, _FIRST = 0, 1, 2  # vertices: integer, float, the first unit
 _FUSED = frozenset({"HardSigmoid", "LeakyRelu", "Sigmoid"})
 FLOAT_PAYS = "float is faster here: its integer kernel saves less than the Q and DQ around it cost"
 
@@ -75,67 +76,63 @@ def _cut(
     Returns:
         The names, and two times: that of this cut, and that of the float model.
     """
-    source, sink, first = 0, 1, 2
-    net = Network(first + len(units))
-    producer = {o: first + k for k, u in enumerate(units) for o in u.outputs}
+    net = Network(_FIRST + len(units))
+    producer = {o: _FIRST + k for k, u in enumerate(units) for o in u.outputs}
     gates = _swishes(graph, producer)
     fused = _fused(graph, units, producer, sizes, weighing)
     readers: dict[str, list[int]] = {}
     for k, unit in enumerate(units):
-        vertex = first + k
+        vertex = _FIRST + k
         for name in (*unit.reads, *unit.others):
-            readers.setdefault(name, []).append(vertex if name in unit.reads else sink)
+            readers.setdefault(name, []).append(vertex if name in unit.reads else _SINK)
         if unit.demand is None:
-            net.edge(vertex, sink, INFINITE)
+            net.edge(vertex, _SINK, INFINITE)
             continue
         kind = kind_of(unit.view, sizes.shape, silu=vertex in gates)
         features = features_of(unit.view, unit.outputs, sizes.shape)
         time = weighing.time(kind, features)
-        net.edge(vertex, sink, time)
+        net.edge(vertex, _SINK, time)
         price = weighing.integer(unit.view.name, kind, features, unit.demand)
-        net.edge(vertex, sink, price - time, due=True)
-        _, saved = fused.get(vertex, (sink, 0))
-        net.edge(source, vertex, max(0, weighing.float(kind, features) - saved))
+        net.edge(vertex, _SINK, price - time, due=True)
+        _, saved = fused.get(vertex, (_SINK, 0))
+        net.edge(_SOURCE, vertex, max(0, weighing.float(kind, features) - saved))
         if isinstance(unit.demand.output, SameAs) and unit.reads:
-            maker = producer.get(unit.reads[0], sink)
+            maker = producer.get(unit.reads[0], _SINK)
             net.edge(vertex, maker, weighing.stranded(kind, features))
     for closing, gate in gates.items():
         net.edge(closing, gate, INFINITE, back=INFINITE)  # a swish is integer or float as a whole
     for vertex, (conv, saved) in fused.items():
         net.edge(conv, vertex, saved)
     for name in graph.outputs:
-        readers.setdefault(name, []).append(sink)
-    makers = {name: producer.get(name, sink) for name in readers}
-    _borders(net, target, units, (makers, readers), sizes, weighing)
-    _harm(net, target, units, first, weighing)
-    side = net.source_side(source, sink)
-    chosen = frozenset(u.view.name for k, u in enumerate(units) if first + k in side)
-    return chosen, (net.capacity(side), net.capacity({source}))
+        readers.setdefault(name, []).append(_SINK)
+    _borders(net, target, units, producer, readers, sizes, weighing)
+    _harm(net, target, units, weighing)
+    side = net.source_side(_SOURCE, _SINK)
+    chosen = frozenset(u.view.name for k, u in enumerate(units) if _FIRST + k in side)
+    return chosen, (net.capacity(side), net.capacity({_SOURCE}))
 
 
-def _harm(
-    net: Network, target: Target, units: tuple[Unit, ...], first: int, weighing: Weighing
-) -> None:
+def _harm(net: Network, target: Target, units: tuple[Unit, ...], weighing: Weighing) -> None:
     """Charge each tensor for its rounding, once, if its maker or any of its readers is integer.
 
     A vertex for each tensor is on the integer side as soon as one of these is. What a movement
     node hands out is rounded already if its input is.
     """
-    sink, rounded = 1, {name: net.vertex() for name in weighing.harm}
+    rounded = {name: net.vertex() for name in weighing.harm}
     moved: dict[str, int] = {}
     for k, unit in enumerate(units):
         if unit.demand is None:
             continue
         if isinstance(unit.demand.output, SameAs):
             source = unit.view.inputs[unit.demand.output.slot].name
-            moved |= dict.fromkeys(unit.outputs, rounded.get(source, sink))
+            moved |= dict.fromkeys(unit.outputs, rounded.get(source, _SINK))
         kernel = target.kernel(unit.view.op_type)
         free = kernel is not None and kernel.float_output
         for name in (*unit.reads, *(() if free else unit.outputs)):
             if name in rounded:
-                net.edge(first + k, rounded[name], INFINITE)
+                net.edge(_FIRST + k, rounded[name], INFINITE)
     for name, vertex in rounded.items():
-        net.edge(vertex, moved.get(name, sink), weighing.harmful(name), due=True)
+        net.edge(vertex, moved.get(name, _SINK), weighing.harmful(name), due=True)
 
 
 def _fused(
@@ -149,13 +146,12 @@ def _fused(
 
     An integer one takes in Relu and Clip only, which are part of its unit already.
     """
-    first = 2
     kinds = {u.view.name: u for u in units if u.view.op_type in _FUSED}
     found: dict[int, tuple[int, int]] = {}
     for index, node in enumerate(graph.nodes):
         unit = kinds.get(node.name)
         conv = producer.get(node.input[0]) if unit is not None else None
-        if unit is None or conv is None or units[conv - first].view.op_type != "Conv":
+        if unit is None or conv is None or units[conv - _FIRST].view.op_type != "Conv":
             continue
         features = features_of(unit.view, unit.outputs, sizes.shape)
         apart, kind = weighing.float(node.op_type, features), node.op_type
@@ -186,34 +182,33 @@ def _borders(
     net: Network,
     target: Target,
     units: tuple[Unit, ...],
-    ends: tuple[Mapping[str, int], Mapping[str, list[int]]],
+    producer: Mapping[str, int],
+    readers: Mapping[str, list[int]],
     sizes: Graph,
     weighing: Weighing,
 ) -> None:
-    """Charge each tensor (its maker, its readers) for the Q and DQs that a border there takes."""
-    sink, first = 1, 2
+    """Charge each tensor for the Q and DQs that a border between its maker and readers takes."""
     convolved = {t.name for u in units if u.view.op_type == "Conv" for t in u.view.inputs[:1]}
-    for name, maker in ends[0].items():
-        made_by = units[maker - first].view.op_type if maker >= first else ""
+    for name, vertices in readers.items():
+        maker = producer.get(name, _SINK)
+        made_by = units[maker - _FIRST].view.op_type if maker >= _FIRST else ""
         kernel = target.kernel(made_by)
         shape = sizes.shape(name)
         free = kernel is not None and kernel.float_output
         out = 0 if free else weighing.dequantize(shape, before_conv=name in convolved)
         into = weighing.quantize(shape, behind_conv=made_by == "Conv")
-        _border(net, maker, ends[1][name], (into, out), sink)
+        _border(net, maker, vertices, (into, out))
 
 
-def _border(
-    net: Network, maker: int, readers: list[int], prices: tuple[int, int], sink: int
-) -> None:
+def _border(net: Network, maker: int, readers: list[int], prices: tuple[int, int]) -> None:
     quantize, dequantize = prices
     # one Q, however many integer readers: an extra vertex that is integer as soon as one is
     shared = net.vertex()
     net.edge(shared, maker, quantize)
     for reader in readers:
-        if reader != sink:
+        if reader != _SINK:
             net.edge(reader, shared, INFINITE)
-    if maker == sink:
+    if maker == _SINK:
         return
     # a DQ for each float reader: onnxruntime gives each one of its own, with its own layout change
     for reader in readers:
