@@ -125,19 +125,17 @@ class Histogram:
             )
 
     @classmethod
-    def of(cls, x: NDArray[np.floating], most: int | None = None) -> "Histogram":
+    def of(cls, x: NDArray[np.floating]) -> "Histogram":
         """Histogram of the values of an array, as float32.
 
         Args:
             x: any shape, float16, float32 or float64, at least one value.
-            most: of a larger array only about so many values are counted, evenly spaced, each
-                for all that it stands for; besides, always the smallest and the largest.
 
         Raises:
             CalibrationError: if x is empty or holds NaN or Inf.
         """
         counting = Counting()
-        counting.add(x, most)
+        counting.add(x)
         return counting.histogram()
 
     def merge(self, other: "Histogram") -> "Histogram":
@@ -206,10 +204,10 @@ class Histogram:
 
 
 class Counting:
-    """A histogram in the making: arrays are counted into it one after the other, in place.
+    """A histogram in the making: values are counted into it one array after the other, in place.
 
-    ``histogram()`` then is that of all of them, as if each had one of its own and these were
-    merged.
+    ``histogram()`` then is that of all of them, as if each array had one of its own and these
+    were merged.
     """
 
     def __init__(self) -> None:
@@ -219,24 +217,26 @@ class Counting:
 
     def add(
         self,
-        x: NDArray[np.floating],
-        most: int | None = None,
+        values: NDArray[np.floating],
+        step: int = 1,
         bounds: tuple[float, float] | None = None,
     ) -> None:
-        """Count the values of an array; arguments and errors are those of ``Histogram.of``.
+        """Count the values of an array, or some of them.
 
-        ``bounds`` are the smallest and largest value, where they are known.
+        Args:
+            values: as for ``Histogram.of``.
+            step: how many values each of them stands for. Where not all are there, the smallest
+                and the largest of all are counted besides.
+            bounds: the smallest and largest of all, finite, where they are known.
+
+        Raises:
+            CalibrationError: as ``Histogram.of``.
         """
-        low, high = extremes(x) if bounds is None else bounds
+        low, high = extremes(values) if bounds is None else bounds
         self._cover(min(low, self._low), max(high, self._high))
-        flat = np.ravel(x, order="K")
-        if most is None or flat.size <= most:
-            self._count(flat, 1)
+        self._count(np.ravel(values, order="K"), step)
+        if step == 1:
             return
-        step = -(-flat.size // most)
-        while math.gcd(step, flat.size) > 1:  # or it would meet the same columns in every row
-            step += 1
-        self._count(flat[::step], step)
         for value in (low, high):
             self._counts[math.floor(math.ldexp(value, -self._exponent)) - self._start] += 1
             self._zeros += value == 0

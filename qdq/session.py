@@ -132,6 +132,7 @@ def open_session(
     threads: int | None = None,
     optimized_model_path: str | os.PathLike[str] | None = None,
     outputs: Sequence[str] = (),
+    added: onnx.GraphProto | None = None,
     lean: bool = False,
 ) -> Session:
     """Load a model into onnxruntime on the CPU.
@@ -142,6 +143,7 @@ def open_session(
         threads: number of threads; None lets onnxruntime choose.
         optimized_model_path: where onnxruntime is to write the graph that it made.
         outputs: for a ModelProto: tensors that take the place of the model's outputs.
+        added: for a ModelProto: nodes and initializers that it gets besides its own.
         lean: for a ModelProto with above 1 GiB of weights: the runtime makes no copies of them.
             That takes a third of the memory off; small batches run two to three times as long,
             since kernels have to pack the weights each time.
@@ -151,7 +153,7 @@ def open_session(
     """
     options = _options(optimize, threads, optimized_model_path)
     if isinstance(model, onnx.ModelProto):
-        return _open_proto(model, options, outputs, lean=lean)
+        return _open_proto(model, options, outputs, added, lean=lean)
     return _start(model if isinstance(model, bytes) else os.fspath(model), options)
 
 
@@ -176,10 +178,18 @@ def _options(
 
 
 def _open_proto(
-    model: onnx.ModelProto, options: Any, outputs: Sequence[str] = (), *, lean: bool = False
+    model: onnx.ModelProto,
+    options: Any,
+    outputs: Sequence[str] = (),
+    added: onnx.GraphProto | None = None,
+    *,
+    lean: bool = False,
 ) -> Session:
     """Load a ModelProto of any size; ``outputs``, where given, take the place of its own."""
     light, arrays = detached(model, _LENT_ABOVE, _LENDABLE)
+    if added is not None:
+        light.graph.node.extend(added.node)
+        light.graph.initializer.extend(added.initializer)
     if outputs:
         _expose(light, outputs)
     fed: Feed = {}

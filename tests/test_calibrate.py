@@ -1,7 +1,7 @@
 """Calibrators: one contract for all of them, and what each is good for."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -18,13 +18,13 @@ from qdq.calibrate import (
     Entropy,
     MinMax,
     Percentile,
+    Summaries,
     calibrate,
     merge_summaries,
     ranges_from,
-    summarize_batches,
 )
 from qdq.calibrate.mse import expected_error
-from qdq.calibrate.search import SAMPLED
+from qdq.calibrate.reading import SAMPLED, Reading
 from qdq.errors import CalibrationError, ConfigError
 from qdq.ranges import Histogram, TensorRange
 from qdq.spec import INT8, INT16, UINT8, UINT16, QuantSpec
@@ -53,6 +53,15 @@ def f32(values: object) -> np.ndarray:
 
 def one_range(calibrator: Calibrator[Any], x: np.ndarray, spec: QuantSpec = U8) -> TensorRange:
     return calibrator.range(calibrator.summarize(x), spec)
+
+
+def summaries(
+    batches: Sequence[Mapping[str, np.ndarray]], calibrator: Calibrator[Any]
+) -> dict[str, Any]:
+    found = Summaries(batches[0], calibrator)
+    for k, batch in enumerate(batches):
+        found.add({name: Reading.of(x, spread=True) for name, x in batch.items()}, k)
+    return found.summaries()
 
 
 def error(r: TensorRange, x: np.ndarray, spec: QuantSpec = U8) -> float:
@@ -382,8 +391,8 @@ def test_shards_merge_to_the_whole(calibrator: Calibrator[Any]) -> None:
     x = sample("t3", 1000)
     batches = [{"x": x[i::10], "y": x[i::10] if i > 6 else x[:0]} for i in range(10)]
     wanted = {"x": U8, "y": U8}
-    a = summarize_batches(batches[:4], wanted, calibrator)  # "y" has no values here
-    b = summarize_batches(batches[4:], wanted, calibrator)
+    a, b = (summaries(part, calibrator) for part in (batches[:4], batches[4:]))
+    assert "y" not in a  # it has no values there
     whole = calibrate(batches, wanted, calibrator)
     assert ranges_from(merge_summaries(a, b, calibrator), wanted, calibrator) == whole
     assert ranges_from(merge_summaries(b, a, calibrator), wanted, calibrator) == whole
@@ -398,7 +407,7 @@ def test_a_gatherer_has_what_merging_gives(calibrator: Calibrator[Any]) -> None:
     for k, part in enumerate(parts):
         if k:
             merged = calibrator.merge(merged, calibrator.summarize(part))
-        gatherer.add(part, (float(part.min()), float(part.max())) if k == 1 else None)
+        gatherer.add(Reading.of(part, k % 2 or None, spread=True))
         assert gatherer.summary() == merged
 
 

@@ -13,7 +13,7 @@ from onnx.reference import ReferenceEvaluator
 
 from qdq.balancing.layouts import moment_layouts
 from qdq.calibrate import moments as module
-from qdq.calibrate.moments import Layout, MomentSum, watch_moments
+from qdq.calibrate.moments import Layout, MomentSum, MomentSums
 from qdq.errors import CalibrationError
 from qdq.plan import make_plan
 from qdq.prepare import prepare
@@ -131,20 +131,23 @@ def test_positions_are_spread_over_rows_and_columns(total: int, width: int, limi
 
 
 def test_shapes_that_do_not_fit_are_named() -> None:
-    batches = [{"x": np.zeros((1, 3), np.float32)}, {"x": np.zeros((1, 4), np.float32)}]
+    moments = MomentSums([Layout(tensor="x", channels=3)])
+    moments.add({"x": np.zeros((1, 3), np.float32)}, 0)
+    other = {"x": np.zeros((1, 4), np.float32)}
     with pytest.raises(CalibrationError, match=r"'x' has shape \(1, 4\).*3 channels") as caught:
-        list(watch_moments(batches, [Layout(tensor="x", channels=3)], {}))
+        moments.add(other, 1)
     assert caught.value.sample == 1
     assert caught.value.tensor == "x"
 
 
-def test_batches_pass_and_equal_layouts_are_summed_once() -> None:
+def test_empty_batches_do_not_count_and_equal_layouts_are_summed_once() -> None:
     batches = [{"x": np.full((4, 3), k, np.float32)} for k in range(3)]
     batches.append({"x": np.zeros((0, 3), np.float32)})
     layouts = [Layout(tensor="x", channels=3), Layout(tensor="x", channels=3)]
-    sums: dict[Layout, MomentSum] = {}
-    assert list(watch_moments(iter(batches), layouts, sums)) == batches
-    (total,) = sums.values()
+    moments = MomentSums(layouts)
+    for batch in batches:
+        moments.add(batch)
+    (total,) = moments.sums.values()
     assert total.count == 12
     assert np.allclose(total.moments.second, 5 / 3)
     assert np.allclose(total.moments.mean, 1)

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qdq.calibrate.reading import STEPS, step_for
 from qdq.errors import CalibrationError
 from qdq.ranges import MAX_BINS, Counting, Histogram, TensorRange, extremes
 
@@ -170,10 +171,15 @@ def test_counts_are_read_only() -> None:
 # ---- a sample of the values ------------------------------------------------------------------
 
 
+def sampled(x: np.ndarray, most: int) -> Histogram:
+    counting, step = Counting(), step_for(x.size, most)
+    counting.add(x.ravel()[::step], step, extremes(x))
+    return counting.histogram()
+
+
 def sampled_laws(x: np.ndarray, most: int) -> Histogram:
-    h = Histogram.of(x, most)
+    h = sampled(x, most)
     assert (h.low, h.high) == (float(x.min()), float(x.max()))
-    assert h == Histogram.of(x, most)
     whole = Histogram.of(x)
     assert (h.exponent, h.start, h.counts.size) == (whole.exponent, whole.start, whole.counts.size)
     return h
@@ -185,7 +191,20 @@ def test_of_many_values_a_spaced_sample_counts(n: int, most: int) -> None:
     h = sampled_laws(x, most)
     if n <= most:
         assert h == Histogram.of(x)
-    assert n <= h.counts.sum() <= 2 * n + 3
+    step = step_for(n, most)
+    assert n <= h.counts.sum() <= n + step + 1
+    assert -(-n // step) <= most or step == 1
+
+
+@given(st.integers(0, 1 << 31), st.integers(1 << 10, 1 << 14))
+def test_a_step_is_as_small_as_it_can_be_and_shares_no_divisor(entry: int, most: int) -> None:
+    step = step_for(entry, most)
+    assert step in STEPS
+    assert step == 1 or math.gcd(step, entry) == 1
+    if entry <= most:
+        assert step == 1
+    elif entry < STEPS[-1] * most // 2:
+        assert most / 4 < -(-entry // step) <= most
 
 
 def test_a_sample_shows_the_shape_of_all() -> None:
@@ -200,15 +219,15 @@ def test_a_sample_shows_the_shape_of_all() -> None:
 def test_the_sample_meets_every_column() -> None:
     """A step that divides the rows' length would read the same few columns of each."""
     x = np.broadcast_to(np.arange(64, dtype=np.float32), (1, 8, 64, 64)).copy()
-    h = Histogram.of(x, x.size // 64)
+    h = sampled(x, x.size // 64)
     assert np.count_nonzero(h.counts) == 64
 
 
-@given(st.lists(data, min_size=1, max_size=4), st.sampled_from([None, 1, 3]), st.booleans())
-def test_counting_is_merging(parts: list[list[float]], most: int | None, known: bool) -> None:
-    counting, merged = Counting(), Histogram.of(f32(parts[0]), most)
+@given(st.lists(data, min_size=1, max_size=4), st.booleans())
+def test_counting_is_merging(parts: list[list[float]], known: bool) -> None:
+    counting, merged = Counting(), Histogram.of(f32(parts[0]))
     for k, part in enumerate(parts):
-        counting.add(f32(part), most, extremes(f32(part)) if known else None)
+        counting.add(f32(part), 1, extremes(f32(part)) if known else None)
         if k:
-            merged = merged.merge(Histogram.of(f32(part), most))
+            merged = merged.merge(Histogram.of(f32(part)))
         assert counting.histogram() == merged

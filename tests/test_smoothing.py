@@ -19,7 +19,7 @@ from qdq.balancing.balance import divided_moments
 from qdq.balancing.dividing import divided
 from qdq.balancing.layouts import divisible
 from qdq.balancing.smoothing import Smoothing, find_smoothing
-from qdq.calibrate.moments import Layout, MomentSum, watch_moments
+from qdq.calibrate.moments import Layout, MomentSums
 from qdq.plan import make_plan
 from qdq.prepare import prepare
 from qdq.problem import Moments
@@ -210,9 +210,9 @@ def test_moments_are_those_of_the_divided_tensor() -> None:
     layout = Layout(tensor="x", channels=10, blocks=3)  # the last block is filled up
 
     def moments(values: np.ndarray) -> Moments:
-        found: dict[Layout, MomentSum] = {}
-        list(watch_moments([{"x": values}], [layout], found))
-        return found[layout].moments
+        found = MomentSums([layout])
+        found.add({"x": values})
+        return found.sums[layout].moments
 
     a, b = divided_moments(moments(x), divisors), moments(x / divisors)
     # streamed moments are rounded, so that any order gives the same

@@ -13,9 +13,7 @@ from models import conv_chain, feeds, mlp, model, node, rng, weights
 from qdq.affine import fake_quantize
 from qdq.api import make_problem
 from qdq.balancing.layouts import moment_layouts
-from qdq.calibrate import MinMax, calibrate
-from qdq.calibrate.means import ChannelSum, watch_means
-from qdq.calibrate.moments import Layout, MomentSum, moments_of, watch_moments
+from qdq.calibrate import MinMax, ranges_from
 from qdq.emit import emit
 from qdq.plan import make_plan
 from qdq.prepare import prepare
@@ -23,7 +21,7 @@ from qdq.problem import Problem
 from qdq.scheme import Scheme
 from qdq.solve import Solution, Step, solve
 from qdq.spec import UINT8, QuantSpec
-from qdq.statistics.observe import observe
+from qdq.statistics.sharding import collect
 from qdq.steps import (
     DEFAULT_STEPS,
     CorrectBias,
@@ -47,20 +45,18 @@ def quantized(
     plan = make_plan(prepared, scheme or Scheme(), FORCED)
     axes = {n.input: -1 if n.kind == "matmul" else 1 for n in plan.linears}
     layouts = moment_layouts(prepared, plan)
-    means: dict[str, ChannelSum] = {}
-    sums: dict[Layout, MomentSum] = {}
-    names = list(dict.fromkeys([*plan.observed, *axes]))
-    batches = watch_means(observe(prepared, names, samples), axes, means)
-    batches = watch_moments(batches, layouts.values(), sums)
-    ranges = calibrate(batches, plan.observed, MinMax())
-    problem = make_problem(prepared, plan, ranges, {n: m.mean for n, m in means.items()})
+    found = collect(
+        prepared, tuple(plan.observed), axes, samples, MinMax(), layouts=layouts.values()
+    )
+    ranges = ranges_from(found.summaries, plan.observed, MinMax())
+    problem = make_problem(prepared, plan, ranges, found.means)
     problem = Problem(
         tensors=problem.tensors,
         linears=problem.linears,
         ranges=problem.ranges,
         constants=problem.constants,
         means=problem.means,
-        moments=moments_of(layouts, sums),
+        moments={name: found.moments[layout].moments for name, layout in layouts.items()},
     )
     solution = solve(problem, steps)
     return emit(prepared, plan, solution), problem, solution

@@ -15,6 +15,7 @@ from qdq.calibrate.entropy import Entropy
 from qdq.calibrate.minmax import MinMax
 from qdq.calibrate.mse import MSE
 from qdq.calibrate.percentile import Percentile
+from qdq.calibrate.reading import Reading
 from qdq.errors import CalibrationError
 from qdq.ranges import TensorRange
 from qdq.spec import QuantSpec
@@ -26,11 +27,12 @@ __all__ = [
     "Entropy",
     "MinMax",
     "Percentile",
+    "Summaries",
     "calibrate",
+    "counted",
     "merge_summaries",
     "ranges_from",
     "require_values",
-    "summarize_batches",
 ]
 
 S = TypeVar("S")
@@ -63,45 +65,51 @@ def calibrate(
         CalibrationError: if there are no batches, a wanted tensor is missing from one, is not
             floating point, holds NaN or Inf, or never had a value.
     """
-    return ranges_from(summarize_batches(batches, wanted, calibrator), wanted, calibrator)
+    found = Summaries(wanted, calibrator)
+    spread = counted(calibrator) is not None
+    sample = -1
+    for sample, batch in enumerate(batches):
+        values = {name: _values(batch, name, sample) for name in wanted}
+        found.add({n: Reading.of(x, spread=spread) for n, x in values.items()}, sample)
+    if sample < 0:
+        raise CalibrationError(
+            "no calibration samples: the calibration data gave nothing; give at least one sample "
+            "(an iterator that was read before is empty the second time)"
+        )
+    return ranges_from(found.summaries(), wanted, calibrator)
 
 
-def summarize_batches(
-    batches: Iterable[Batch],
-    wanted: Iterable[str],
-    calibrator: Calibrator[S],
-    first: int = 0,
-    bounds: Mapping[str, tuple[float, float]] | None = None,
-) -> dict[str, S]:
-    """First half of ``calibrate``: a summary per wanted tensor.
-
-    Empty arrays are skipped; a tensor that had no value at all is absent from the result (it
-    may have values in another shard).
+class Summaries(Generic[S]):
+    """Summarizes tensors from the readings of one sample after the other.
 
     Args:
-        batches: as for ``calibrate``.
-        wanted: names of the tensors.
-        calibrator: makes and merges the summaries.
-        first: index of the first sample, for errors.
-        bounds: smallest and largest value of tensors in the batch that came last, where whoever
-            makes the batches knows them; it changes with each batch.
-
-    Raises:
-        CalibrationError: as ``calibrate``, but for tensors without a value.
+        names: of the tensors.
+        calibrator: makes the summaries.
     """
-    names, bounds = tuple(wanted), {} if bounds is None else bounds
-    start = _gatherer_of(calibrator)
-    found: dict[str, Gatherer[S]] = {}
-    sample = first - 1
-    for sample, batch in enumerate(batches, first):
-        for name in names:
-            x = _values(batch, name, sample)
-            if x.size == 0:
+
+    def __init__(self, names: Iterable[str], calibrator: Calibrator[S]) -> None:
+        self._names = tuple(names)
+        self._start = _gatherer_of(calibrator)
+        self._found: dict[str, Gatherer[S]] = {}
+
+    def add(self, readings: Mapping[str, Reading], sample: int) -> None:
+        """Add one sample.
+
+        Args:
+            readings: tensor → its reading; empty ones are skipped.
+            sample: index of the sample, for errors.
+
+        Raises:
+            CalibrationError: if a tensor holds NaN or Inf.
+        """
+        for name in self._names:
+            reading = readings[name]
+            if reading.empty:
                 continue
             try:
-                if name not in found:
-                    found[name] = start()
-                found[name].add(x, bounds.get(name))
+                if name not in self._found:
+                    self._found[name] = self._start()
+                self._found[name].add(reading)
             except CalibrationError as error:
                 raise CalibrationError(
                     f"tensor {name!r}, calibration sample {sample}: {error}. Check this sample, "
@@ -109,23 +117,30 @@ def summarize_batches(
                     tensor=name,
                     sample=sample,
                 ) from error
-    if sample < first:
-        raise CalibrationError(
-            "no calibration samples: the calibration data gave nothing; give at least one sample "
-            "(an iterator that was read before is empty the second time)"
-        )
-    return {name: gatherer.summary() for name, gatherer in found.items()}
+
+    def summaries(self) -> dict[str, S]:
+        """Tensor → its summary; one that had no value at all is absent."""
+        return {name: gatherer.summary() for name, gatherer in self._found.items()}
+
+
+def counted(calibrator: Calibrator[Any]) -> bool | None:
+    """Whether readings for a calibrator want some of the values (True), or none (False).
+
+    None: it wants the whole tensor, since it has no ``Gatherer`` of its own.
+    """
+    own = vars(type(calibrator))  # a subclass may have changed what a gatherer leaves out
+    return bool(own.get("counts", True)) if "gatherer" in own else None
 
 
 class _Merging(Generic[S]):
-    """A ``Gatherer`` of any calibrator."""
+    """A ``Gatherer`` of any calibrator; its readings have whole tensors."""
 
     def __init__(self, calibrator: Calibrator[S]) -> None:
         self._calibrator = calibrator
         self._merged: list[S] = []  # of one summary, once there is one
 
-    def add(self, x: NDArray[np.floating], bounds: tuple[float, float] | None = None) -> None:
-        found = self._calibrator.summarize(x)
+    def add(self, reading: Reading) -> None:
+        found = self._calibrator.summarize(reading.values)
         self._merged = [self._calibrator.merge(s, found) for s in self._merged] or [found]
 
     def summary(self) -> S:
@@ -133,11 +148,8 @@ class _Merging(Generic[S]):
 
 
 def _gatherer_of(calibrator: Calibrator[S]) -> Callable[[], Gatherer[S]]:
-    """Makes gatherers: the calibrator's own if it has them, else of its two methods.
-
-    Only what its own class defines: a subclass may have changed those two.
-    """
-    if "gatherer" in vars(type(calibrator)):
+    """Makes gatherers: the calibrator's own if it has them, else of its two methods."""
+    if counted(calibrator) is not None:
         own: Callable[[], Gatherer[S]] = getattr(calibrator, "gatherer")  # noqa: B009
         return own
     return partial(_Merging, calibrator)

@@ -5,6 +5,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from qdq.calibrate.reading import Reading
 from qdq.ranges import TensorRange
 from qdq.spec import QuantSpec
 
@@ -15,22 +16,18 @@ S_co = TypeVar("S_co", covariant=True)
 
 
 class Gatherer(Protocol[S_co]):
-    """Takes one array after the other, and has the summary of all, merged."""
+    """Takes what one sample after the other shows of a tensor, and has the summary of all."""
 
-    def add(self, x: NDArray[np.floating], bounds: tuple[float, float] | None = None) -> None:
-        """Take an array.
-
-        Args:
-            x: as for ``Calibrator.summarize``.
-            bounds: its smallest and largest value as float32, finite, where they are known.
+    def add(self, reading: Reading) -> None:
+        """Take the reading of a sample that is not empty.
 
         Raises:
-            CalibrationError: if x holds NaN or Inf.
+            CalibrationError: if the tensor holds NaN or Inf.
         """
         ...
 
     def summary(self) -> S_co:
-        """The summary; there must have been an array."""
+        """The summary; there must have been a reading."""
         ...
 
 
@@ -43,7 +40,9 @@ class Calibrator(Protocol[S]):
     ``summarize(concatenate([a, b]))``, and the batch size cannot change it either.
     Implementations are frozen dataclasses whose fields are their settings.
 
-    ``gatherer()`` may be there too: a new ``Gatherer``, which does all that at once, faster.
+    Two more things may be there, for speed. ``gatherer()`` makes a new ``Gatherer``, which gives
+    the summary of all samples from their readings; the runtime then hands out what a reading has
+    and not the tensor. Its readings have values if ``counts`` is True, else only ends.
     """
 
     @property

@@ -56,6 +56,7 @@ class Entropy:
 
     bins: int = 2048
     name: ClassVar[str] = "entropy"
+    counts: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 256 <= self.bins <= MAX_BINS // 2:
@@ -66,7 +67,7 @@ class Entropy:
         return histogram_of(x)
 
     def gatherer(self) -> Counted:
-        """Return what counts array after array."""
+        """Return what counts sample after sample."""
         return Counted()
 
     def merge(self, a: Histogram, b: Histogram) -> Histogram:

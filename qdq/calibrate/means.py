@@ -5,17 +5,17 @@ bytes. Here each sample's mean is rounded to float32 and split into an integer a
 the integers are added up per range of exponents, which no order can change.
 """
 
-import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from qdq.calibrate.reading import Reading
 from qdq.errors import CalibrationError
 from qdq.ranges import TensorRange
 
-__all__ = ["ChannelSum", "watch_means"]
+__all__ = ["ChannelSum", "Means"]
 
 _LOWEST = -176  # below float32's least subnormal, whose 24 bits start at 2**-172
 _SPAN = 16  # exponents per bin: 24 + 16 bits a term leave room for 2**23 samples in int64
@@ -38,15 +38,9 @@ class ChannelSum:
     reach: TensorRange
 
     @staticmethod
-    def of(x: NDArray[np.floating], axis: int) -> "ChannelSum":
-        """The mean of one sample over all axes but ``axis``, as a sum of one vector."""
-        reach = TensorRange(*_reach(x, axis))
-        return ChannelSum._of_means(_channel_mean(x, axis)[None], reach)
-
-    @staticmethod
-    def _of_means(means: NDArray[np.floating], reach: TensorRange) -> "ChannelSum":
-        """The sum of finite vectors, (samples, C)."""
-        mantissa, exponent = np.frexp(means.astype(np.float32, copy=False))
+    def of(means: NDArray[np.float32], reach: TensorRange) -> "ChannelSum":
+        """The sum of vectors, (samples, C), all finite."""
+        mantissa, exponent = np.frexp(means)
         place = exponent.astype(np.int64) - 24 - _LOWEST
         whole = np.ldexp(mantissa, 24).astype(np.int64) << (place % _SPAN)
         bins = np.zeros((_BINS, means.shape[1]), np.int64)
@@ -67,80 +61,47 @@ class ChannelSum:
         return total / self.count
 
 
-def _channel_mean(x: NDArray[np.floating], axis: int) -> NDArray[np.float64]:
-    """Mean over all axes but one, (C,); NaN or Inf where a value is."""
-    axes = "abcdefghijklmnop"[: x.ndim]
-    with np.errstate(invalid="ignore"):
-        # numpy's mean() takes longer to convert to float64
-        total: NDArray[np.float64] = np.einsum(f"{axes}->{axes[axis]}", x, dtype=np.float64)
-        total /= x.size // total.size
-    return total
-
-
-def _reach(x: NDArray[np.floating], axis: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Smallest and largest value of each channel."""
-    axis %= x.ndim
-    others = tuple(i for i in range(x.ndim) if i != axis)
-    if axis < x.ndim - 1 and x.flags.c_contiguous:
-        # each channel is in one piece (of each sample of a batch); min() is slow for short ones
-        rows = math.prod(x.shape[: axis + 1])
-        pieces = np.arange(0, x.size, x.size // rows)
-        ends = [f.reduceat(x.reshape(-1), pieces) for f in (np.minimum, np.maximum)]
-        shape = (-1, x.shape[axis])
-        low, high = ends[0].reshape(shape).min(axis=0), ends[1].reshape(shape).max(axis=0)
-    else:
-        low, high = x.min(axis=others), x.max(axis=others)
-    # + 0.0 turns -0.0 into 0.0, which of them is met first must not matter
-    return low.astype(np.float32) + np.float32(0), high.astype(np.float32) + np.float32(0)
-
-
-def watch_means(
-    batches: Iterable[Mapping[str, NDArray[np.floating]]],
-    axes: Mapping[str, int],
-    sums: dict[str, ChannelSum],
-    first: int = 0,
-    bounds: dict[str, tuple[float, float]] | None = None,
-) -> Iterator[Mapping[str, NDArray[np.floating]]]:
-    """Pass batches on and add the channel means and ranges of the named tensors to ``sums``.
+class Means:
+    """Adds up what readings say of tensors' channels.
 
     Args:
-        batches: one mapping tensor → array per sample.
-        axes: tensor → its channel axis.
-        sums: filled as the batches go by; empty arrays are left out.
-        first: index of the first sample, for errors.
-        bounds: filled, before a batch is passed on, with the smallest and largest value of the
-            tensors in it, where these are finite.
-
-    Raises:
-        CalibrationError: if a tensor's channels differ between samples.
+        names: of the tensors.
     """
-    bounds = {} if bounds is None else bounds
-    waiting = {name: _Waiting() for name in axes}
-    for sample, batch in enumerate(batches, first):
-        bounds.clear()
-        for name, axis in axes.items():
-            x = np.asarray(batch[name])
-            mean = _channel_mean(x, axis) if x.size else np.array([np.nan])
-            if not np.isfinite(mean).all():
-                continue  # empty; or NaN and Inf, which are refused where ranges are taken
-            held = waiting[name]
-            if held.channels not in (None, mean.size):
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._waiting = {name: _Waiting() for name in names}
+        self._sums: dict[str, ChannelSum] = {}
+
+    def add(self, readings: Mapping[str, Reading], sample: int = 0) -> None:
+        """Add one sample.
+
+        Args:
+            readings: tensor → its reading, with channels; empty ones are left out.
+            sample: index of the sample, for errors.
+
+        Raises:
+            CalibrationError: if a tensor's channels differ between samples.
+        """
+        for name, held in self._waiting.items():
+            reading = readings[name]
+            if reading.empty or not np.isfinite(reading.mean).all():
+                continue  # NaN and Inf are refused where ranges are taken
+            if held.channels not in (None, reading.mean.size):
                 raise CalibrationError(
-                    f"tensor '{name}' has {mean.size} channels in calibration sample {sample}, "
-                    f"but {held.channels} before",
+                    f"tensor '{name}' has {reading.mean.size} channels in calibration sample "
+                    f"{sample}, but {held.channels} before",
                     tensor=name,
                     sample=sample,
                 )
-            low, high = _reach(x, axis)
-            held.add(mean.astype(np.float32), low, high)
-            extent = float(low.min()), float(high.max())
-            if np.isfinite(extent).all():
-                bounds[name] = extent
+            held.add(reading)
             if len(held.means) == _HELD:
-                held.add_up(name, sums)
-        yield batch
-    for name, held in waiting.items():
-        held.add_up(name, sums)
+                held.add_up(name, self._sums)
+
+    def sums(self) -> dict[str, ChannelSum]:
+        """Tensor → the sum of its samples; those that were always empty have none."""
+        for name, held in self._waiting.items():
+            held.add_up(name, self._sums)
+        return self._sums
 
 
 class _Waiting:
@@ -155,21 +116,21 @@ class _Waiting:
         """Number of channels; None before the first sample."""
         return self._low.size or None
 
-    def add(
-        self, mean: NDArray[np.float32], low: NDArray[np.float32], high: NDArray[np.float32]
-    ) -> None:
+    def add(self, reading: Reading) -> None:
         """Note mean and range of each channel in one sample."""
+        # + 0.0 turns -0.0 into 0.0, which of them is met first must not matter
+        low, high = (end + np.float32(0) for end in (reading.low, reading.high))
         if self._low.size:
             np.minimum(self._low, low, out=self._low)
             np.maximum(self._high, high, out=self._high)
         else:
             self._low, self._high = low, high
-        self.means.append(mean)
+        self.means.append(reading.mean)
 
     def add_up(self, name: str, sums: dict[str, ChannelSum]) -> None:
         """Add the means that wait to their sum."""
         if not self.means:
             return
-        found = ChannelSum._of_means(np.stack(self.means), TensorRange(self._low, self._high))
+        found = ChannelSum.of(np.stack(self.means), TensorRange(self._low, self._high))
         sums[name] = sums[name].merge(found) if name in sums else found
         self.means.clear()

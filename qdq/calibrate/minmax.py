@@ -7,7 +7,8 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from qdq.ranges import TensorRange, extremes
+from qdq.calibrate.reading import Reading
+from qdq.ranges import TensorRange
 from qdq.spec import QuantSpec
 
 __all__ = ["MinMax"]
@@ -21,13 +22,14 @@ class MinMax:
     """
 
     name: ClassVar[str] = "minmax"
+    counts: ClassVar[bool] = False
 
     def summarize(self, x: NDArray[np.floating]) -> TensorRange:
         """Return the smallest and largest value of x."""
         return TensorRange.of(x)
 
     def gatherer(self) -> "Bounded":
-        """Return what takes the minimum and maximum of array after array."""
+        """Return what takes the minimum and maximum of sample after sample."""
         return Bounded()
 
     def merge(self, a: TensorRange, b: TensorRange) -> TensorRange:
@@ -40,16 +42,16 @@ class MinMax:
 
 
 class Bounded:
-    """The range of all arrays, as a ``Gatherer``."""
+    """The range of all samples, as a ``Gatherer``."""
 
     def __init__(self) -> None:
         self._low, self._high = math.inf, -math.inf
 
-    def add(self, x: NDArray[np.floating], bounds: tuple[float, float] | None = None) -> None:
-        """Widen the range to the values of x."""
-        low, high = extremes(x) if bounds is None else bounds
+    def add(self, reading: Reading) -> None:
+        """Widen the range to the values of a sample."""
+        low, high = reading.extent()
         self._low, self._high = min(low, self._low), max(high, self._high)
 
     def summary(self) -> TensorRange:
-        """The range; there must have been an array."""
+        """The range; there must have been a reading."""
         return TensorRange(np.asarray(self._low), np.asarray(self._high))

@@ -12,7 +12,7 @@ will see.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from qdq.errors import CalibrationError
 from qdq.problem import Moments
 
-__all__ = ["Layout", "MomentSum", "moments_of", "watch_moments"]
+__all__ = ["Layout", "MomentSum", "MomentSums"]
 
 _BITS = 14  # of a code; a product has 28
 _SPAN = 4  # exponents per bin: the largest value of a sample has at least 2**10 codes
@@ -218,28 +218,30 @@ class MomentSum:
         return Moments(second / self.count, mean / self.count, self.count)
 
 
-def watch_moments(
-    batches: Iterable[Batch],
-    layouts: Iterable[Layout],
-    sums: dict[Layout, MomentSum],
-    first: int = 0,
-) -> Iterator[Batch]:
-    """Pass batches on and add up the second moments of the inputs of linear nodes.
+class MomentSums:
+    """Adds up the second moments of the inputs of linear nodes.
 
     Args:
-        batches: one mapping tensor → array per sample.
         layouts: how the nodes read their inputs; equal ones are summed once.
-        sums: filled as the batches go by; empty arrays are left out.
-        first: index of the first sample, for errors.
-
-    Raises:
-        CalibrationError: if a tensor does not have the shape that its reader wants, or there is
-            more data than can be summed exactly; ``tensor`` and ``sample`` say where.
     """
-    wanted = tuple(dict.fromkeys(layouts))
-    for sample, batch in enumerate(batches, first):
-        for layout in wanted:
-            x = np.asarray(batch[layout.tensor])
+
+    def __init__(self, layouts: Iterable[Layout]) -> None:
+        self._layouts = tuple(dict.fromkeys(layouts))
+        self.sums: dict[Layout, MomentSum] = {}
+
+    def add(self, batch: Batch, sample: int = 0) -> None:
+        """Add one sample.
+
+        Args:
+            batch: tensor → its values; empty ones are left out.
+            sample: index of the sample, for errors.
+
+        Raises:
+            CalibrationError: if a tensor does not have the shape that its reader wants, or there
+                is more data than can be summed exactly; ``tensor`` and ``sample`` say where.
+        """
+        for layout in self._layouts:
+            x = batch[layout.tensor]
             if x.size == 0:
                 continue
             try:
@@ -247,16 +249,8 @@ def watch_moments(
                 if not (np.isfinite(terms.min()) and np.isfinite(terms.max())):
                     continue  # NaN and Inf are refused where ranges are taken
                 found = MomentSum.of(terms)
+                sums = self.sums
                 sums[layout] = sums[layout].merge(found) if layout in sums else found
             except CalibrationError as error:
                 error.tensor, error.sample = layout.tensor, sample
                 raise
-        yield batch
-
-
-def moments_of(
-    layouts: Mapping[str, Layout], sums: Mapping[Layout, MomentSum]
-) -> dict[str, Moments]:
-    """Node name → moments of what it reads; nodes whose input was always empty have none."""
-    found = {layout: total.moments for layout, total in sums.items()}
-    return {node: found[layout] for node, layout in layouts.items() if layout in found}

@@ -41,13 +41,14 @@ class MSE:
     """
 
     name: ClassVar[str] = "mse"
+    counts: ClassVar[bool] = True
 
     def summarize(self, x: NDArray[np.floating]) -> Histogram:
         """Return the histogram of x; of a large x, of evenly spaced values."""
         return histogram_of(x)
 
     def gatherer(self) -> Counted:
-        """Return what counts array after array."""
+        """Return what counts sample after sample."""
         return Counted()
 
     def merge(self, a: Histogram, b: Histogram) -> Histogram:

@@ -30,6 +30,7 @@ class Percentile:
 
     percentile: float = 99.99
     name: ClassVar[str] = "percentile"
+    counts: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 50 < self.percentile <= 100:
@@ -42,7 +43,7 @@ class Percentile:
         return histogram_of(x)
 
     def gatherer(self) -> Counted:
-        """Return what counts array after array."""
+        """Return what counts sample after sample."""
         return Counted()
 
     def merge(self, a: Histogram, b: Histogram) -> Histogram:

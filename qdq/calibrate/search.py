@@ -6,10 +6,10 @@ from operator import itemgetter
 import numpy as np
 from numpy.typing import NDArray
 
+from qdq.calibrate.reading import Reading
 from qdq.ranges import Counting, Histogram, TensorRange
 
 __all__ = [
-    "SAMPLED",
     "Counted",
     "FloatArray",
     "Objective",
@@ -20,10 +20,6 @@ __all__ = [
     "inner_ranges",
     "search",
 ]
-
-SAMPLED = 1 << 14
-"""Values that a histogram counts of each entry of a tensor's first axis, the batch: half a million
-in 32 samples show as much of its shape as all, in a fraction of the time of running the model."""
 
 FloatArray = NDArray[np.float64]
 Objective = Callable[[FloatArray, FloatArray], FloatArray]
@@ -38,27 +34,25 @@ _AROUND = np.linspace(1.0, -1.0, 2 * _REFINED + 1)
 
 
 def histogram_of(x: NDArray[np.floating]) -> Histogram:
-    """The histogram of a tensor's values, of at most about ``SAMPLED`` an entry of its batch."""
-    return Histogram.of(x, _most(x))
+    """The histogram of a tensor's values, of at most ``SAMPLED`` of each entry of its batch."""
+    counted = Counted()
+    counted.add(Reading.of(x, spread=True))
+    return counted.summary()
 
 
 class Counted:
-    """What ``merge`` makes of the ``histogram_of`` each array; a ``Gatherer``, and faster."""
+    """What ``merge`` makes of the ``histogram_of`` each sample; a ``Gatherer``, and faster."""
 
     def __init__(self) -> None:
         self._counting = Counting()
 
-    def add(self, x: NDArray[np.floating], bounds: tuple[float, float] | None = None) -> None:
-        """Count the values of x."""
-        self._counting.add(x, _most(x), bounds)
+    def add(self, reading: Reading) -> None:
+        """Count the values of a sample."""
+        self._counting.add(reading.values, reading.step, reading.extent())
 
     def summary(self) -> Histogram:
-        """The histogram of all arrays."""
+        """The histogram of all samples."""
         return self._counting.histogram()
-
-
-def _most(x: NDArray[np.floating]) -> int:
-    return SAMPLED * (len(x) if x.ndim else 1)
 
 
 def full_range(histogram: Histogram) -> TensorRange:

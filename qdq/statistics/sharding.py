@@ -32,7 +32,6 @@ from qdq.calibrate.moments import Layout
 from qdq.data import Feed
 from qdq.errors import CalibrationError, ConfigError
 from qdq.statistics import Statistics
-from qdq.statistics.observe import Observer
 from qdq.statistics.shipment import Shipment, fingerprint
 from qdq.statistics.worker import (
     Answer,
@@ -54,6 +53,7 @@ _SHARD_BYTES = 1 << 23  # of one shard's samples, unless one sample alone is lar
 _FLIGHT_BYTES = 1 << 28  # of all samples handed out and not yet back
 _FLIGHT_SHARDS = 64  # where the number of workers is unknown
 _ATTEMPTS = 3
+_NO_SAMPLES = "no calibration samples; give at least one"
 _THREADS = 2  # of this process: each has the tensors of one sample in memory
 
 
@@ -118,10 +118,13 @@ def collect(
         run = partial(run_shard, job)
         return _Dispatcher(executor, run, Shipment(model), calibrator, progress).run(shards)
     if type(calibrator) not in CALIBRATORS.values():
-        return summarize(job, Observer(model, job.names, threads=threads), feeds, 0, progress)
+        found = summarize(job, job.meter(model), feeds, 0, progress)
+        if not found.samples:
+            raise CalibrationError(_NO_SAMPLES)
+        return found
     with ThreadPoolExecutor(_THREADS) as pool:
-        threads = _threads(pool) if threads is None else threads
-        run = partial(run_here, job, Observer(model, job.names, threads=threads))
+        job = replace(job, threads=_threads(pool) if threads is None else threads)
+        run = partial(run_here, job, job.meter(model))
         return _Dispatcher(pool, run, None, calibrator, progress).run(shards)
 
 
@@ -200,7 +203,7 @@ class _Dispatcher:
         if self._failure is not None:
             raise self._failure[1]
         if self._merged is None:
-            raise CalibrationError("no calibration samples; give at least one")
+            raise CalibrationError(_NO_SAMPLES)
         return self._merged
 
     def _next(self, shards: Iterator[Shard]) -> Shard | None:

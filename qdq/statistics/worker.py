@@ -7,17 +7,19 @@ not have it says so, and the shard is sent again together with the model.
 import os
 import threading
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from qdq.calibrate import Calibrator, summarize_batches
-from qdq.calibrate.means import ChannelSum, watch_means
-from qdq.calibrate.moments import Layout, MomentSum, watch_moments
+import onnx
+
+from qdq.calibrate import Calibrator, Summaries, counted
+from qdq.calibrate.means import Means
+from qdq.calibrate.moments import Layout, MomentSums
 from qdq.data import Feed
 from qdq.errors import QdqError
 from qdq.statistics import Statistics
-from qdq.statistics.observe import Observer
+from qdq.statistics.observe import Meter
 from qdq.statistics.shipment import Shipment
 
 __all__ = ["Answer", "Job", "Progress", "Shard", "forget", "run_here", "run_shard", "summarize"]
@@ -41,11 +43,24 @@ class Job:
     calibrator: Calibrator[Any]
     threads: int | None
 
-    @property
-    def names(self) -> list[str]:
-        """All tensors that the model has to hand out."""
-        read = (layout.tensor for layout in self.layouts)
-        return list(dict.fromkeys([*self.tensors, *self.axes, *read]))
+    def meter(self, model: onnx.ModelProto) -> Meter:
+        """The model, with what reads its tensors.
+
+        Raises:
+            ModelError: if a tensor is not in the graph, or onnxruntime cannot load the model.
+        """
+        counts = counted(self.calibrator)
+        whole = {layout.tensor for layout in self.layouts}
+        if counts is None:
+            whole.update(self.tensors)
+        return Meter(
+            model,
+            {**dict.fromkeys(self.tensors), **self.axes},
+            counted=frozenset(self.tensors if counts else ()),
+            whole=frozenset(whole),
+            spread=counts is not None,
+            threads=self.threads,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,55 +83,51 @@ class Shard:
 
 def summarize(
     job: Job,
-    observer: Observer,
+    meter: Meter,
     feeds: Iterable[Feed],
     first: int,
     progress: Progress | None = None,
 ) -> Statistics:
     """The statistics of some samples, whose first has the index ``first``."""
+    summaries = Summaries(job.tensors, job.calibrator)
+    means, moments = Means(job.axes), MomentSums(job.layouts)
     done = 0
-    sums: dict[str, ChannelSum] = {}
-    moments: dict[Layout, MomentSum] = {}
-
-    def batches() -> Iterator[Mapping[str, Any]]:
-        nonlocal done
-        for feed in feeds:
-            yield observer.run(feed, first + done)
-            done += 1
-            if progress is not None:
-                progress(done)
-
-    bounds: dict[str, tuple[float, float]] = {}  # of the sample in hand: found once, used twice
-    watched = watch_means(batches(), job.axes, sums, first, bounds)
-    watched = watch_moments(watched, job.layouts, moments, first)
-    summaries = summarize_batches(watched, job.tensors, job.calibrator, first, bounds)
+    for sample, feed in enumerate(feeds, first):
+        seen = meter.run(feed, sample)
+        means.add(seen.readings, sample)
+        moments.add(seen.whole, sample)
+        summaries.add(seen.readings, sample)
+        done += 1
+        if progress is not None:
+            progress(done)
     return Statistics(
         calibrator=repr(job.calibrator),
         fingerprint=job.fingerprint,
         samples=done,
         tensors=job.tensors,
-        summaries=summaries,
+        summaries=summaries.summaries(),
         axes=job.axes,
-        sums=sums,
+        sums=means.sums(),
         layouts=job.layouts,
-        moments=moments,
+        moments=moments.sums,
         shapes=job.shapes,
     )
 
 
 _Key = tuple[object, ...]
 _lock = threading.Lock()
-_kept: dict[_Key, Observer] = {}  # at most one: the model that this process ran last
+_kept: dict[_Key, Meter] = {}  # at most one: the model that this process ran last
 
 
-def _observer(job: Job, shipment: Shipment | None) -> Observer | None:
+def _meter(job: Job, shipment: Shipment | None) -> Meter | None:
     """The job's model, opened; None if it is neither kept here nor given."""
     # A forked process must not use its parent's session, whose threads it does not have.
-    key = (os.getpid(), job.fingerprint, tuple(job.names), job.threads)
+    key = (os.getpid(), job.fingerprint, job.tensors, tuple(job.axes.items()), job.layouts,
+           repr(job.calibrator), job.threads)  # fmt: skip
     with _lock:
         if key not in _kept and shipment is not None:
             _kept.clear()
-            _kept[key] = Observer(shipment.model, job.names, threads=job.threads)
+            _kept[key] = job.meter(shipment.model)
         return _kept.get(key)
 
 
@@ -126,16 +137,16 @@ def run_shard(job: Job, shard: Shard, shipment: Shipment | None) -> Answer:
     Errors are returned: what is raised is then not the sample's fault but the worker's end.
     """
     try:
-        observer = _observer(job, shipment)
+        meter = _meter(job, shipment)
     except Exception as e:
         return _noted(e)
-    return None if observer is None else run_here(job, observer, shard)
+    return None if meter is None else run_here(job, meter, shard)
 
 
-def run_here(job: Job, observer: Observer, shard: Shard, _: object = None) -> Answer:
-    """The task of a thread that shares the observer with others; errors are returned too."""
+def run_here(job: Job, meter: Meter, shard: Shard, _: object = None) -> Answer:
+    """The task of a thread that shares the meter with others; errors are returned too."""
     try:
-        return summarize(job, observer, shard.feeds, shard.first)
+        return summarize(job, meter, shard.feeds, shard.first)
     except Exception as e:
         return _noted(e)
 

@@ -1,0 +1,132 @@
+"""What calibration notes of one sample's values of a tensor. Numpy only.
+
+A large tensor is not needed as a whole: the ends of its values, the means of its channels, and
+for a histogram some of its values say what calibration wants to know, and all of these can be
+had where the tensor is made, in the runtime.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qdq.errors import CalibrationError
+
+__all__ = ["SAMPLED", "STEPS", "Reading", "step_for"]
+
+SAMPLED = 1 << 14
+"""Values that a histogram counts of each entry of a tensor's first axis, the batch: half a million
+in 32 samples show as much of its shape as all, in a fraction of the time of running the model."""
+
+
+def _primes(most: int) -> NDArray[np.int64]:
+    sieve = np.ones(most, bool)
+    sieve[:2] = False
+    for p in range(2, math.isqrt(most) + 1):
+        if sieve[p]:
+            sieve[p * p :: p] = False
+    return np.flatnonzero(sieve)
+
+
+def _steps() -> tuple[int, ...]:
+    """1, and primes that each are at most about a quarter above the one before."""
+    primes = _primes(1 << 17)
+    wanted = np.unique(np.searchsorted(primes, np.geomspace(2, primes[-1], 240)))
+    return (1, *primes[wanted].tolist())
+
+
+STEPS = _steps()
+"""How far apart the counted values can be, ascending."""
+
+
+def step_for(entry: int, most: int = SAMPLED) -> int:
+    """How far apart values are counted, so that of an entry of the batch there are at most most.
+
+    It has no divisor in common with the size of the entry: else it could meet the same few columns
+    in every row.
+
+    Args:
+        entry: number of values in an entry.
+        most: that are to be counted.
+
+    Returns:
+        The least of ``STEPS`` that does; 1 (all values) for a larger entry than there could be.
+    """
+    return next((s for s in STEPS if s * most >= entry and (s == 1 or entry % s)), 1)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reading:
+    """What one sample shows of a tensor.
+
+    Attributes:
+        low: smallest value, float32, shape (), or (C,) with one for each channel; inf where there
+            is no value.
+        high: largest value; -inf where there is none.
+        mean: of each channel, float32 (C,); (0,) where no channels were asked for.
+        values: the values, or some of them, evenly spaced; (0,) where only ends were asked for.
+        step: how many values each of them stands for.
+    """
+
+    low: NDArray[np.float32]
+    high: NDArray[np.float32]
+    mean: NDArray[np.float32]
+    values: NDArray[np.floating]
+    step: int = 1
+
+    @staticmethod
+    def of(x: NDArray[np.floating], axis: int | None = None, *, spread: bool = False) -> "Reading":
+        """A reading of an array.
+
+        Args:
+            x: any shape and float type.
+            axis: of the channels whose ends and means are wanted.
+            spread: of a large array only ``SAMPLED`` values of each entry are handed on.
+        """
+        low, high = _ends(x, axis)
+        mean = np.zeros(0, np.float32) if axis is None or not x.size else _mean(x, axis)
+        entry = math.prod(x.shape[1:])
+        step = step_for(entry) if spread else 1
+        return Reading(low, high, mean, np.ravel(x, order="K")[::step] if step > 1 else x, step)
+
+    @property
+    def empty(self) -> bool:
+        """Whether there was no value."""
+        return not self.low.size or bool((self.low > self.high).all())
+
+    def extent(self) -> tuple[float, float]:
+        """The smallest and the largest value of all.
+
+        Raises:
+            CalibrationError: if there is no value, or NaN or Inf among them.
+        """
+        if self.empty:
+            raise CalibrationError("an empty tensor has no range; skip it")
+        # + 0.0 turns -0.0 into 0.0: which of them is met first must not matter
+        low, high = float(self.low.min()) + 0.0, float(self.high.max()) + 0.0
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise CalibrationError(f"the tensor holds NaN or Inf; found range [{low}, {high}]")
+        return low, high
+
+
+def _ends(
+    x: NDArray[np.floating], axis: int | None
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Smallest and largest value, of each channel if there is an axis; NaN shows in both."""
+    if x.dtype == np.float16:
+        x = x.astype(np.float32)  # numpy's float16 minimum is slower than the cast
+    others = None if axis is None else tuple(i for i in range(x.ndim) if i != axis % x.ndim)
+    with np.errstate(invalid="ignore", over="ignore"):
+        low = np.asarray(x.min(axis=others, initial=np.inf), np.float32)
+        high = np.asarray(x.max(axis=others, initial=-np.inf), np.float32)
+    return low, high
+
+
+def _mean(x: NDArray[np.floating], axis: int) -> NDArray[np.float32]:
+    """Mean over all axes but one, (C,); NaN or Inf where a value is."""
+    axes = "abcdefghijklmnop"[: x.ndim]
+    with np.errstate(invalid="ignore", over="ignore"):
+        # numpy's mean() takes longer to convert to float64
+        total = np.einsum(f"{axes}->{axes[axis]}", x, dtype=np.float64)
+        return np.asarray(total / (x.size // total.size), np.float32)

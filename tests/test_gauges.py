@@ -1,0 +1,184 @@
+"""Readings of tensors taken inside of the runtime are those that numpy takes of the arrays."""
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
+
+from qdq.calibrate import Summaries
+from qdq.calibrate.mse import MSE
+from qdq.calibrate.reading import SAMPLED, Reading
+from qdq.errors import CalibrationError
+from qdq.statistics.gauges import gauges_of
+from qdq.statistics.observe import Meter, Seen
+
+
+def passing(shape: Any, opset: int = 21, kind: int = TensorProto.FLOAT) -> onnx.ModelProto:
+    """x → y = x, with a shape of that kind; None: not even the rank is known."""
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["x"], ["y"]), helper.make_node("Neg", ["y"], ["z"])],
+        "passing",
+        [helper.make_tensor_value_info("x", kind, shape)],
+        [helper.make_tensor_value_info("z", kind, shape)],
+        value_info=[helper.make_tensor_value_info("y", kind, shape)],
+    )
+    return helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=9 if opset < 21 else 10
+    )
+
+
+def seen(x: np.ndarray, shape: Any, axis: int | None = None, **options: Any) -> Seen:
+    counted = frozenset(options.pop("counted", ["y"]))
+    opset = options.pop("opset", 21)
+    return Meter(passing(shape, opset), {"y": axis}, counted=counted, **options).run({"x": x})
+
+
+def assert_same(found: Reading, x: np.ndarray, axis: int | None) -> None:
+    wanted = Reading.of(x, axis, spread=True)
+    assert np.array_equal(found.low, wanted.low)
+    assert np.array_equal(found.high, wanted.high)
+    assert found.step == wanted.step
+    assert np.array_equal(np.ravel(found.values), np.ravel(wanted.values))
+    assert found.mean.shape == wanted.mean.shape
+    tolerance = 1e-4 * np.abs(x).max(initial=0.0)
+    assert np.allclose(found.mean, wanted.mean, rtol=1e-5, atol=tolerance)
+
+
+CASES = [
+    ((1, 3, 5, 7), 1),
+    ((2, 6, 130, 130), 1),
+    ((1, 16, 1024), 1),
+    ((3, 40, 96), -1),
+    ((1, 400, 96), -1),
+    ((5, 33000), None),
+    ((70000,), None),
+    ((7,), 0),
+    ((), None),
+    ((2, 3), 1),
+    ((2, 3, 4, 5, 6), 1),
+]
+
+
+@pytest.mark.parametrize("known", ["all", "rank", "nothing"])
+@pytest.mark.parametrize(("shape", "axis"), CASES)
+def test_the_runtime_reads_what_numpy_reads(
+    shape: tuple[int, ...], axis: int | None, known: str
+) -> None:
+    x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    declared = {"all": shape, "rank": [f"d{k}" for k in range(len(shape))], "nothing": None}[known]
+    model = passing(declared)
+    assert bool(gauges_of(model, {"y": axis}, frozenset()).found) == (known != "nothing")
+    assert_same(seen(x, declared, axis).readings["y"], x, axis)
+
+
+@settings(max_examples=40)
+@given(st.integers(1, 3), st.integers(1, 70), st.integers(1, 3000))
+def test_a_step_found_in_the_runtime_is_that_of_the_law(batch: int, rows: int, width: int) -> None:
+    x = np.arange(batch * rows * width, dtype=np.float32).reshape(batch, rows, width)
+    found = METER.run({"x": x}).readings["y"]
+    assert_same(found, x, None)
+    assert found.step == 1 or found.values.size <= batch * SAMPLED
+
+
+METER = Meter(passing(["n", "h", "w"]), {"y": None}, counted=frozenset(["y"]))
+
+
+def test_a_model_of_an_old_opset_and_of_other_types_is_read_from_outside() -> None:
+    x = np.random.default_rng(1).standard_normal((2, 3, 300, 40)).astype(np.float32)
+    assert not gauges_of(passing(x.shape, opset=17), {"y": 1}, frozenset()).found
+    assert_same(seen(x, x.shape, 1, opset=17).readings["y"], x, 1)
+    double = passing(x.shape, kind=TensorProto.DOUBLE)
+    found = Meter(double, {"y": 1}, counted=frozenset()).run({"x": x.astype(np.float64)})
+    assert np.array_equal(found.readings["y"].high, x.max((0, 2, 3)))
+
+
+def test_inputs_outputs_and_what_is_between() -> None:
+    x = np.random.default_rng(1).standard_normal((2, 3, 40)).astype(np.float32)
+    axes = {"x": 1, "y": None, "z": -1}
+    found = Meter(passing(x.shape), axes, counted=frozenset(["x", "z"])).run({"x": x}).readings
+    assert list(found) == ["x", "y", "z"]
+    assert_same(found["x"], x, 1)
+    assert_same(found["z"], -x, -1)
+    assert found["y"].values.size == 0
+    assert found["y"].extent() == (x.min(), x.max())
+
+
+def test_only_whole_inputs_need_no_run() -> None:
+    x = np.ones((2, 3), np.float32)
+    meter = Meter(passing(None), {"x": 1}, counted=frozenset(), whole=frozenset(["x"]))
+    found = meter.run({"x": x})
+    assert found.whole["x"] is x
+    assert found.readings["x"].low.tolist() == [1, 1, 1]
+
+
+def test_what_is_wanted_whole_comes_as_it_is() -> None:
+    x = np.random.default_rng(1).standard_normal((1, 30000)).astype(np.float32)
+    found = seen(x, x.shape, None, whole=frozenset(["y", "z"]), spread=False)
+    assert np.array_equal(found.whole["y"], x)
+    assert np.array_equal(found.whole["z"], -x)
+    assert found.readings["y"].values.shape == x.shape
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 4), (2, 3, 0), (2, 0, 4)])
+@pytest.mark.parametrize("axis", [1, None])
+def test_a_sample_may_be_empty(shape: tuple[int, ...], axis: int | None) -> None:
+    reading = seen(np.zeros(shape, np.float32), ["a", "b", "c"], axis).readings["y"]
+    assert reading.empty
+    assert Reading.of(np.zeros(shape, np.float32), axis).empty
+    with pytest.raises(CalibrationError, match="empty"):
+        reading.extent()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("axis", [1, None])
+@pytest.mark.parametrize("size", [3, 20000])
+def test_nan_and_inf_do_not_hide(bad: float, axis: int | None, size: int) -> None:
+    x = np.random.default_rng(1).standard_normal((1, 4, size)).astype(np.float32)
+    x[0, 2, 1] = bad  # between the values that a step meets
+    reading = seen(x, x.shape, axis).readings["y"]
+    assert not reading.empty
+    with pytest.raises(CalibrationError, match="NaN or Inf"):
+        reading.extent()
+    summaries = Summaries(["y"], MSE())
+    with pytest.raises(CalibrationError, match=r"tensor 'y', calibration sample 7") as caught:
+        summaries.add({"y": reading}, 7)
+    assert caught.value.sample == 7
+
+
+@pytest.mark.parametrize("sign", [1, -1, 0])
+def test_a_sum_that_overflows_is_no_nan(sign: int) -> None:
+    """Attention masks are -3.4e38 each."""
+    x = np.full((1, 2, 400), float(np.finfo(np.float32).max) * (sign or 1), np.float32)
+    if not sign:
+        x[..., ::2] *= -1
+    for axis in (1, None):
+        reading = seen(x, x.shape, axis).readings["y"]
+        assert reading.extent() == (x.min(), x.max())
+
+
+def test_names_of_gauges_are_new_and_the_model_stays() -> None:
+    model = passing([1, 3, 9000])
+    model.graph.node[1].output[0] = "y_ReduceMin"
+    model.graph.output[0].name = "y_ReduceMin"
+    before = model.SerializeToString()
+    meter = Meter(model, {"y": 1}, counted=frozenset(["y"]))
+    x = np.random.default_rng(1).standard_normal((1, 3, 9000)).astype(np.float32)
+    assert_same(meter.run({"x": x}).readings["y"], x, 1)
+    assert model.SerializeToString() == before
+
+
+def test_threads_do_not_change_a_bit() -> None:
+    x = np.random.default_rng(1).standard_normal((4, 24, 64, 64)).astype(np.float32)
+    found = [
+        Meter(passing(["n", "c", "h", "w"]), {"y": axis}, counted=frozenset(["y"]), threads=t)
+        .run({"x": x}).readings["y"]
+        for axis in (1, -1) for t in (1, 2, 4)
+    ]  # fmt: skip
+    for reading in found[1:3]:
+        assert reading.mean.tobytes() == found[0].mean.tobytes()
+    for reading in found[4:]:
+        assert reading.mean.tobytes() == found[3].mean.tobytes()
