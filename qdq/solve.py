@@ -13,8 +13,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from qdq.bias_scale import INT32_MAX, Kernel, bias_scale
+from qdq.bias_scale import INT32_MAX, bias_scale
 from qdq.errors import QdqError, SolveError
+from qdq.kernel import Kernel
 from qdq.problem import Derived, Given, Linear, Problem, Shared, TensorPlan
 from qdq.spec import QuantParams
 

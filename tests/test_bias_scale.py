@@ -11,14 +11,13 @@ from onnx import TensorProto, helper, numpy_helper
 from qdq.affine import fake_quantize, params_from_range, quantize
 from qdq.bias_scale import (
     INT32_MAX,
-    Kernel,
     bias_scale,
     quantize_bias,
-    raise_scale,
     round_up,
     with_scale,
 )
 from qdq.errors import SolveError
+from qdq.kernel import Kernel, raise_scale
 from qdq.problem import Linear
 from qdq.ranges import TensorRange
 from qdq.spec import INT8, INT16, INT32, UINT8, UINT16, QuantParams, QuantSpec

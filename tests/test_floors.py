@@ -22,7 +22,7 @@ FLOORS = (
      "balancing.dividing", "balancing.equalizing", "balancing.smoothing",
      "placement.cost_table", "placement.costs", "placement.harm", "placement.mincut",
      "placement.probing", "placement.weighing", "placement.wholes"},
-    {"bias_scale", "placement", "placement.place", "placement.units",
+    {"bias_scale", "kernel", "placement", "placement.place", "placement.units",
      "solve", "steps"},
     {"plan"},
     {"balancing.channels", "balancing.layouts", "history", "placement.frontier",
@@ -37,7 +37,7 @@ FLOORS = (
     {"__main__"},
 )  # fmt: skip
 NUMPY_ONLY = {"affine", "balancing.equalizing", "balancing.smoothing", "bias_scale", "calibrate",
-              "ops", "placement.cost_table", "placement.costs", "placement.harm",
+              "kernel", "ops", "placement.cost_table", "placement.costs", "placement.harm",
               "placement.mincut", "placement.weighing", "problem", "ranges", "report.sqnr",
               "scheme", "solve", "spec", "statistics.packing", "statistics.summary", "steps",
               "targets"}  # fmt: skip

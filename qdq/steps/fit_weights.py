@@ -1,4 +1,4 @@
-"""The bias-aware solver step. Numpy only; the mathematics is in ``qdq.bias_scale``."""
+"""The bias-aware solver step. Numpy only; the mathematics is in ``qdq.kernel``."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qdq.affine import fake_quantize, quantize
-from qdq.bias_scale import INT32_MAX, Kernel, raise_scale, with_scale
+from qdq.bias_scale import INT32_MAX, with_scale
 from qdq.errors import ConfigError, SolveError
+from qdq.kernel import Kernel, raise_scale
 from qdq.problem import Constant, Fixed, Linear, Problem
 from qdq.solve import Note, State, kernel_of
 from qdq.spec import QuantParams
@@ -180,7 +181,14 @@ def visible_error(kernel: Kernel, output: QuantParams | None) -> NDArray[np.floa
 
 def _added_error(kernel: Kernel, before: QuantParams, after: QuantParams) -> NDArray[np.float64]:
     """(M,): by how much coarser weights raise the bound on abs(y - y_hat); never negative."""
-    return np.maximum(weight_error(kernel, after) - weight_error(kernel, before), 0)
+    changed = before.scale != after.scale
+    few = kernel.only(changed, before, after) if changed.ndim else None
+    if few is None:
+        return np.maximum(weight_error(kernel, after) - weight_error(kernel, before), 0)
+    found = np.zeros(kernel.channels)
+    own, (old, new) = few
+    found[changed] = np.maximum(weight_error(own, new) - weight_error(own, old), 0)
+    return found
 
 
 def _harmless(run: Sequence[tuple[Kernel, QuantParams]], start: QuantParams, state: State) -> bool:

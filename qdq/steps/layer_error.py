@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from qdq.bias_scale import Kernel
+from qdq.kernel import Kernel
 from qdq.problem import Linear, Moments, Problem
 from qdq.solve import State, Step, kernel_of
 from qdq.spec import QuantParams
