@@ -10,22 +10,20 @@ from typing import Any
 import onnx
 
 from qdq.calibrate import MSE, Calibrator
-from qdq.data import Feed
+from qdq.choice import Wish, chosen_plan
 from qdq.emit import emit
 from qdq.errors import ConfigError
-from qdq.evidence import Evidence, make_problem, solved
+from qdq.evidence import make_problem, solved
 from qdq.history import (
     equalization_history,
     planned_counts,
     scale_history,
     smoothing_history,
 )
-from qdq.placement.frontier import WORTH, choose
-from qdq.placement.rating import NOISE_WORTH, check_worth, explained, rated
 from qdq.plan import Plan
 from qdq.scheme import Scheme
 from qdq.solve import Solution, Step
-from qdq.stages import Start, begin, gather, learn
+from qdq.stages import begin, gather, learn
 from qdq.statistics import Statistics
 from qdq.statistics.shipment import fingerprint
 from qdq.statistics.worker import Progress
@@ -68,6 +66,7 @@ def run(
     worth: float | None = None,
     measured: bool = False,
     target_sqnr: float | None = None,
+    target_latency: float | None = None,
 ) -> Result:
     """As ``quantize``, and hand out the plan and the solution too.
 
@@ -82,32 +81,31 @@ def run(
     _check_options(scheme, calibrator, steps, target)
     if (calib_reader is None) == (statistics is None):
         raise ConfigError("give either calibration data or statistics of an earlier calibration")
-    measured = measured or target_sqnr is not None
-    if measured and statistics is not None:
-        raise ConfigError("measuring harm runs samples: give calibration data, not statistics")
+    wish = Wish(
+        worth=worth,
+        measured=measured,
+        target_sqnr=target_sqnr,
+        target_latency=target_latency,
+    )
+    if statistics is not None and (wish.harm or target_latency is not None):
+        raise ConfigError("measuring runs samples: give calibration data, not statistics")
     given = Statistics.load(statistics) if isinstance(statistics, str | os.PathLike) else statistics
     steps = for_target(steps, target)
-    start = begin(model, calib_reader, given, scheme, calibrator, steps, target, measured=measured)
-    _check_worth(worth, start, measured=measured, target_sqnr=target_sqnr)
+    start = begin(model, calib_reader, given, scheme, calibrator, steps, target, measured=wish.harm)
+    wish.check(start)
     if given is not None:
         start.require(given, calibrator)
     found = given or gather(start, calibrator, executor, progress)
     evidence = learn(start, found, calibrator)
-    plan = evidence.plan
-    if start.rated:
-        rate = NOISE_WORTH if worth is None else worth
-        plan = rated(evidence.plan_for, plan, evidence.noise, rate)
+    plan, chosen = chosen_plan(wish, model, start, evidence, steps)
     solution = solved(evidence, plan, steps)
-    if measured and plan.quantized:
-        rate = WORTH if worth is None else worth
-        plan = _chosen(evidence, solution, list(start.kept.values()), target_sqnr, rate)
-        solution = solved(evidence, plan, steps)
     log.info("solved: %d tensors, %d changes", len(solution.params), len(solution.changes))
     recipe = {
         "target": target.name,
         "scheme": repr(scheme),
         "calibrator": repr(calibrator),
         "steps": [repr(s) for s in steps],
+        "placement": chosen,
     }
     late = _late(plan, solution)
     metadata = {
@@ -152,43 +150,6 @@ def _late(plan: Plan, solution: Solution) -> Mapping[str, str]:
     return {**clamps_that_stay(plan, solution.params), **solution.floats}
 
 
-def _chosen(
-    evidence: Evidence,
-    solution: Solution,
-    feeds: Sequence[Feed],
-    target_sqnr: float | None,
-    worth: float,
-) -> Plan:
-    """The plan of the best value by measured harm, or the fastest that meets the target."""
-    model, plan_for, widest = evidence.model, evidence.plan_for, evidence.plan
-    choice = choose(model, plan_for, solution, feeds, target_sqnr=target_sqnr, worth=worth)
-    plan = explained(widest, choice.chosen.plan)
-    log.info("measured: %d of %d nodes integer", len(plan.quantized), len(widest.quantized))
-    if not plan.quantized:
-        log.warning("only the float model reaches target_sqnr=%s: no node is integer", target_sqnr)
-    return plan
-
-
-def _check_worth(
-    worth: float | None, start: Start, *, measured: bool, target_sqnr: float | None
-) -> None:
-    """Refuse a worth that nothing would heed.
-
-    Raises:
-        ConfigError: saying why, and what to do.
-    """
-    check_worth(worth)
-    if worth is None:
-        return
-    if target_sqnr is not None:
-        raise ConfigError("worth and target_sqnr are two ways to choose one plan: give one of them")
-    if not (measured or start.rated):
-        raise ConfigError(
-            f"worth={worth!r} needs errors to weigh: a calibrator that keeps histograms (MSE, "
-            "Entropy, Percentile) or measured=True, and a target that weighs costs"
-        )
-
-
 def _check_options(scheme: object, calibrator: object, steps: object, target: object) -> None:
     """Refuse an option of the wrong kind before any work.
 
@@ -226,6 +187,7 @@ def quantize(
     worth: float | None = None,
     measured: bool = False,
     target_sqnr: float | None = None,
+    target_latency: float | None = None,
 ) -> onnx.ModelProto:
     """Quantize a float model to QDQ form, in one pass over the calibration data.
 
@@ -259,6 +221,9 @@ def quantize(
             calibrating; ``worth`` then weighs the harm to the outputs, and its default is 6.
         target_sqnr: in dB; the fastest plan whose worst output has it on samples held out for
             that (measured too); in the end the float model, with a warning.
+        target_latency: over the given model's latency, as 0.5: the greatest worth, from a list,
+            whose plan is as fast on this machine, timed in turns with the given model on the
+            first sample; in the end the fastest, with a warning. As times vary, so may the plan.
 
     Returns:
         A new model that onnxruntime loads. What stays float is listed with its reason in its
@@ -285,4 +250,5 @@ def quantize(
         worth=worth,
         measured=measured,
         target_sqnr=target_sqnr,
+        target_latency=target_latency,
     ).model

@@ -29,8 +29,9 @@ from qdq.report.tally import (
     properties,
     tensor_errors,
 )
-from qdq.session import Session, input_specs, open_session, paired_latency, run
+from qdq.session import Session, input_specs, open_session, run
 from qdq.statistics.observe import observe
+from qdq.timing import paired_latency
 
 __all__ = ["compare"]
 

@@ -11,11 +11,10 @@ own log is silent.
 import logging
 import os
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import onnx
@@ -28,12 +27,10 @@ from qdq.errors import CalibrationError, ModelError, QdqError
 from qdq.graph import Graph, detached, subgraphs
 
 __all__ = [
-    "Latency",
     "Session",
     "input_specs",
     "open_session",
     "optimized_op_counts",
-    "paired_latency",
     "run",
     "run_sample",
 ]
@@ -58,20 +55,6 @@ _ORT_ERRORS: tuple[type[Exception], ...] = (
     ValueError,
     *(v for v in vars(ort_errors).values() if isinstance(v, type) and issubclass(v, Exception)),
 )
-
-
-class Latency(NamedTuple):
-    """Paired timing of two models: medians in milliseconds, and the median of a's time / b's.
-
-    The spreads are the lower and upper quartile of the same times and ratios.
-    """
-
-    ms_a: float
-    ms_b: float
-    ratio: float
-    spread_a: tuple[float, float]
-    spread_b: tuple[float, float]
-    spread_ratio: tuple[float, float]
 
 
 class Session:
@@ -301,28 +284,3 @@ def optimized_op_counts(model: Model) -> dict[str, int]:
         counts.update(n.op_type for n in nodes)
         graphs.extend(g for n in nodes for g in subgraphs(n))
     return dict(sorted(counts.items()))
-
-
-def paired_latency(
-    a: Model, b: Model, feed: Feed, *, repeats: int = 50, threads: int | None = None
-) -> Latency:
-    """Time two models on one feed, in turns, so that both meet the same state of the machine.
-
-    ``ratio`` is the median over the pairs of a's time over b's: above 1, b is the faster one.
-
-    Raises:
-        ModelError: if onnxruntime cannot load or run a model.
-    """
-    sessions = [open_session(m, threads=threads) for m in (a, b)]
-    for session in sessions:  # the first runs allocate memory
-        session.run(feed)
-        session.run(feed)
-    times = np.zeros((repeats, 2))
-    for row in times:
-        for column, session in enumerate(sessions):
-            start = time.perf_counter()
-            session.run(feed)
-            row[column] = time.perf_counter() - start
-    rows = np.stack([times[:, 0] * 1e3, times[:, 1] * 1e3, times[:, 0] / times[:, 1]])
-    low, middle, high = np.quantile(rows, [0.25, 0.5, 0.75], axis=1).tolist()
-    return Latency(*middle, *zip(low, high, strict=True))

@@ -49,7 +49,7 @@ def test_quantize_is_annotated() -> None:
     signature = inspect.signature(qdq.quantize)
     assert list(signature.parameters) == [
         "model", "calib_reader", "scheme", "calibrator", "steps", "target", "executor",
-        "statistics", "progress", "worth", "measured", "target_sqnr",
+        "statistics", "progress", "worth", "measured", "target_sqnr", "target_latency",
     ]  # fmt: skip
     assert all(p.annotation is not p.empty for p in signature.parameters.values())
     assert signature.return_annotation.__name__ == "ModelProto"

@@ -18,10 +18,10 @@ from qdq.session import (
     input_specs,
     open_session,
     optimized_op_counts,
-    paired_latency,
     run,
 )
 from qdq.statistics.observe import observe
+from qdq.timing import paired_latency
 
 RNG = np.random.default_rng(7)
 

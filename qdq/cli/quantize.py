@@ -36,6 +36,7 @@ def add(commands: Any) -> None:
             "qdq quantize model.onnx out.onnx --calib calib.npz --skip '/head.*' --skip-op Mul",
             "qdq quantize model.onnx out.onnx --calib calib.npz --worth 0",
             "qdq quantize model.onnx out.onnx --calib calib.npz --target-sqnr 30",
+            "qdq quantize model.onnx out.onnx --calib calib.npz --target-latency 0.6",
             "qdq quantize model.onnx out.onnx --stats stats.npz",
         ),
     )
@@ -65,6 +66,12 @@ def add(commands: Any) -> None:
         metavar="DB",
         help="the fastest plan whose outputs have this SQNR on held-out samples",
     )
+    option(
+        "--target-latency",
+        type=float,
+        metavar="RATIO",
+        help="over the float model's: the most accurate plan that is as fast on this machine",
+    )
     add_calibration(command, data)
     add_scheme(command)
     add_common(command)
@@ -91,6 +98,7 @@ def _quantize(args: argparse.Namespace) -> None:
             worth=args.worth,
             measured=args.measured,
             target_sqnr=args.target_sqnr,
+            target_latency=args.target_latency,
         )
     save(result.model, args.output)
     facts = _facts(result, args, progress.done)

@@ -16,7 +16,8 @@ from qdq.api import quantize
 from qdq.data import Feed
 from qdq.errors import ConfigError
 from qdq.modelio import save
-from qdq.session import Latency, paired_latency, run
+from qdq.session import run
+from qdq.timing import Latency, paired_latency
 
 __all__ = ["MODEL", "Digits", "digits", "main"]
 

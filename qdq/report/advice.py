@@ -12,7 +12,8 @@ from qdq.data import Feed
 from qdq.report import Advice
 from qdq.report.matching import Match, Site
 from qdq.report.sqnr import decibels, sum_of_squares
-from qdq.session import paired_latency, run
+from qdq.session import run
+from qdq.timing import paired_latency
 
 __all__ = ["Candidate", "candidates", "mean_sqnr", "measure", "without"]
 

@@ -1,0 +1,137 @@
+"""Which plan is taken: the wish, and a budget in latency."""
+
+import json
+import logging
+from typing import Any
+
+import onnx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from models import feeds
+from test_rating import SHAPE, detector
+
+import qdq
+from qdq import choice
+from qdq.api import run
+from qdq.choice import Wish
+from qdq.placement.budget import most_accurate
+from qdq.timing import Latency
+
+
+@given(st.lists(st.floats(0.1, 2), min_size=1, max_size=12), st.floats(0.05, 2.5))
+def test_the_first_fast_enough_is_taken_with_few_measurements(
+    latencies: list[float], target: float
+) -> None:
+    falling = sorted(latencies, reverse=True)
+    plans: Any = list(range(len(falling)))
+    best, measured = most_accurate(plans, falling.__getitem__, target)
+    fast = [k for k, latency in enumerate(falling) if latency <= target]
+    assert best == (fast[0] if fast else len(falling) - 1)
+    assert all(falling[k] == latency for k, latency in measured.items())
+    assert len(measured) <= len(falling).bit_length()
+    assert not fast or best in measured
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"worth": 1.0, "target_latency": 0.5}, "worth and target_latency are 2 ways"),
+        ({"target_sqnr": 30.0, "target_latency": 0.5}, "give one of them"),
+        ({"worth": 1.0, "target_sqnr": 30.0}, "give one of them"),
+        ({"measured": True, "target_latency": 0.5}, "leave out measured"),
+        ({"target_latency": 0.0}, "above 0"),
+        ({"target_latency": float("nan")}, "above 0"),
+        ({"target_latency": "0.5"}, "wants a number"),
+        ({"target_latency": True}, "wants a number"),
+    ],
+)
+def test_wishes_that_make_no_sense(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(qdq.ConfigError, match=message):
+        Wish(**options)
+
+
+def by_nodes(monkeypatch: pytest.MonkeyPatch, least: float = 0.0) -> list[int]:
+    """Let each quantized node take a hundredth off the latency; the calls are returned."""
+    calls: list[int] = []
+
+    def timed(a: onnx.ModelProto, b: onnx.ModelProto, feed: Any, *, seconds: float) -> Latency:
+        integer = sum(n.op_type == "QuantizeLinear" for n in a.graph.node)
+        assert not any(n.op_type == "QuantizeLinear" for n in b.graph.node)
+        calls.append(integer)
+        ratio = max(1 - integer / 100, least)
+        return Latency(ratio, 1, ratio, (0, 0), (0, 0), (0, 0))
+
+    monkeypatch.setattr(choice, "paired_latency", timed)
+    return calls
+
+
+def placement(model: onnx.ModelProto) -> dict[str, Any]:
+    (text,) = (p.value for p in model.metadata_props if p.key == "qdq.recipe")
+    found: dict[str, Any] = json.loads(text)["placement"]
+    return found
+
+
+def test_a_budget_takes_the_most_accurate_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, data = by_nodes(monkeypatch), feeds(SHAPE, 3)
+    results = [run(detector(), data, target_latency=t) for t in (5.0, 0.99, 0.95)]
+    sizes = [len(r.plan.quantized) for r in results]
+    assert sizes[0] == 0  # the float model is fast enough
+    assert sizes == sorted(sizes)
+    assert sizes[-1] > 0
+    assert len(calls) <= 12
+    chosen = placement(results[-1].model)
+    assert chosen["by"] == "noise"
+    # the worth that was found gives the same bytes, without any timing
+    again = qdq.quantize(detector(), data, worth=chosen["worth"])
+    same = (m.SerializeToString(deterministic=True) for m in (again, results[-1].model))
+    assert len(set(same)) == 1
+
+
+def test_a_budget_that_no_plan_meets(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, "qdq")
+    by_nodes(monkeypatch, least=0.9)
+    data = feeds(SHAPE, 3)
+    result = run(detector(), data, target_latency=0.1)
+    assert result.plan.quantized == run(detector(), data, worth=0.0).plan.quantized
+    assert "no plan reaches target_latency=0.1" in caplog.text
+
+
+def test_a_budget_is_timed() -> None:
+    model, data = detector(), feeds(SHAPE, 3)
+    before = model.SerializeToString()
+    assert not run(model, data, target_latency=100.0).plan.quantized
+    assert model.SerializeToString() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"calibrator": qdq.MinMax()}, "keeps histograms"),
+        ({"target": qdq.targets.PORTABLE}, "weighs costs"),
+    ],
+)
+def test_a_budget_wants_errors_to_weigh(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(qdq.ConfigError, match=message):
+        run(detector(), feeds(SHAPE, 2), target_latency=0.5, **options)
+
+
+def test_statistics_have_no_sample_to_time() -> None:
+    with pytest.raises(qdq.ConfigError, match="give calibration data"):
+        qdq.quantize(detector(), statistics="stats.npz", target_latency=0.5)
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ({}, {"by": "noise", "worth": 6.0}),
+        ({"worth": 2}, {"by": "noise", "worth": 2.0}),
+        ({"measured": True}, {"by": "harm", "worth": 6.0}),
+        ({"target_sqnr": 20.0}, {"by": "harm", "target_sqnr": 20.0}),
+        ({"calibrator": qdq.MinMax()}, {"by": "elements"}),
+    ],
+)
+def test_the_metadata_say_by_what(options: dict[str, Any], wanted: dict[str, Any]) -> None:
+    assert placement(qdq.quantize(detector(), feeds(SHAPE, 4), **options)) == wanted
