@@ -14,7 +14,7 @@ from qdq.calibrate.mse import MSE
 from qdq.calibrate.reading import SAMPLED, Reading
 from qdq.errors import CalibrationError
 from qdq.statistics.gauges import gauges_of
-from qdq.statistics.observe import Meter, Seen
+from qdq.statistics.observe import Readout, Seen
 
 
 def passing(shape: Any, opset: int = 21, kind: int = TensorProto.FLOAT) -> onnx.ModelProto:
@@ -34,7 +34,7 @@ def passing(shape: Any, opset: int = 21, kind: int = TensorProto.FLOAT) -> onnx.
 def seen(x: np.ndarray, shape: Any, axis: int | None = None, **options: Any) -> Seen:
     counted = frozenset(options.pop("counted", ["y"]))
     opset = options.pop("opset", 21)
-    return Meter(passing(shape, opset), {"y": axis}, counted=counted, **options).run({"x": x})
+    return Readout(passing(shape, opset), {"y": axis}, counted=counted, **options).run({"x": x})
 
 
 def assert_same(found: Reading, x: np.ndarray, axis: int | None) -> None:
@@ -79,12 +79,12 @@ def test_the_runtime_reads_what_numpy_reads(
 @given(st.integers(1, 3), st.integers(1, 70), st.integers(1, 3000))
 def test_a_step_found_in_the_runtime_is_that_of_the_law(batch: int, rows: int, width: int) -> None:
     x = np.arange(batch * rows * width, dtype=np.float32).reshape(batch, rows, width)
-    found = METER.run({"x": x}).readings["y"]
+    found = READOUT.run({"x": x}).readings["y"]
     assert_same(found, x, None)
     assert found.step == 1 or found.values.size <= batch * SAMPLED
 
 
-METER = Meter(passing(["n", "h", "w"]), {"y": None}, counted=frozenset(["y"]))
+READOUT = Readout(passing(["n", "h", "w"]), {"y": None}, counted=frozenset(["y"]))
 
 
 def test_a_model_of_an_old_opset_and_of_other_types_is_read_from_outside() -> None:
@@ -92,14 +92,14 @@ def test_a_model_of_an_old_opset_and_of_other_types_is_read_from_outside() -> No
     assert not gauges_of(passing(x.shape, opset=17), {"y": 1}, frozenset()).found
     assert_same(seen(x, x.shape, 1, opset=17).readings["y"], x, 1)
     double = passing(x.shape, kind=TensorProto.DOUBLE)
-    found = Meter(double, {"y": 1}, counted=frozenset()).run({"x": x.astype(np.float64)})
+    found = Readout(double, {"y": 1}, counted=frozenset()).run({"x": x.astype(np.float64)})
     assert np.array_equal(found.readings["y"].high, x.max((0, 2, 3)))
 
 
 def test_inputs_outputs_and_what_is_between() -> None:
     x = np.random.default_rng(1).standard_normal((2, 3, 40)).astype(np.float32)
     axes = {"x": 1, "y": None, "z": -1}
-    found = Meter(passing(x.shape), axes, counted=frozenset(["x", "z"])).run({"x": x}).readings
+    found = Readout(passing(x.shape), axes, counted=frozenset(["x", "z"])).run({"x": x}).readings
     assert list(found) == ["x", "y", "z"]
     assert_same(found["x"], x, 1)
     assert_same(found["z"], -x, -1)
@@ -109,8 +109,8 @@ def test_inputs_outputs_and_what_is_between() -> None:
 
 def test_only_whole_inputs_need_no_run() -> None:
     x = np.ones((2, 3), np.float32)
-    meter = Meter(passing(None), {"x": 1}, counted=frozenset(), whole=frozenset(["x"]))
-    found = meter.run({"x": x})
+    readout = Readout(passing(None), {"x": 1}, counted=frozenset(), whole=frozenset(["x"]))
+    found = readout.run({"x": x})
     assert found.whole["x"] is x
     assert found.readings["x"].low.tolist() == [1, 1, 1]
 
@@ -165,16 +165,30 @@ def test_names_of_gauges_are_new_and_the_model_stays() -> None:
     model.graph.node[1].output[0] = "y_ReduceMin"
     model.graph.output[0].name = "y_ReduceMin"
     before = model.SerializeToString()
-    meter = Meter(model, {"y": 1}, counted=frozenset(["y"]))
+    readout = Readout(model, {"y": 1}, counted=frozenset(["y"]))
     x = np.random.default_rng(1).standard_normal((1, 3, 9000)).astype(np.float32)
-    assert_same(meter.run({"x": x}).readings["y"], x, 1)
+    assert_same(readout.run({"x": x}).readings["y"], x, 1)
     assert model.SerializeToString() == before
+
+
+def test_where_the_samples_lie_does_not_change_a_bit() -> None:
+    x = np.random.default_rng(1).standard_normal((1, 8, 37, 41)).astype(np.float32)
+    readout = Readout(passing(x.shape), {"x": 1, "y": -1}, counted=frozenset())
+    found = set()
+    for offset in range(0, 64, 4):
+        room = np.empty(x.nbytes + 128, np.uint8)
+        start = -room.ctypes.data % 64 + offset
+        there = room[start : start + x.nbytes].view(np.float32).reshape(x.shape)
+        there[:] = x
+        readings = readout.run({"x": there}).readings
+        found.add(tuple(r.mean.tobytes() for r in readings.values()))
+    assert len(found) == 1
 
 
 def test_threads_do_not_change_a_bit() -> None:
     x = np.random.default_rng(1).standard_normal((4, 24, 64, 64)).astype(np.float32)
     found = [
-        Meter(passing(["n", "c", "h", "w"]), {"y": axis}, counted=frozenset(["y"]), threads=t)
+        Readout(passing(["n", "c", "h", "w"]), {"y": axis}, counted=frozenset(["y"]), threads=t)
         .run({"x": x}).readings["y"]
         for axis in (1, -1) for t in (1, 2, 4)
     ]  # fmt: skip

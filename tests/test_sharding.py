@@ -27,7 +27,7 @@ from qdq.data import Feed
 from qdq.errors import CalibrationError, ConfigError, ModelError
 from qdq.ranges import TensorRange
 from qdq.statistics import Statistics, sharding, worker
-from qdq.statistics.observe import Meter
+from qdq.statistics.observe import Readout
 from qdq.statistics.sharding import collect
 
 ALL = [cls() for cls in CALIBRATORS.values()]
@@ -236,9 +236,9 @@ def test_progress(processes: Executor) -> None:
 
 def test_two_samples_at_a_time_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     lock, inside, most = threading.Lock(), 0, 0
-    real = Meter.run
+    real = Readout.run
 
-    def watched(self: Meter, *args: Any) -> Any:
+    def watched(self: Readout, *args: Any) -> Any:
         nonlocal inside, most
         with lock:
             inside += 1
@@ -249,7 +249,7 @@ def test_two_samples_at_a_time_in_this_process(monkeypatch: pytest.MonkeyPatch) 
             inside -= 1
         return found
 
-    monkeypatch.setattr(Meter, "run", watched)
+    monkeypatch.setattr(Readout, "run", watched)
     assert run(None, data=DATA * 4, shard_size=1).samples == 40
     assert most == 2
 

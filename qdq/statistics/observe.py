@@ -16,7 +16,7 @@ from qdq.graph import Graph
 from qdq.session import open_session, run_sample
 from qdq.statistics.gauges import Gauge, gauges_of
 
-__all__ = ["Meter", "Observation", "Observer", "Seen", "observe"]
+__all__ = ["Observation", "Observer", "Readout", "Seen", "observe"]
 
 log: logging.Logger = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ def observe(
 
 
 class Seen(NamedTuple):
-    """What a meter has of one sample.
+    """What a readout has of one sample.
 
     Attributes:
         readings: tensor → its reading.
@@ -100,7 +100,7 @@ class Seen(NamedTuple):
     whole: Observation
 
 
-class Meter:
+class Readout:
     """A model that hands out readings of chosen tensors; otherwise as an ``Observer``.
 
     Args:
@@ -155,7 +155,7 @@ class Meter:
         """
         found: Observation = dict(feed)
         if self._session is not None:
-            found |= run_sample(self._session, feed, self._outputs, sample)
+            found |= run_sample(self._session, _aligned(feed), self._outputs, sample)
         readings = {}
         for name, axis in self._axes.items():
             if name in self._gauges:
@@ -165,6 +165,25 @@ class Meter:
         return Seen(readings, {name: found[name] for name in self._whole})
 
 
+def _aligned(feed: Feed) -> Feed:
+    """The arrays, each where the runtime would have put it.
+
+    It reads an input where it lies, and the order in which it sums depends on the address modulo
+    the width of its vectors: the same values elsewhere would give other bits.
+    """
+    found = {}
+    for name, value in feed.items():
+        if value.dtype.kind in "fiu" and value.ctypes.data % _ALIGNMENT:
+            room = np.empty(value.nbytes + _ALIGNMENT, np.uint8)
+            start = -room.ctypes.data % _ALIGNMENT
+            place = room[start : start + value.nbytes].view(value.dtype).reshape(value.shape)
+            place[...] = value
+            value = place
+        found[name] = value
+    return found
+
+
+_ALIGNMENT = 64
 _NONE = np.zeros(0, np.float32)
 _HUGE = 1e26  # times any number of values it may exceed float32
 

@@ -118,13 +118,13 @@ def collect(
         run = partial(run_shard, job)
         return _Dispatcher(executor, run, Shipment(model), calibrator, progress).run(shards)
     if type(calibrator) not in CALIBRATORS.values():
-        found = summarize(job, job.meter(model), feeds, 0, progress)
+        found = summarize(job, job.readout(model), feeds, 0, progress)
         if not found.samples:
             raise CalibrationError(_NO_SAMPLES)
         return found
     with ThreadPoolExecutor(_THREADS) as pool:
         job = replace(job, threads=_threads(pool) if threads is None else threads)
-        run = partial(run_here, job, job.meter(model))
+        run = partial(run_here, job, job.readout(model))
         return _Dispatcher(pool, run, None, calibrator, progress).run(shards)
 
 

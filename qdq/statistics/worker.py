@@ -19,7 +19,7 @@ from qdq.calibrate.moments import Layout, MomentSums
 from qdq.data import Feed
 from qdq.errors import QdqError
 from qdq.statistics import Statistics
-from qdq.statistics.observe import Meter
+from qdq.statistics.observe import Readout
 from qdq.statistics.shipment import Shipment
 
 __all__ = ["Answer", "Job", "Progress", "Shard", "forget", "run_here", "run_shard", "summarize"]
@@ -43,7 +43,7 @@ class Job:
     calibrator: Calibrator[Any]
     threads: int | None
 
-    def meter(self, model: onnx.ModelProto) -> Meter:
+    def readout(self, model: onnx.ModelProto) -> Readout:
         """The model, with what reads its tensors.
 
         Raises:
@@ -53,7 +53,7 @@ class Job:
         whole = {layout.tensor for layout in self.layouts}
         if counts is None:
             whole.update(self.tensors)
-        return Meter(
+        return Readout(
             model,
             {**dict.fromkeys(self.tensors), **self.axes},
             counted=frozenset(self.tensors if counts else ()),
@@ -83,7 +83,7 @@ class Shard:
 
 def summarize(
     job: Job,
-    meter: Meter,
+    readout: Readout,
     feeds: Iterable[Feed],
     first: int,
     progress: Progress | None = None,
@@ -93,7 +93,7 @@ def summarize(
     means, moments = Means(job.axes), MomentSums(job.layouts)
     done = 0
     for sample, feed in enumerate(feeds, first):
-        seen = meter.run(feed, sample)
+        seen = readout.run(feed, sample)
         means.add(seen.readings, sample)
         moments.add(seen.whole, sample)
         summaries.add(seen.readings, sample)
@@ -116,10 +116,10 @@ def summarize(
 
 _Key = tuple[object, ...]
 _lock = threading.Lock()
-_kept: dict[_Key, Meter] = {}  # at most one: the model that this process ran last
+_kept: dict[_Key, Readout] = {}  # at most one: the model that this process ran last
 
 
-def _meter(job: Job, shipment: Shipment | None) -> Meter | None:
+def _readout(job: Job, shipment: Shipment | None) -> Readout | None:
     """The job's model, opened; None if it is neither kept here nor given."""
     # A forked process must not use its parent's session, whose threads it does not have.
     key = (os.getpid(), job.fingerprint, job.tensors, tuple(job.axes.items()), job.layouts,
@@ -127,7 +127,7 @@ def _meter(job: Job, shipment: Shipment | None) -> Meter | None:
     with _lock:
         if key not in _kept and shipment is not None:
             _kept.clear()
-            _kept[key] = job.meter(shipment.model)
+            _kept[key] = job.readout(shipment.model)
         return _kept.get(key)
 
 
@@ -137,16 +137,16 @@ def run_shard(job: Job, shard: Shard, shipment: Shipment | None) -> Answer:
     Errors are returned: what is raised is then not the sample's fault but the worker's end.
     """
     try:
-        meter = _meter(job, shipment)
+        readout = _readout(job, shipment)
     except Exception as e:
         return _noted(e)
-    return None if meter is None else run_here(job, meter, shard)
+    return None if readout is None else run_here(job, readout, shard)
 
 
-def run_here(job: Job, meter: Meter, shard: Shard, _: object = None) -> Answer:
-    """The task of a thread that shares the meter with others; errors are returned too."""
+def run_here(job: Job, readout: Readout, shard: Shard, _: object = None) -> Answer:
+    """The task of a thread that shares the readout with others; errors are returned too."""
     try:
-        return summarize(job, meter, shard.feeds, shard.first)
+        return summarize(job, readout, shard.feeds, shard.first)
     except Exception as e:
         return _noted(e)
 
