@@ -407,7 +407,7 @@ def test_a_gatherer_has_what_merging_gives(calibrator: Calibrator[Any]) -> None:
     for k, part in enumerate(parts):
         if k:
             merged = calibrator.merge(merged, calibrator.summarize(part))
-        gatherer.add(Reading.of(part, k % 2 or None, spread=True))
+        gatherer.add(Reading.of(part, spread=True))
         assert gatherer.summary() == merged
 
 

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 
 from qdq.calibrate import Summaries
 from qdq.calibrate.mse import MSE
-from qdq.calibrate.reading import SAMPLED, Reading
+from qdq.calibrate.reading import SAMPLED, Channels, Reading
 from qdq.errors import CalibrationError
 from qdq.statistics.gauges import gauges_of
 from qdq.statistics.observe import Readout, Seen
@@ -37,15 +37,21 @@ def seen(x: np.ndarray, shape: Any, axis: int | None = None, **options: Any) -> 
     return Readout(passing(shape, opset), {"y": axis}, counted=counted, **options).run({"x": x})
 
 
-def assert_same(found: Reading, x: np.ndarray, axis: int | None) -> None:
-    wanted = Reading.of(x, axis, spread=True)
-    assert np.array_equal(found.low, wanted.low)
-    assert np.array_equal(found.high, wanted.high)
-    assert found.step == wanted.step
+def assert_same(seen: Seen, name: str, x: np.ndarray, axis: int | None) -> None:
+    found, wanted = seen.readings[name], Reading.of(x, spread=True)
+    assert (found.low, found.high, found.step) == (wanted.low, wanted.high, wanted.step)
     assert np.array_equal(np.ravel(found.values), np.ravel(wanted.values))
-    assert found.mean.shape == wanted.mean.shape
+    if axis is None:
+        assert name not in seen.channels.names
+        return
+    at = seen.channels.names.index(name)
+    start, size = sum(seen.channels.sizes[:at]), seen.channels.sizes[at]
+    own = slice(start, start + size)
+    channels = Channels.of({name: x}, {name: axis})
+    assert np.array_equal(seen.channels.low[own], channels.low)
+    assert np.array_equal(seen.channels.high[own], channels.high)
     tolerance = 1e-4 * np.abs(x).max(initial=0.0)
-    assert np.allclose(found.mean, wanted.mean, rtol=1e-5, atol=tolerance)
+    assert np.allclose(seen.channels.mean[own], channels.mean, rtol=1e-5, atol=tolerance)
 
 
 CASES = [
@@ -63,24 +69,31 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("known", ["all", "rank", "nothing"])
+@pytest.mark.parametrize("known", ["all", "channels", "rank", "nothing"])
 @pytest.mark.parametrize(("shape", "axis"), CASES)
 def test_the_runtime_reads_what_numpy_reads(
     shape: tuple[int, ...], axis: int | None, known: str
 ) -> None:
     x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-    declared = {"all": shape, "rank": [f"d{k}" for k in range(len(shape))], "nothing": None}[known]
+    open_sizes: list[Any] = [f"d{k}" for k in range(len(shape))]
+    declared: Any = {"all": shape, "nothing": None}.get(known, open_sizes)
+    if known == "channels" and axis is not None:
+        open_sizes[axis] = shape[axis]
     model = passing(declared)
-    assert bool(gauges_of(model, {"y": axis}, frozenset()).found) == (known != "nothing")
-    assert_same(seen(x, declared, axis).readings["y"], x, axis)
+    gauged = known in ("all", "channels") or (known == "rank" and axis is None)
+    if declared is not None and all(isinstance(d, int) for d in declared):
+        gauged &= x.size > 8192
+    assert bool(gauges_of(model, {"y": axis}, frozenset()).names) == gauged
+    assert_same(seen(x, declared, axis), "y", x, axis)
 
 
 @settings(max_examples=40)
 @given(st.integers(1, 3), st.integers(1, 70), st.integers(1, 3000))
 def test_a_step_found_in_the_runtime_is_that_of_the_law(batch: int, rows: int, width: int) -> None:
     x = np.arange(batch * rows * width, dtype=np.float32).reshape(batch, rows, width)
-    found = READOUT.run({"x": x}).readings["y"]
-    assert_same(found, x, None)
+    seen_now = READOUT.run({"x": x})
+    assert_same(seen_now, "y", x, None)
+    found = seen_now.readings["y"]
     assert found.step == 1 or found.values.size <= batch * SAMPLED
 
 
@@ -89,22 +102,23 @@ READOUT = Readout(passing(["n", "h", "w"]), {"y": None}, counted=frozenset(["y"]
 
 def test_a_model_of_an_old_opset_and_of_other_types_is_read_from_outside() -> None:
     x = np.random.default_rng(1).standard_normal((2, 3, 300, 40)).astype(np.float32)
-    assert not gauges_of(passing(x.shape, opset=17), {"y": 1}, frozenset()).found
-    assert_same(seen(x, x.shape, 1, opset=17).readings["y"], x, 1)
+    assert not gauges_of(passing(x.shape, opset=17), {"y": 1}, frozenset()).names
+    assert_same(seen(x, x.shape, 1, opset=17), "y", x, 1)
     double = passing(x.shape, kind=TensorProto.DOUBLE)
     found = Readout(double, {"y": 1}, counted=frozenset()).run({"x": x.astype(np.float64)})
-    assert np.array_equal(found.readings["y"].high, x.max((0, 2, 3)))
+    assert np.array_equal(found.channels.high, x.max((0, 2, 3)))
+    assert found.readings["y"].extent() == (x.min(), x.max())
 
 
 def test_inputs_outputs_and_what_is_between() -> None:
-    x = np.random.default_rng(1).standard_normal((2, 3, 40)).astype(np.float32)
+    x = np.random.default_rng(1).standard_normal((2, 3, 4000)).astype(np.float32)
     axes = {"x": 1, "y": None, "z": -1}
-    found = Readout(passing(x.shape), axes, counted=frozenset(["x", "z"])).run({"x": x}).readings
-    assert list(found) == ["x", "y", "z"]
-    assert_same(found["x"], x, 1)
-    assert_same(found["z"], -x, -1)
-    assert found["y"].values.size == 0
-    assert found["y"].extent() == (x.min(), x.max())
+    found = Readout(passing(x.shape), axes, counted=frozenset(["x", "z"])).run({"x": x})
+    assert set(found.readings) == {"x", "y", "z"}
+    assert_same(found, "x", x, 1)
+    assert_same(found, "z", -x, -1)
+    assert found.readings["y"].values.size == 0
+    assert found.readings["y"].extent() == (x.min(), x.max())
 
 
 def test_only_whole_inputs_need_no_run() -> None:
@@ -112,7 +126,7 @@ def test_only_whole_inputs_need_no_run() -> None:
     readout = Readout(passing(None), {"x": 1}, counted=frozenset(), whole=frozenset(["x"]))
     found = readout.run({"x": x})
     assert found.whole["x"] is x
-    assert found.readings["x"].low.tolist() == [1, 1, 1]
+    assert found.channels.low.tolist() == [1, 1, 1]
 
 
 def test_what_is_wanted_whole_comes_as_it_is() -> None:
@@ -126,9 +140,10 @@ def test_what_is_wanted_whole_comes_as_it_is() -> None:
 @pytest.mark.parametrize("shape", [(0, 3, 4), (2, 3, 0), (2, 0, 4)])
 @pytest.mark.parametrize("axis", [1, None])
 def test_a_sample_may_be_empty(shape: tuple[int, ...], axis: int | None) -> None:
-    reading = seen(np.zeros(shape, np.float32), ["a", "b", "c"], axis).readings["y"]
+    declared = [d if k == axis else f"d{k}" for k, d in enumerate(shape)]
+    reading = seen(np.zeros(shape, np.float32), declared, axis).readings["y"]
     assert reading.empty
-    assert Reading.of(np.zeros(shape, np.float32), axis).empty
+    assert Reading.of(np.zeros(shape, np.float32)).empty
     with pytest.raises(CalibrationError, match="empty"):
         reading.extent()
 
@@ -160,6 +175,11 @@ def test_a_sum_that_overflows_is_no_nan(sign: int) -> None:
         assert reading.extent() == (x.min(), x.max())
 
 
+def test_small_tensors_come_as_they_are() -> None:
+    for size, gauged in ((4096, False), (4097, True)):
+        assert bool(gauges_of(passing([1, 2, size]), {"y": 1}, frozenset("y")).names) == gauged
+
+
 def test_names_of_gauges_are_new_and_the_model_stays() -> None:
     model = passing([1, 3, 9000])
     model.graph.node[1].output[0] = "y_ReduceMin"
@@ -167,7 +187,7 @@ def test_names_of_gauges_are_new_and_the_model_stays() -> None:
     before = model.SerializeToString()
     readout = Readout(model, {"y": 1}, counted=frozenset(["y"]))
     x = np.random.default_rng(1).standard_normal((1, 3, 9000)).astype(np.float32)
-    assert_same(readout.run({"x": x}).readings["y"], x, 1)
+    assert_same(readout.run({"x": x}), "y", x, 1)
     assert model.SerializeToString() == before
 
 
@@ -180,19 +200,27 @@ def test_where_the_samples_lie_does_not_change_a_bit() -> None:
         start = -room.ctypes.data % 64 + offset
         there = room[start : start + x.nbytes].view(np.float32).reshape(x.shape)
         there[:] = x
-        readings = readout.run({"x": there}).readings
-        found.add(tuple(r.mean.tobytes() for r in readings.values()))
+        found.add(readout.run({"x": there}).channels.mean.tobytes())
     assert len(found) == 1
 
 
-def test_threads_do_not_change_a_bit() -> None:
+@pytest.mark.parametrize("axis", [1, -1])
+def test_threads_do_not_change_a_bit(axis: int) -> None:
     x = np.random.default_rng(1).standard_normal((4, 24, 64, 64)).astype(np.float32)
-    found = [
-        Readout(passing(["n", "c", "h", "w"]), {"y": axis}, counted=frozenset(["y"]), threads=t)
-        .run({"x": x}).readings["y"]
-        for axis in (1, -1) for t in (1, 2, 4)
-    ]  # fmt: skip
-    for reading in found[1:3]:
-        assert reading.mean.tobytes() == found[0].mean.tobytes()
-    for reading in found[4:]:
-        assert reading.mean.tobytes() == found[3].mean.tobytes()
+    found = set()
+    for threads in (1, 2, 4):
+        shape = ["n", 24, "h", 64]
+        readout = Readout(passing(shape), {"y": axis}, counted=frozenset(["y"]), threads=threads)
+        found.add(readout.run({"x": x}).channels.mean.tobytes())
+    assert len(found) == 1
+
+
+def test_some_tensors_from_inside_and_some_from_outside() -> None:
+    x = np.random.default_rng(1).standard_normal((2, 3, 4000)).astype(np.float32)
+    readout = Readout(
+        passing(x.shape), {"x": 1, "y": -1, "z": 1}, counted=frozenset("xyz"), whole=frozenset("y")
+    )
+    found = readout.run({"x": x})
+    assert found.channels.names == ("x", "z", "y")
+    for name, values, axis in (("x", x, 1), ("y", x, -1), ("z", -x, 1)):
+        assert_same(found, name, values, axis)

@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 
 from qdq.affine import fake_quantize
 from qdq.calibrate.means import ChannelSum, Means
-from qdq.calibrate.reading import Reading
+from qdq.calibrate.reading import Channels
 from qdq.errors import CalibrationError
 from qdq.problem import Constant, Derived, Linear, Observed, Problem, TensorPlan
 from qdq.ranges import TensorRange
@@ -25,9 +25,9 @@ def sum_of(x: np.ndarray, axis: int = 1) -> ChannelSum:
 
 
 def sums_of(data: Sequence[np.ndarray], axis: int = 1) -> ChannelSum:
-    means = Means(["x"])
+    means = Means()
     for x in data:
-        means.add({"x": Reading.of(x, axis)})
+        means.add(Channels.of({"x": x}, {"x": axis}))
     return means.sums()["x"]
 
 
@@ -89,11 +89,39 @@ def test_a_sample_without_finite_values_is_left_out() -> None:
 
 
 def test_channels_must_not_change() -> None:
-    means = Means(["x"])
-    means.add({"x": Reading.of(np.zeros((1, 3), np.float32), 1)}, 0)
-    other = {"x": Reading.of(np.zeros((1, 4), np.float32), 1)}
+    means, axes = Means(), {"w": 1, "x": 1}
+    first, other = (
+        {"w": np.zeros((1, 2), np.float32), "x": np.zeros((1, size), np.float32)} for size in (3, 4)
+    )
+    means.add(Channels.of(first, axes), 0)
     with pytest.raises(CalibrationError, match=r"'x' has 4 channels in calibration sample 1"):
-        means.add(other, 1)
+        means.add(Channels.of(other, axes), 1)
+
+
+def test_a_tensor_that_is_left_out_leaves_the_others() -> None:
+    """One sample is empty in one tensor and not finite in another."""
+    rng = np.random.default_rng(0)
+    data = [{n: rng.standard_normal((2, size)).astype(np.float32) for n, size in
+             (("a", 3), ("b", 1), ("c", 4))} for _ in range(3)]  # fmt: skip
+    data[1]["a"] = np.zeros((0, 3), np.float32)
+    data[2]["b"] = np.float32([[np.nan], [0]])
+    means, axes = Means(), dict.fromkeys("abc", 1)
+    for k, arrays in enumerate(data):
+        means.add(Channels.of(arrays, axes), k)
+    found = means.sums()
+    for name, kept in (("a", (0, 2)), ("b", (0, 1)), ("c", (0, 1, 2))):
+        own = sums_of([data[k][name] for k in kept])
+        assert found[name].count == own.count == len(kept)
+        assert np.array_equal(found[name].bins, own.bins)
+        assert found[name].reach == own.reach
+
+
+def test_a_tensor_that_is_always_left_out_has_no_sum() -> None:
+    means = Means()
+    arrays = {"a": np.zeros((0, 3), np.float32), "b": np.ones((1, 2), np.float32)}
+    means.add(Channels.of(arrays, {"a": 1, "b": 1}))
+    assert list(means.sums()) == ["b"]
+    assert Means().sums() == {}
 
 
 @pytest.mark.parametrize(("kind", "groups"), [("conv", 1), ("conv", 2), ("matmul", 1)])

@@ -5,13 +5,13 @@ bytes. Here each sample's mean is rounded to float32 and split into an integer a
 the integers are added up per range of exponents, which no order can change.
 """
 
-from collections.abc import Iterable, Mapping
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qdq.calibrate.reading import Reading
+from qdq.calibrate.reading import Channels
 from qdq.errors import CalibrationError
 from qdq.ranges import TensorRange
 
@@ -37,17 +37,6 @@ class ChannelSum:
     count: int
     reach: TensorRange
 
-    @staticmethod
-    def of(means: NDArray[np.float32], reach: TensorRange) -> "ChannelSum":
-        """The sum of vectors, (samples, C), all finite."""
-        mantissa, exponent = np.frexp(means)
-        place = exponent.astype(np.int64) - 24 - _LOWEST
-        whole = np.ldexp(mantissa, 24).astype(np.int64) << (place % _SPAN)
-        bins = np.zeros((_BINS, means.shape[1]), np.int64)
-        for bin_ in np.flatnonzero(np.bincount((place // _SPAN).ravel())):
-            bins[bin_] = whole.sum(axis=0, where=place // _SPAN == bin_)
-        return ChannelSum(bins, len(means), reach)
-
     def merge(self, other: "ChannelSum") -> "ChannelSum":
         """Both together; exactly associative and commutative."""
         reach = self.reach.union(other.reach)
@@ -61,76 +50,100 @@ class ChannelSum:
         return total / self.count
 
 
+def _binned(means: NDArray[np.float32]) -> NDArray[np.int64]:
+    """(bins, C): the exact sum of finite vectors, (samples, C), per range of exponents."""
+    mantissa, exponent = np.frexp(means)
+    place = exponent.astype(np.int64) - 24 - _LOWEST
+    whole = np.ldexp(mantissa, 24).astype(np.int64) << (place % _SPAN)
+    bins = np.zeros((_BINS, means.shape[1]), np.int64)
+    for bin_ in np.flatnonzero(np.bincount((place // _SPAN).ravel())):
+        bins[bin_] = whole.sum(axis=0, where=place // _SPAN == bin_)
+    return bins
+
+
 class Means:
-    """Adds up what readings say of tensors' channels.
+    """Adds up what samples show of tensors' channels, all channels of all tensors at a time."""
 
-    Args:
-        names: of the tensors.
-    """
+    def __init__(self) -> None:
+        self._names: tuple[str, ...] = ()
+        self._sizes: tuple[int, ...] = ()
+        self._low = self._high = np.zeros(0, np.float32)
+        self._bins = np.zeros((_BINS, 0), np.int64)
+        self._count = np.zeros(0, np.int64)  # of each tensor
+        self._held: list[NDArray[np.float32]] = []
 
-    def __init__(self, names: Iterable[str]) -> None:
-        self._waiting = {name: _Waiting() for name in names}
-        self._sums: dict[str, ChannelSum] = {}
-
-    def add(self, readings: Mapping[str, Reading], sample: int = 0) -> None:
-        """Add one sample.
+    def add(self, channels: Channels, sample: int = 0) -> None:
+        """Add one sample; what it shows of a tensor that is empty or not finite is left out.
 
         Args:
-            readings: tensor → its reading, with channels; empty ones are left out.
-            sample: index of the sample, for errors.
+            channels: of the same tensors in each sample.
+            sample: its index, for errors.
 
         Raises:
             CalibrationError: if a tensor's channels differ between samples.
         """
-        for name, held in self._waiting.items():
-            reading = readings[name]
-            if reading.empty or not np.isfinite(reading.mean).all():
-                continue  # NaN and Inf are refused where ranges are taken
-            if held.channels not in (None, reading.mean.size):
-                raise CalibrationError(
-                    f"tensor '{name}' has {reading.mean.size} channels in calibration sample "
-                    f"{sample}, but {held.channels} before",
-                    tensor=name,
-                    sample=sample,
-                )
-            held.add(reading)
-            if len(held.means) == _HELD:
-                held.add_up(name, self._sums)
+        if not self._names:
+            self._begin(channels)
+        self._want_sizes(channels, sample)
+        # + 0.0 turns -0.0 into 0.0, which of them is met first must not matter
+        low, high = (end + np.float32(0) for end in (channels.low, channels.high))
+        mean = channels.mean
+        bad = ~np.isfinite(mean) | (low > high)  # NaN and Inf are refused where ranges are taken
+        if bad.any():
+            left_out = np.logical_or.reduceat(np.append(bad, False), self._starts)
+            left_out &= np.asarray(self._sizes) > 0
+            self._count += ~left_out
+            every = np.repeat(left_out, self._sizes)
+            low, high = np.where(every, np.inf, low), np.where(every, -np.inf, high)
+            mean = np.where(every, np.float32(0), mean)
+        else:
+            self._count += 1
+        np.minimum(self._low, low, out=self._low)
+        np.maximum(self._high, high, out=self._high)
+        self._held.append(mean)
+        if len(self._held) == _HELD:
+            self._add_up()
 
     def sums(self) -> dict[str, ChannelSum]:
         """Tensor → the sum of its samples; those that were always empty have none."""
-        for name, held in self._waiting.items():
-            held.add_up(name, self._sums)
-        return self._sums
+        self._add_up()
+        found = {}
+        for k, (name, start, size) in enumerate(
+            zip(self._names, self._starts, self._sizes, strict=True)
+        ):
+            if size and self._count[k]:
+                own = slice(start, start + size)
+                reach = TensorRange(self._low[own], self._high[own])
+                found[name] = ChannelSum(self._bins[:, own].copy(), int(self._count[k]), reach)
+        return found
 
+    def _begin(self, channels: Channels) -> None:
+        self._names, self._sizes = channels.names, channels.sizes
+        self._low = np.full(channels.low.size, np.inf, np.float32)
+        self._high = np.full(channels.low.size, -np.inf, np.float32)
+        self._bins = np.zeros((_BINS, channels.low.size), np.int64)
+        self._count = np.zeros(len(channels.names), np.int64)
 
-class _Waiting:
-    """What samples have given of a tensor, before it is added up: many at a time is much faster."""
-
-    def __init__(self) -> None:
-        self.means: list[NDArray[np.float32]] = []
-        self._low = self._high = np.zeros(0, np.float32)
+    def _want_sizes(self, channels: Channels, sample: int) -> None:
+        if channels.sizes == self._sizes:
+            return
+        name, size, before = next(
+            (name, size, before)
+            for name, size, before in zip(self._names, channels.sizes, self._sizes, strict=True)
+            if size != before
+        )
+        raise CalibrationError(
+            f"tensor '{name}' has {size} channels in calibration sample {sample}, but {before} "
+            "before",
+            tensor=name,
+            sample=sample,
+        )
 
     @property
-    def channels(self) -> int | None:
-        """Number of channels; None before the first sample."""
-        return self._low.size or None
+    def _starts(self) -> list[int]:
+        return [0, *itertools.accumulate(self._sizes)][: len(self._sizes)]
 
-    def add(self, reading: Reading) -> None:
-        """Note mean and range of each channel in one sample."""
-        # + 0.0 turns -0.0 into 0.0, which of them is met first must not matter
-        low, high = (end + np.float32(0) for end in (reading.low, reading.high))
-        if self._low.size:
-            np.minimum(self._low, low, out=self._low)
-            np.maximum(self._high, high, out=self._high)
-        else:
-            self._low, self._high = low, high
-        self.means.append(reading.mean)
-
-    def add_up(self, name: str, sums: dict[str, ChannelSum]) -> None:
-        """Add the means that wait to their sum."""
-        if not self.means:
-            return
-        found = ChannelSum.of(np.stack(self.means), TensorRange(self._low, self._high))
-        sums[name] = sums[name].merge(found) if name in sums else found
-        self.means.clear()
+    def _add_up(self) -> None:
+        if self._held:
+            self._bins += _binned(np.stack(self._held))
+            self._held.clear()

@@ -6,6 +6,7 @@ had where the tensor is made, in the runtime.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from qdq.errors import CalibrationError
 
-__all__ = ["SAMPLED", "STEPS", "Reading", "step_for"]
+__all__ = ["SAMPLED", "STEPS", "Channels", "Reading", "step_for"]
 
 SAMPLED = 1 << 14
 """Values that a histogram counts of each entry of a tensor's first axis, the batch: half a million
@@ -58,45 +59,40 @@ def step_for(entry: int, most: int = SAMPLED) -> int:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Reading:
-    """What one sample shows of a tensor.
+    """What one sample shows of a tensor's values.
 
     Attributes:
-        low: smallest value, float32, shape (), or (C,) with one for each channel; inf where there
-            is no value.
+        low: smallest value, as float32; inf where there is no value, NaN where one is NaN.
         high: largest value; -inf where there is none.
-        mean: of each channel, float32 (C,); (0,) where no channels were asked for.
         values: the values, or some of them, evenly spaced; (0,) where only ends were asked for.
         step: how many values each of them stands for.
     """
 
-    low: NDArray[np.float32]
-    high: NDArray[np.float32]
-    mean: NDArray[np.float32]
+    low: float
+    high: float
     values: NDArray[np.floating]
     step: int = 1
 
     @staticmethod
-    def of(x: NDArray[np.floating], axis: int | None = None, *, spread: bool = False) -> "Reading":
+    def of(x: NDArray[np.floating], *, spread: bool = False) -> "Reading":
         """A reading of an array.
 
         Args:
             x: any shape and float type.
-            axis: of the channels whose ends and means are wanted.
             spread: of a large array only ``SAMPLED`` values of each entry are handed on.
         """
-        low, high = _ends(x, axis)
-        mean = np.zeros(0, np.float32) if axis is None or not x.size else _mean(x, axis)
-        entry = math.prod(x.shape[1:])
-        step = step_for(entry) if spread else 1
-        return Reading(low, high, mean, np.ravel(x, order="K")[::step] if step > 1 else x, step)
+        low, high = _ends(x, None)
+        step = step_for(math.prod(x.shape[1:])) if spread else 1
+        values = np.ravel(x, order="K")[::step] if step > 1 else x
+        return Reading(float(low), float(high), values, step)
 
     @property
     def empty(self) -> bool:
         """Whether there was no value."""
-        return not self.low.size or bool((self.low > self.high).all())
+        return self.low > self.high
 
     def extent(self) -> tuple[float, float]:
-        """The smallest and the largest value of all.
+        """The smallest and the largest value.
 
         Raises:
             CalibrationError: if there is no value, or NaN or Inf among them.
@@ -104,10 +100,62 @@ class Reading:
         if self.empty:
             raise CalibrationError("an empty tensor has no range; skip it")
         # + 0.0 turns -0.0 into 0.0: which of them is met first must not matter
-        low, high = float(self.low.min()) + 0.0, float(self.high.max()) + 0.0
+        low, high = self.low + 0.0, self.high + 0.0
         if not (math.isfinite(low) and math.isfinite(high)):
             raise CalibrationError(f"the tensor holds NaN or Inf; found range [{low}, {high}]")
         return low, high
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Channels:
+    """What one sample shows of the channels of some tensors, one tensor behind the other.
+
+    Attributes:
+        names: of the tensors.
+        sizes: number of channels of each.
+        low: float32, smallest value of each channel; inf where there is no value.
+        high: largest value; -inf where there is none.
+        mean: of the values; NaN or Inf where one is.
+    """
+
+    names: tuple[str, ...]
+    sizes: tuple[int, ...]
+    low: NDArray[np.float32]
+    high: NDArray[np.float32]
+    mean: NDArray[np.float32]
+
+    @staticmethod
+    def of(arrays: Mapping[str, NDArray[np.floating]], axes: Mapping[str, int]) -> "Channels":
+        """Those of arrays.
+
+        Args:
+            arrays: tensor → values, of any shape and float type.
+            axes: tensor → its channel axis.
+        """
+        ends = [_ends(arrays[name], axis) for name, axis in axes.items()]
+        means = [_mean(arrays[name], axis) for name, axis in axes.items()]
+        return Channels(
+            tuple(axes),
+            tuple(mean.size for mean in means),
+            np.concatenate([_NONE, *(low for low, _ in ends)]),
+            np.concatenate([_NONE, *(high for _, high in ends)]),
+            np.concatenate([_NONE, *means]),
+        )
+
+    def with_(self, other: "Channels") -> "Channels":
+        """These and those of other tensors."""
+        if not other.names:
+            return self
+        return Channels(
+            self.names + other.names,
+            self.sizes + other.sizes,
+            np.concatenate([self.low, other.low]),
+            np.concatenate([self.high, other.high]),
+            np.concatenate([self.mean, other.mean]),
+        )
+
+
+_NONE = np.zeros(0, np.float32)
 
 
 def _ends(
@@ -124,9 +172,9 @@ def _ends(
 
 
 def _mean(x: NDArray[np.floating], axis: int) -> NDArray[np.float32]:
-    """Mean over all axes but one, (C,); NaN or Inf where a value is."""
+    """Mean over all axes but one, (C,); NaN or Inf where a value is, 0 where there is none."""
     axes = "abcdefghijklmnop"[: x.ndim]
     with np.errstate(invalid="ignore", over="ignore"):
         # numpy's mean() takes longer to convert to float64
         total = np.einsum(f"{axes}->{axes[axis]}", x, dtype=np.float64)
-        return np.asarray(total / (x.size // total.size), np.float32)
+        return np.asarray(total / max(x.size // max(total.size, 1), 1), np.float32)

@@ -7,7 +7,6 @@ the runtime reduces it with all that its kernels can do.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -16,45 +15,53 @@ from onnx import helper
 from qdq.calibrate.reading import SAMPLED, STEPS, step_for
 from qdq.graph import Graph
 
-__all__ = ["Gauge", "Gauges", "gauges_of"]
+__all__ = ["Gauges", "gauges_of"]
 
 _NEVER = 1 << 62  # above the size of any tensor
 _OPSET = 18
-_REDUCTIONS = ("ReduceMin", "ReduceMax", "ReduceMean")
+_SMALL = (
+    1 << 13
+)  # values; up to here numpy is as fast, and the runtime starts earlier without nodes
 
 Shape = tuple[int | None, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Gauge:
-    """Names of the outputs that make up the reading of one tensor.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gauges:
+    """What is read of some tensors, and where it is found in what the runtime hands out.
+
+    All ends, means and steps are in one output each, one tensor behind the other: a runtime that
+    hands out thousands of small outputs takes long for that.
 
     Attributes:
-        low: smallest value, of each channel where there are channels.
-        high: largest value.
-        mean: of the same values; NaN where one is.
-        values: evenly spaced values; "" if none are wanted.
-        step: how many values each of them stands for, or the output that says so.
+        names: of the tensors, those with channels first.
+        sizes: how many ends and means each has: one for each channel, or one.
+        with_channels: how many of the tensors have channels.
+        low: output with the smallest values.
+        high: with the largest values.
+        mean: with the means of the same values; NaN where one is.
+        values: tensor → output with evenly spaced values of it.
+        steps: tensor → how many values each of them stands for, where that is known.
+        found_steps: output with that of the other tensors of ``values``, in its order; or "".
+        added: the nodes and constants that make all that.
     """
 
+    names: tuple[str, ...]
+    sizes: tuple[int, ...]
+    with_channels: int
     low: str
     high: str
     mean: str
-    values: str
-    step: int | str
+    values: Mapping[str, str]
+    steps: Mapping[str, int]
+    found_steps: str
+    added: onnx.GraphProto
 
     @property
     def outputs(self) -> list[str]:
-        """All of them."""
-        names = [self.low, self.high, self.mean, self.values]
-        return [n for n in (*names, self.step) if isinstance(n, str) and n]
-
-
-class Gauges(NamedTuple):
-    """Gauges by tensor, and the nodes and constants that they add to a model."""
-
-    found: Mapping[str, Gauge]
-    added: onnx.GraphProto
+        """Names of all outputs."""
+        ends = (self.low, self.high, self.mean, self.found_steps)
+        return [n for n in (*ends, *self.values.values()) if n]
 
 
 def gauges_of(
@@ -68,21 +75,39 @@ def gauges_of(
         counted: tensors of which values are wanted.
 
     Returns:
-        Gauges of the tensors that are float32 and whose rank is known; the others have none.
+        Gauges of the tensors that are float32, and of which the rank and the number of wanted
+        channels are known. The others have none, nor have small ones.
     """
     graph = Graph(model)
-    if graph.opset < _OPSET:
-        return Gauges({}, onnx.GraphProto())
     build = _Builder(graph)
-    found: dict[str, Gauge] = {}
-    for name, axis in axes.items():
+    sizes: dict[str, int] = {}
+    for name, axis in sorted(axes.items(), key=lambda item: item[1] is None):
         shape = graph.shape(name)
-        if shape is None or graph.elem_type(name) != onnx.TensorProto.FLOAT:
+        known = shape is not None and graph.elem_type(name) == onnx.TensorProto.FLOAT
+        if shape is None or not known or graph.opset < _OPSET or _is_small(shape):
             continue
-        low, high, mean = (build.reduced(op, name, shape, axis) for op in _REDUCTIONS)
-        values, step = build.spread(name, shape) if name in counted else ("", 1)
-        found[name] = Gauge(low, high, mean, values, step)
-    return Gauges(found, build.added)
+        size = 1 if axis is None else shape[axis] if shape else None
+        if size:  # neither unknown nor 0
+            sizes[name] = size
+            build.reduce(name, shape, axis)
+            if name in counted:
+                build.spread(name, shape)
+    return Gauges(
+        names=tuple(sizes),
+        sizes=tuple(sizes.values()),
+        with_channels=sum(axes[name] is not None for name in sizes),
+        low=build.joined("ReduceMin"),
+        high=build.joined("ReduceMax"),
+        mean=build.joined("ReduceMean"),
+        values=build.values,
+        steps=build.steps,
+        found_steps=build.joined("Gather"),
+        added=build.added,
+    )
+
+
+def _is_small(shape: Shape) -> bool:
+    return None not in shape and math.prod(d for d in shape if d is not None) <= _SMALL
 
 
 class _Builder:
@@ -91,30 +116,43 @@ class _Builder:
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
         self._constants: dict[tuple[int, ...], str] = {}
+        self._results: dict[str, list[str]] = {}  # operator → what is to be joined
+        self._flats: dict[str, str] = {}
+        self.values: dict[str, str] = {}
+        self.steps: dict[str, int] = {}
         self.added = onnx.GraphProto()
 
-    def reduced(self, op: str, name: str, shape: Shape, axis: int | None) -> str:
-        """The name of a reduction over all axes, or all but one."""
+    def reduce(self, name: str, shape: Shape, axis: int | None) -> None:
+        """Reduce over all axes but one, or over all values."""
         if axis is None:
-            return self._node(op, name, keepdims=0)
-        others = [i for i in range(len(shape)) if i != axis % len(shape)]
-        axes = self._constant(*others)
-        return self._node(op, name, axes, keepdims=0, noop_with_empty_axes=1)
-
-    def spread(self, name: str, shape: Shape) -> tuple[str, int | str]:
-        """The names of evenly spaced values and of how far apart they are, or that number."""
-        entry = shape[1:]
-        step: int | str = 1
-        if None in entry:
-            step = start = self._step(name)
+            source, others, keep = self._flat(name), [0], 1
         else:
-            step = step_for(math.prod(d for d in entry if d is not None))
-            if step == 1:
-                return name, 1
-            start = self._constant(step)
-        flat = self._node("Reshape", name, self._constant(-1))
+            source, keep = name, 0
+            others = [i for i in range(len(shape)) if i != axis % len(shape)]
+        for op in ("ReduceMin", "ReduceMax", "ReduceMean"):
+            axes = self._constant(*others)
+            made = self._node(op, source, axes, keepdims=keep, noop_with_empty_axes=1)
+            self._results.setdefault(op, []).append(made)
+
+    def spread(self, name: str, shape: Shape) -> None:
+        """Take evenly spaced values."""
+        entry = [d for d in shape[1:] if d is not None]
+        if None in shape[1:]:
+            start = self._step(name)
+            self._results.setdefault("Gather", []).append(start)
+        else:
+            self.steps[name] = step_for(math.prod(entry))
+            if self.steps[name] == 1:
+                self.values[name] = name
+                return
+            start = self._constant(self.steps[name])
         begin, end = self._constant(0), self._constant(_NEVER)
-        return self._node("Slice", flat, begin, end, begin, start), step
+        self.values[name] = self._node("Slice", self._flat(name), begin, end, begin, start)
+
+    def joined(self, op: str) -> str:
+        """The output with all results of an operator; "" if there are none."""
+        parts = self._results.get(op)
+        return self._node("Concat", *parts, axis=0) if parts else ""
 
     def _step(self, name: str) -> str:
         """``step_for`` where only the runtime knows the shape: the first of STEPS that will do."""
@@ -124,6 +162,11 @@ class _Builder:
         apart = self._node("Cast", rest, to=onnx.TensorProto.BOOL)
         both = self._node("Cast", self._node("And", enough, apart), to=onnx.TensorProto.INT32)
         return self._node("Gather", self._constant(*STEPS), self._node("ArgMax", both))
+
+    def _flat(self, name: str) -> str:
+        if name not in self._flats:
+            self._flats[name] = self._node("Reshape", name, self._constant(-1))
+        return self._flats[name]
 
     def _node(self, op: str, *inputs: str, **attributes: int) -> str:
         made = self._graph.fresh(f"{inputs[0]}_{op}")

@@ -1,5 +1,6 @@
 """Chosen tensors of a model, or readings of them, sample by sample."""
 
+import itertools
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
@@ -9,15 +10,16 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from qdq.calibrate.reading import Reading
+from qdq.calibrate.reading import Channels, Reading
 from qdq.data import Feed
 from qdq.errors import ModelError
 from qdq.graph import Graph
 from qdq.session import open_session, run_sample
-from qdq.statistics.gauges import Gauge, gauges_of
+from qdq.statistics.gauges import gauges_of
 
 __all__ = ["Observation", "Observer", "Readout", "Seen", "observe"]
 
+Floats = NDArray[np.float32]
 log: logging.Logger = logging.getLogger(__name__)
 
 # what a sample's tensors are is known only when they come
@@ -93,10 +95,12 @@ class Seen(NamedTuple):
 
     Attributes:
         readings: tensor → its reading.
+        channels: of the tensors whose channels were wanted.
         whole: tensor → its values, of the tensors that were wanted whole.
     """
 
     readings: Mapping[str, Reading]
+    channels: Channels
     whole: Observation
 
 
@@ -128,23 +132,25 @@ class Readout:
     ) -> None:
         graph = Graph(model)
         _check_known(graph, [*axes, *sorted(whole)])
-        self._axes = dict(axes)
         self._spread = spread
         self._whole = whole
         apart = {name: axis for name, axis in axes.items() if name not in whole}
-        self._gauges, added = gauges_of(model, apart, counted)
-        arrays = sorted(whole | (apart.keys() - self._gauges.keys()))
-        outputs = [*arrays, *(n for g in self._gauges.values() for n in g.outputs)]
-        self._outputs = [n for n in dict.fromkeys(outputs) if n not in graph.inputs]
+        self._gauges = gauges = gauges_of(model, apart, counted)
+        self._arrays = {n: axis for n, axis in axes.items() if n not in set(gauges.names)}
+        self._starts = [0, *itertools.accumulate(gauges.sizes)]
+        outputs = dict.fromkeys([*self._arrays, *sorted(whole), *gauges.outputs])
+        self._outputs = [n for n in outputs if n not in graph.inputs]
         self._session = (
-            open_session(model, outputs=self._outputs, added=added, threads=threads, lean=True)
+            open_session(
+                model, outputs=self._outputs, added=gauges.added, threads=threads, lean=True
+            )
             if self._outputs
             else None
         )
-        log.debug("read %d tensors, %d of them whole", len(axes), len(arrays))
+        log.debug("read %d tensors, %d of them whole", len(axes), len(self._arrays))
 
     def run(self, feed: Feed, sample: int = 0) -> Seen:
-        """The readings of one sample.
+        """What one sample shows.
 
         Args:
             feed: input name → array.
@@ -156,13 +162,53 @@ class Readout:
         found: Observation = dict(feed)
         if self._session is not None:
             found |= run_sample(self._session, _aligned(feed), self._outputs, sample)
-        readings = {}
-        for name, axis in self._axes.items():
-            if name in self._gauges:
-                readings[name] = _read(self._gauges[name], axis, found)
-            else:
-                readings[name] = Reading.of(found[name], axis, spread=self._spread)
-        return Seen(readings, {name: found[name] for name in self._whole})
+        arrays = {name: found[name] for name in self._arrays}
+        readings = {name: Reading.of(x, spread=self._spread) for name, x in arrays.items()}
+        own = {name: axis for name, axis in self._arrays.items() if axis is not None}
+        channels = Channels.of(arrays, own)
+        if self._gauges.names:
+            low, high, mean = self._ends(found)
+            readings |= self._readings(found, low, high)
+            channels = self._channels(low, high, mean).with_(channels)
+        return Seen(readings, channels, {name: found[name] for name in self._whole})
+
+    def _ends(self, found: Observation) -> tuple[Floats, Floats, Floats]:
+        """Smallest and largest values and means, of all gauges."""
+        low, high, mean = (
+            found[n] for n in (self._gauges.low, self._gauges.high, self._gauges.mean)
+        )
+        nan = np.isnan(mean)
+        if nan.any():
+            # The runtime's ends do not show NaN. Of huge values of either sign the sum may overflow
+            # both ways, which is none.
+            nan &= ~((low < -_HUGE) & (high > _HUGE))
+            low, high = (
+                np.where(nan, np.float32(np.nan), low),
+                np.where(nan, np.float32(np.nan), high),
+            )
+        return low, high, mean
+
+    def _readings(self, found: Observation, low: Floats, high: Floats) -> dict[str, Reading]:
+        """Readings of the tensors that have gauges."""
+        gauges, starts = self._gauges, self._starts[:-1]
+        lows, highs = np.minimum.reduceat(low, starts), np.maximum.reduceat(high, starts)
+        steps = dict(gauges.steps)
+        if gauges.found_steps:
+            unknown = [n for n in gauges.values if n not in steps]
+            steps |= zip(unknown, found[gauges.found_steps].tolist(), strict=True)
+        return {
+            name: Reading(least, most, found[gauges.values[name]], steps[name])
+            if name in steps
+            else Reading(least, most, _NONE)
+            for name, least, most in zip(gauges.names, lows.tolist(), highs.tolist(), strict=True)
+        }
+
+    def _channels(self, low: Floats, high: Floats, mean: Floats) -> Channels:
+        """Those of the tensors that have gauges."""
+        count = self._gauges.with_channels
+        end = self._starts[count]
+        names, sizes = self._gauges.names[:count], self._gauges.sizes[:count]
+        return Channels(names, sizes, low[:end], high[:end], mean[:end])
 
 
 def _aligned(feed: Feed) -> Feed:
@@ -186,18 +232,6 @@ def _aligned(feed: Feed) -> Feed:
 _ALIGNMENT = 64
 _NONE = np.zeros(0, np.float32)
 _HUGE = 1e26  # times any number of values it may exceed float32
-
-
-def _read(gauge: Gauge, axis: int | None, found: Observation) -> Reading:
-    """A reading, from what a gauge gave."""
-    low, high, mean = found[gauge.low], found[gauge.high], found[gauge.mean]
-    if np.isnan(mean).any() and not (low.min() < -_HUGE and high.max() > _HUGE):
-        # The runtime's ends do not show NaN. Of huge values of either sign the sum may overflow
-        # both ways, which is none.
-        low = high = np.full_like(low, np.nan)
-    step = int(found[gauge.step][0]) if isinstance(gauge.step, str) else gauge.step
-    values = found[gauge.values] if gauge.values else _NONE
-    return Reading(low, high, _NONE if axis is None else mean, values, step)
 
 
 def _check_known(graph: Graph, names: Sequence[str]) -> None:

@@ -90,11 +90,11 @@ def summarize(
 ) -> Statistics:
     """The statistics of some samples, whose first has the index ``first``."""
     summaries = Summaries(job.tensors, job.calibrator)
-    means, moments = Means(job.axes), MomentSums(job.layouts)
+    means, moments = Means(), MomentSums(job.layouts)
     done = 0
     for sample, feed in enumerate(feeds, first):
         seen = readout.run(feed, sample)
-        means.add(seen.readings, sample)
+        means.add(seen.channels, sample)
         moments.add(seen.whole, sample)
         summaries.add(seen.readings, sample)
         done += 1
