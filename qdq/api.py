@@ -212,10 +212,10 @@ def quantize(
             their file, in place of calib_reader.
         progress: called with the number of samples done so far.
         worth: what accuracy is worth in latency: 0 makes the fastest model, and the greater it
-            is the more stays float. The default, 3, leaves a node float where that takes 1 % of
-            the float model's time and spares a rounding that makes noise of 1/640 of the signal
-            or more (of less, where the whole model has little noise). Calibrators without a
-            histogram (MinMax) have a fixed price per rounded element in its place.
+            is the more stays float. The default, 6, leaves a node float where that takes 1 % of
+            the float model's time and spares a rounding that makes noise of 1/600 of the signal
+            or more. Calibrators without a histogram (MinMax) have a fixed price per rounded
+            element in its place.
         measured: measure on a few of the samples what rounding each tensor does to the outputs,
             in place of what it does to the tensor itself. Takes several times as long as
             calibrating; ``worth`` then weighs the harm to the outputs, and its default is 6.

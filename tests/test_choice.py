@@ -126,7 +126,7 @@ def test_statistics_have_no_sample_to_time() -> None:
 @pytest.mark.parametrize(
     ("options", "wanted"),
     [
-        ({}, {"by": "noise", "worth": 3.0}),
+        ({}, {"by": "noise", "worth": 6.0}),
         ({"worth": 2}, {"by": "noise", "worth": 2.0}),
         ({"measured": True}, {"by": "harm", "worth": 6.0}),
         ({"target_sqnr": 20.0}, {"by": "harm", "target_sqnr": 20.0}),

@@ -1,7 +1,6 @@
 """Placement by the noise in the calibrated histograms."""
 
 import logging
-import math
 from itertools import pairwise
 
 import numpy as np
@@ -17,15 +16,10 @@ from qdq.affine import fake_quantize, params_from_range
 from qdq.api import collect_statistics, run
 from qdq.calibrate import MSE
 from qdq.calibrate.noise import relative_noise
-from qdq.placement.rating import HARMS, _sigmoid, rated
-from qdq.placement.sensitivity import rounded_by
-from qdq.placement.weighing import Weighing
-from qdq.plan import Plan
+from qdq.placement.rating import HARMS, _sigmoid
 from qdq.ranges import Histogram, TensorRange
 from qdq.spec import INT8, UINT8, QuantSpec
-from qdq.stages import begin, gather, learn
-from qdq.steps import DEFAULT_STEPS
-from qdq.targets import ORT_CPU, PORTABLE
+from qdq.targets import PORTABLE
 
 SHAPE = {"x": [1, 32, 40, 40]}
 
@@ -111,54 +105,6 @@ def test_a_higher_worth_leaves_more_float() -> None:
     plans = [set(run(exact, data, worth=w).plan.quantized) for w in (0.0, 8.0, 1e3, 1e9)]
     assert all(b <= a for a, b in pairwise(plans))
     assert not plans[-1]
-
-
-@pytest.mark.parametrize("loudness", [1.0, 0.05])
-@pytest.mark.parametrize("worth", [0.0, 0.5, 3.0, 30.0])
-def test_each_cut_is_as_good_as_the_one_before(loudness: float, worth: float) -> None:
-    steps, data = DEFAULT_STEPS, feeds(SHAPE, 3)
-    start = begin(detector(), data, None, qdq.Scheme(), MSE(), steps, ORT_CPU)
-    evidence = learn(start, gather(start, MSE(), None, None), MSE())
-    noise = {name: loudness * value for name, value in evidence.noise.items()}
-    tried = [evidence.plan]
-
-    def plan_for(weighing: Weighing) -> Plan:
-        tried.append(evidence.plan_for(weighing))
-        return tried[-1]
-
-    def cost(plan: Plan) -> float:
-        """What ``rated`` minimizes: with the time, and 2 µs for each rounding in any case."""
-        rounded = rounded_by(plan)[0]
-        total = sum(noise.get(name, 0.0) for name in rounded)
-        time = plan.placement.time + 2000 * len(rounded)
-        noisy = total + 0.025 * math.log(total + 0.002)
-        return time / evidence.plan.placement.float_time + worth * noisy
-
-    chosen = rated(plan_for, evidence.plan, noise, worth)
-    assert chosen.placement.integer == tried[-1].placement.integer
-    assert len(tried) <= 5
-    for before, after in pairwise(tried):
-        assert after.placement.integer <= before.placement.integer
-        assert cost(after) <= cost(before) + 1e-9
-
-
-def test_a_quiet_model_pays_more_for_its_noise() -> None:
-    """The same ratio of noises counts, where the noise itself would no longer."""
-    steps, data = DEFAULT_STEPS, feeds(SHAPE, 3)
-    start = begin(detector(), data, None, qdq.Scheme(), MSE(), steps, ORT_CPU)
-    evidence = learn(start, gather(start, MSE(), None, None), MSE())
-    prices = []
-
-    def plan_for(weighing: Weighing) -> Plan:
-        prices.append(weighing.price)
-        return evidence.plan
-
-    for loudness in (1.0, 1e-2, 1e-4):
-        noise = {name: loudness * value for name, value in evidence.noise.items()}
-        rated(plan_for, evidence.plan, noise, 1.0)
-    assert prices == sorted(prices)
-    assert prices[-1] > 5 * prices[0]
-    assert prices[-1] < 14 * evidence.plan.placement.float_time  # and never more than that
 
 
 def test_the_order_of_samples_and_saved_statistics_change_nothing() -> None:

@@ -53,7 +53,7 @@ def add(commands: Any) -> None:
     option(
         "--worth",
         type=float,
-        help="what accuracy is worth in latency: 0 is the fastest, default: 3",
+        help="what accuracy is worth in latency: 0 is the fastest, default: 6",
     )
     option(
         "--measured",

@@ -6,7 +6,7 @@ from qdq.plan import Plan
 
 __all__ = ["PRICES", "most_accurate", "plans_by_worth"]
 
-PRICES = (1e9, 300.0, 100.0, 30.0, 10.0, 6.0, 3.0, 1.5, 0.8, 0.4, 0.0)
+PRICES = (1e9, 1e3, 300.0, 100.0, 45.0, 20.0, 10.0, 6.0, 3.0, 1.5, 0.7, 0.0)
 """What accuracy may be worth, from all float to the fastest."""
 
 

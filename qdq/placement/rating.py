@@ -6,9 +6,6 @@ change in a placement can be had without a run: the few tensors that ruin a mode
 themselves, since their range is wide and their values are mostly small (scores beside pixel
 coordinates, outlier channels). So the energy of the error over that of the values, which the
 histogram knows, stands in for the harm. Noise of independent roundings adds up in energy.
-
-What a plan costs is its time and its noise N, as ``N + 0.025 ln(N + 0.002)``: in a loud model the
-noise itself counts, in a quiet one its ratio, since a few dB more keep decisions there too.
 """
 
 import logging
@@ -25,7 +22,6 @@ from qdq.calibrate import Calibrator
 from qdq.calibrate.noise import relative_noise
 from qdq.errors import ConfigError
 from qdq.placement.frontier import Planner
-from qdq.placement.sensitivity import rounded_by
 from qdq.placement.weighing import Weighing
 from qdq.plan import Plan
 from qdq.problem import Fixed, Shared, Source
@@ -44,12 +40,8 @@ __all__ = [
     "rated",
 ]
 
-NOISE_WORTH = 3.0
+NOISE_WORTH = 6.0
 """Latency, relative to the float model's, that the loss of a tensor's whole signal is worth."""
-
-_QUIET = 0.025
-_SILENT = 0.002
-_CUTS = 4
 
 WIDEST = Weighing(noise=0.0)
 """Prices without any on accuracy (but ``least``): every rated plan is a part of that plan."""
@@ -146,12 +138,7 @@ def noise_of(
 def rated(
     plan_for: Planner, widest: Plan, noise: Mapping[str, float], worth: float = NOISE_WORTH
 ) -> Plan:
-    """The part of a plan with the least time / time of the float model + worth * cost of noise.
-
-    That cost is concave, so its tangent bounds it from above: each cut takes the tangent's slope at
-    the noise of the plan before, from the widest one on, and none is worse than the one before
-    (majorization and minimization, Hunter and Lange 2004). The slope only grows, so plans only lose
-    nodes, and those for a greater worth are parts of those for a smaller one.
+    """The part of a plan with the least time / time of the float model + worth * noise.
 
     Args:
         plan_for: makes the plan for a weighing: ``make_plan`` with all else filled in.
@@ -160,14 +147,8 @@ def rated(
         worth: the relative latency that a noise as large as the signal is worth; 0 takes the
             fastest, and the greater it is the more stays float.
     """
-    unit, plan = worth * widest.placement.float_time, widest
-    for _ in range(_CUTS):
-        total = sum(noise.get(name, 0.0) for name in sorted(rounded_by(plan)[0]))
-        price = unit * (1 + _QUIET / (total + _SILENT))
-        before, plan = plan, plan_for(replace(WIDEST, price=price, harm=noise))
-        if plan.placement.integer == before.placement.integer:
-            break
-    return explained(widest, plan)
+    price = worth * widest.placement.float_time
+    return explained(widest, plan_for(replace(WIDEST, price=price, harm=noise)))
 
 
 def _parts(plan: Plan) -> dict[str, tuple[str, ...]]:
