@@ -136,7 +136,8 @@ class Readout:
         self._whole = whole
         apart = {name: axis for name, axis in axes.items() if name not in whole}
         self._gauges = gauges = gauges_of(model, apart, counted)
-        self._arrays = {n: axis for n, axis in axes.items() if n not in set(gauges.names)}
+        gauged = frozenset(gauges.names)
+        self._arrays = {n: axis for n, axis in axes.items() if n not in gauged}
         self._starts = [0, *itertools.accumulate(gauges.sizes)]
         outputs = dict.fromkeys([*self._arrays, *sorted(whole), *gauges.outputs])
         self._outputs = [n for n in outputs if n not in graph.inputs]
@@ -174,18 +175,14 @@ class Readout:
 
     def _ends(self, found: Observation) -> tuple[Floats, Floats, Floats]:
         """Smallest and largest values and means, of all gauges."""
-        low, high, mean = (
-            found[n] for n in (self._gauges.low, self._gauges.high, self._gauges.mean)
-        )
+        gauges = self._gauges
+        low, high, mean = (found[n] for n in (gauges.low, gauges.high, gauges.mean))
         nan = np.isnan(mean)
         if nan.any():
             # The runtime's ends do not show NaN. Of huge values of either sign the sum may overflow
             # both ways, which is none.
             nan &= ~((low < -_HUGE) & (high > _HUGE))
-            low, high = (
-                np.where(nan, np.float32(np.nan), low),
-                np.where(nan, np.float32(np.nan), high),
-            )
+            low, high = (np.where(nan, np.float32(np.nan), end) for end in (low, high))
         return low, high, mean
 
     def _readings(self, found: Observation, low: Floats, high: Floats) -> dict[str, Reading]:
