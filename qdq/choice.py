@@ -67,12 +67,12 @@ class Wish:
         Raises:
             ConfigError: saying why, and what to do.
         """
-        for name in ("worth", "target_latency"):
+        for name, instead in (("worth", " or measured=True"), ("target_latency", "")):
             value = getattr(self, name)
             if value is not None and not (self.harm or start.rated):
                 raise ConfigError(
                     f"{name}={value!r} needs errors to weigh: a calibrator that keeps histograms "
-                    "(MSE, Entropy, Percentile) or measured=True, and a target that weighs costs"
+                    f"(MSE, Entropy, Percentile){instead}, and a target that weighs costs"
                 )
 
 
@@ -89,13 +89,11 @@ def chosen_plan(
         steps: of the solver.
     """
     widest = evidence.plan
-    if wish.target_sqnr is not None:
-        plan = _by_harm(wish, evidence, list(start.kept.values()), steps)
-        return plan, {"by": "harm", "target_sqnr": wish.target_sqnr}
-    if wish.measured:
+    if wish.harm:
         worth = WORTH if wish.worth is None else wish.worth
-        plan = _by_harm(wish, evidence, list(start.kept.values()), steps)
-        return plan, {"by": "harm", "worth": worth}
+        plan = _by_harm(wish.target_sqnr, worth, evidence, list(start.kept.values()), steps)
+        goal = {"worth": worth} if wish.target_sqnr is None else {"target_sqnr": wish.target_sqnr}
+        return plan, {"by": "harm", **goal}
     if not start.rated:
         return widest, {"by": "elements"}
     plan_for = partial(rated, evidence.plan_for, widest, evidence.noise)
@@ -108,9 +106,15 @@ def chosen_plan(
     return plan, {"by": "noise", "worth": float(worth)}
 
 
-def _by_harm(wish: Wish, evidence: Evidence, feeds: Sequence[Feed], steps: Sequence[Step]) -> Plan:
+def _by_harm(
+    target: float | None,
+    worth: float,
+    evidence: Evidence,
+    feeds: Sequence[Feed],
+    steps: Sequence[Step],
+) -> Plan:
     """The plan of the best value by measured harm, or the fastest that meets the target."""
-    widest, target = evidence.plan, wish.target_sqnr
+    widest = evidence.plan
     if not widest.quantized:
         return widest
     choice = choose(
@@ -119,7 +123,7 @@ def _by_harm(wish: Wish, evidence: Evidence, feeds: Sequence[Feed], steps: Seque
         solved(evidence, widest, steps),
         feeds,
         target_sqnr=target,
-        worth=WORTH if wish.worth is None else wish.worth,
+        worth=worth,
     )
     plan = explained(widest, choice.chosen.plan)
     log.info("measured: %d of %d nodes integer", len(plan.quantized), len(widest.quantized))

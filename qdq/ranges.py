@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qdq.errors import CalibrationError
+from qdq.extent import extremes
 
-__all__ = ["MAX_BINS", "Counting", "Histogram", "TensorRange", "extremes"]
+__all__ = ["MAX_BINS", "Counting", "Histogram", "TensorRange"]
 
 MAX_BINS = 8192
 """Most bins of a histogram; data that fills its range has more than half as many."""
@@ -275,25 +276,6 @@ class Counting:
             if weight > 1:
                 found *= weight
             self._counts += found
-
-
-def extremes(x: NDArray[np.floating]) -> tuple[float, float]:
-    """The smallest and the largest value of an array, as float32.
-
-    Raises:
-        CalibrationError: if x is empty or holds NaN or Inf.
-    """
-    if x.size == 0:
-        raise CalibrationError("an empty tensor has no range; skip it")
-    flat = np.ravel(x, order="K")
-    if flat.dtype == np.float16:
-        flat = flat.astype(np.float32)  # numpy's float16 minimum is slower than the cast
-    # NaN and Inf show up in the minimum or maximum: no pass of their own is needed.
-    with np.errstate(invalid="ignore", over="ignore"):
-        low, high = float(np.float32(flat.min())), float(np.float32(flat.max()))
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise CalibrationError(f"the tensor holds NaN or Inf; found range [{low}, {high}]")
-    return low, high
 
 
 def _layout(low: float, high: float) -> tuple[int, int, int]:

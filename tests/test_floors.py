@@ -17,8 +17,9 @@ SPREAD = frozenset({"balancing", "placement"})
 FLOORS = (
     {"errors", "version", "balancing"},
     {"spec"},
-    {"affine", "calibrate", "data", "files", "graph", "modelio", "ops", "prepare", "problem",
-     "ranges", "rules", "scheme", "session", "statistics", "targets", "timing", "views", "weights",
+    {"affine", "calibrate", "data", "extent", "files", "graph", "modelio", "ops", "prepare",
+     "problem", "ranges", "rules", "scheme", "session", "statistics", "targets", "timing",
+     "views", "weights",
      "balancing.dividing", "balancing.equalizing", "balancing.smoothing",
      "placement.cost_table", "placement.costs", "placement.harm", "placement.mincut",
      "placement.probing", "placement.weighing", "placement.wholes"},
@@ -39,7 +40,8 @@ FLOORS = (
     {"__main__"},
 )  # fmt: skip
 NUMPY_ONLY = {"affine", "balancing.equalizing", "balancing.smoothing", "bias_scale", "calibrate",
-              "kernel", "ops", "placement.cost_table", "placement.costs", "placement.harm",
+              "extent", "kernel", "ops", "placement.cost_table", "placement.costs",
+              "placement.harm",
               "placement.mincut", "placement.weighing", "problem", "ranges", "report.sqnr",
               "scheme", "solve", "spec", "statistics.packing", "statistics.summary", "steps",
               "targets"}  # fmt: skip

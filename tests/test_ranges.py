@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from qdq.calibrate.reading import STEPS, step_for
 from qdq.errors import CalibrationError
-from qdq.ranges import MAX_BINS, Counting, Histogram, TensorRange, extremes
+from qdq.extent import extremes
+from qdq.ranges import MAX_BINS, Counting, Histogram, TensorRange
 
 BIG = float(np.finfo(np.float32).max)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from qdq.errors import CalibrationError
+from qdq.extent import ends, finite_extent
 
 __all__ = ["SAMPLED", "STEPS", "Channels", "Reading", "step_for"]
 
@@ -81,7 +81,7 @@ class Reading:
             x: any shape and float type.
             spread: of a large array only ``SAMPLED`` values of each entry are handed on.
         """
-        low, high = _ends(x, None)
+        low, high = ends(x)
         step = step_for(math.prod(x.shape[1:])) if spread else 1
         values = np.ravel(x, order="K")[::step] if step > 1 else x
         return Reading(float(low), float(high), values, step)
@@ -97,13 +97,8 @@ class Reading:
         Raises:
             CalibrationError: if there is no value, or NaN or Inf among them.
         """
-        if self.empty:
-            raise CalibrationError("an empty tensor has no range; skip it")
         # + 0.0 turns -0.0 into 0.0: which of them is met first must not matter
-        low, high = self.low + 0.0, self.high + 0.0
-        if not (math.isfinite(low) and math.isfinite(high)):
-            raise CalibrationError(f"the tensor holds NaN or Inf; found range [{low}, {high}]")
-        return low, high
+        return finite_extent(self.low + 0.0, self.high + 0.0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -132,13 +127,13 @@ class Channels:
             arrays: tensor → values, of any shape and float type.
             axes: tensor → its channel axis.
         """
-        ends = [_ends(arrays[name], axis) for name, axis in axes.items()]
+        extents = [ends(arrays[name], axis) for name, axis in axes.items()]
         means = [_mean(arrays[name], axis) for name, axis in axes.items()]
         return Channels(
             tuple(axes),
             tuple(mean.size for mean in means),
-            np.concatenate([_NONE, *(low for low, _ in ends)]),
-            np.concatenate([_NONE, *(high for _, high in ends)]),
+            np.concatenate([_NONE, *(low for low, _ in extents)]),
+            np.concatenate([_NONE, *(high for _, high in extents)]),
             np.concatenate([_NONE, *means]),
         )
 
@@ -156,19 +151,6 @@ class Channels:
 
 
 _NONE = np.zeros(0, np.float32)
-
-
-def _ends(
-    x: NDArray[np.floating], axis: int | None
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Smallest and largest value, of each channel if there is an axis; NaN shows in both."""
-    if x.dtype == np.float16:
-        x = x.astype(np.float32)  # numpy's float16 minimum is slower than the cast
-    others = None if axis is None else tuple(i for i in range(x.ndim) if i != axis % x.ndim)
-    with np.errstate(invalid="ignore", over="ignore"):
-        low = np.asarray(x.min(axis=others, initial=np.inf), np.float32)
-        high = np.asarray(x.max(axis=others, initial=-np.inf), np.float32)
-    return low, high
 
 
 def _mean(x: NDArray[np.floating], axis: int) -> NDArray[np.float32]:

@@ -83,8 +83,8 @@ def gauges_of(
     sizes: dict[str, int] = {}
     for name, axis in sorted(axes.items(), key=lambda item: item[1] is None):
         shape = graph.shape(name)
-        known = shape is not None and graph.elem_type(name) == onnx.TensorProto.FLOAT
-        if shape is None or not known or graph.opset < _OPSET or _is_small(shape):
+        real = graph.elem_type(name) == onnx.TensorProto.FLOAT
+        if shape is None or not real or graph.opset < _OPSET or _is_small(shape):
             continue
         size = 1 if axis is None else shape[axis] if shape else None
         if size:  # neither unknown nor 0

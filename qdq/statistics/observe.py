@@ -37,6 +37,8 @@ class Observer:
         names: names of tensors in the main graph: inputs, outputs or what is between.
         threads: number of threads per sample; None lets onnxruntime choose.
         optimize: False runs a QDQ model as it is written, in float between its Q and DQ.
+        added: nodes and initializers that the model gets besides its own; their outputs have names
+            too.
 
     Raises:
         ModelError: if a name is not in the graph, or onnxruntime cannot load the model.
@@ -49,17 +51,15 @@ class Observer:
         *,
         threads: int | None = None,
         optimize: bool = True,
+        added: onnx.GraphProto | None = None,
     ) -> None:
         graph = Graph(model)
-        _check_known(graph, names)
+        more = () if added is None else (o for n in added.node for o in n.output)
+        _check_known(graph, names, frozenset(more))
         self._fed = [n for n in names if n in graph.inputs]
-        self._made = [n for n in names if n not in graph.inputs]
-        made = self._made
-        self._session = (
-            open_session(model, outputs=made, threads=threads, optimize=optimize, lean=True)
-            if made
-            else None
-        )
+        self._made = made = [n for n in names if n not in graph.inputs]
+        options: Any = {"threads": threads, "optimize": optimize, "added": added, "lean": True}
+        self._session = open_session(model, outputs=made, **options) if made else None
         log.debug("observe %d tensors", len(names))
 
     def run(self, feed: Feed, sample: int = 0) -> Observation:
@@ -74,7 +74,7 @@ class Observer:
         """
         values: Observation = {n: feed[n] for n in self._fed}
         if self._session is not None:
-            values |= run_sample(self._session, feed, self._made, sample)
+            values |= run_sample(self._session, _aligned(feed), self._made, sample)
         return values
 
 
@@ -130,8 +130,6 @@ class Readout:
         spread: bool = True,
         threads: int | None = None,
     ) -> None:
-        graph = Graph(model)
-        _check_known(graph, [*axes, *sorted(whole)])
         self._spread = spread
         self._whole = whole
         apart = {name: axis for name, axis in axes.items() if name not in whole}
@@ -139,15 +137,8 @@ class Readout:
         gauged = frozenset(gauges.names)
         self._arrays = {n: axis for n, axis in axes.items() if n not in gauged}
         self._starts = [0, *itertools.accumulate(gauges.sizes)]
-        outputs = dict.fromkeys([*self._arrays, *sorted(whole), *gauges.outputs])
-        self._outputs = [n for n in outputs if n not in graph.inputs]
-        self._session = (
-            open_session(
-                model, outputs=self._outputs, added=gauges.added, threads=threads, lean=True
-            )
-            if self._outputs
-            else None
-        )
+        names = dict.fromkeys([*self._arrays, *sorted(whole), *gauges.outputs])
+        self._observer = Observer(model, list(names), threads=threads, added=gauges.added)
         log.debug("read %d tensors, %d of them whole", len(axes), len(self._arrays))
 
     def run(self, feed: Feed, sample: int = 0) -> Seen:
@@ -160,9 +151,7 @@ class Readout:
         Raises:
             CalibrationError: if the sample cannot be run; ``sample`` is its index.
         """
-        found: Observation = dict(feed)
-        if self._session is not None:
-            found |= run_sample(self._session, _aligned(feed), self._outputs, sample)
+        found = self._observer.run(feed, sample)
         arrays = {name: found[name] for name in self._arrays}
         readings = {name: Reading.of(x, spread=self._spread) for name, x in arrays.items()}
         own = {name: axis for name, axis in self._arrays.items() if axis is not None}
@@ -231,8 +220,8 @@ _NONE = np.zeros(0, np.float32)
 _HUGE = 1e26  # times any number of values it may exceed float32
 
 
-def _check_known(graph: Graph, names: Sequence[str]) -> None:
-    known = graph.producer.keys() | graph.inputs.keys() | graph.constants.keys()
+def _check_known(graph: Graph, names: Sequence[str], added: frozenset[str]) -> None:
+    known = graph.producer.keys() | graph.inputs.keys() | graph.constants.keys() | added
     for name in names:
         if name not in known:
             near = get_close_matches(name, known, n=1)
