@@ -358,6 +358,37 @@ class TestRoles:
         assert "w" in {t.name for t in made.graph.initializer}
         assert only(made, "MatMul").input[1] != "w"
 
+    def test_the_copy_of_a_scalar_is_a_scalar(self) -> None:
+        # a Loop whose condition got an axis would not load
+        body = helper.make_graph(
+            [
+                helper.make_node("Relu", ["before"], ["after"]),
+                helper.make_node("Not", ["go"], ["go_on"]),
+            ],
+            "body",
+            [
+                helper.make_tensor_value_info("k", TensorProto.INT64, []),
+                helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+                helper.make_tensor_value_info("before", TensorProto.FLOAT, [2, 2]),
+            ],
+            [
+                helper.make_tensor_value_info("go_on", TensorProto.BOOL, []),
+                helper.make_tensor_value_info("after", TensorProto.FLOAT, [2, 2]),
+            ],
+        )
+        nodes = [
+            node("Mul", ["x", "s"], "h"),
+            node("ReduceMax", ["h"], "top", keepdims=0),
+            node("Less", ["s", "top"], "c"),
+            node("Loop", ["", "c", "h"], "y", body=body),
+        ]
+        constants = {"s": np.array(0.5, np.float32)}
+        net = model(nodes, {"x": [2, 2]}, {"y": [2, 2]}, constants)
+        made = check(net, feed={"x": vec(1, -2, 3, -4).reshape(2, 2)})
+        copy = only(made, "Less").input[0]
+        assert copy != only(made, "Mul").input[1] == "s"
+        assert constant(made, copy).shape == ()
+
     def test_integers_are_shared(self) -> None:
         nodes = [node("Reshape", ["x", "s"], "a"), node("Tile", ["a", "s"], "y")]
         made = check(model(nodes, {"x": [4]}, {"y": [4, 4]}, {"s": ints(2, 2)}))

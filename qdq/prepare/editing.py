@@ -158,7 +158,8 @@ class Editor:
     def add_constant(self, name: str, value: Array) -> str:
         """Add an initializer under a fresh name like ``name``; returns its name."""
         name = self.fresh(name)
-        self.constants[name] = onnx.numpy_helper.from_array(np.ascontiguousarray(value), name)
+        plain = np.asarray(value, order="C")  # ascontiguousarray would give a scalar an axis
+        self.constants[name] = onnx.numpy_helper.from_array(plain, name)
         return name
 
     def add_turned(self, name: str, source: str) -> str:
