@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -20,6 +20,7 @@ from qdq.evidence import Evidence
 from qdq.graph import Graph, without_large
 from qdq.modelio import load
 from qdq.placement.frontier import FASTEST, Planner, check_weighs, moved
+from qdq.placement.gains import gains_of, gradients
 from qdq.placement.rating import WIDEST, inferred, keeps_histograms, noise_of, observed_to_rate
 from qdq.placement.sensitivity import SAMPLES, keep_few
 from qdq.placement.weighing import Weighing
@@ -35,6 +36,7 @@ from qdq.statistics.sharding import collect
 from qdq.statistics.shipment import fingerprint
 from qdq.statistics.worker import Progress
 from qdq.targets import Target
+from qdq.views import nominal_graph
 
 __all__ = ["Start", "begin", "gather", "learn"]
 
@@ -135,6 +137,7 @@ def begin(
         feeds = keep_few(feeds, kept, 2 * SAMPLES)
     elif rated:
         observed = observed_to_rate(plan, frozenset(Graph(prepared).constants))
+        feeds = keep_few(feeds, kept)
     readers = divisible(prepared, plan) if scheme.smooth else {}
     groups = channel_groups(prepared, plan) if scheme.equalize else ()
     log.info("plan: %d integer nodes, %d float", len(plan.quantized), len(plan.left_float))
@@ -199,7 +202,7 @@ def gather(
     mark: str | None = None,
 ) -> Statistics:
     """Run the samples and gather what the plan and the steps ask for."""
-    return collect(
+    found = collect(
         start.prepared,
         tuple(start.observed),
         start.axes,
@@ -212,6 +215,10 @@ def gather(
         # workers know a model by its mark; without any, and nothing to save, it is not needed
         mark="" if mark is None and executor is None else mark,
     )
+    if not start.rated:
+        return found
+    sizes = nominal_graph(start.prepared, start.shapes)
+    return replace(found, gradients=gradients(start.prepared, sizes, start.plan, start.kept))
 
 
 def learn(start: Start, statistics: Statistics, calibrator: Calibrator[Any]) -> Evidence:
@@ -225,7 +232,8 @@ def learn(start: Start, statistics: Statistics, calibrator: Calibrator[Any]) -> 
     }
     noise: Mapping[str, float] = {}
     if start.rated:
-        noise = noise_of(start.plan, ranges, inferred(start.plan, statistics.summaries))
+        seen = inferred(start.plan, statistics.summaries)
+        noise = noise_of(start.plan, ranges, seen, gains_of(statistics.gradients, seen))
     evidence = Evidence(
         model=start.prepared,
         plan_for=start.plan_for,

@@ -22,12 +22,13 @@ FLOORS = (
      "views", "weights",
      "balancing.dividing", "balancing.equalizing", "balancing.smoothing",
      "placement.cost_table", "placement.costs", "placement.harm", "placement.mincut",
-     "placement.probing", "placement.weighing", "placement.wholes"},
+     "placement.adjoint", "placement.gradients", "placement.probing", "placement.tape",
+     "placement.transposes", "placement.weighing", "placement.wholes"},
     {"bias_scale", "kernel", "placement", "placement.place", "placement.units",
      "solve", "steps"},
     {"plan"},
     {"balancing.channels", "balancing.layouts", "history", "placement.budget",
-     "placement.frontier",
+     "placement.frontier", "placement.gains",
      "placement.rating", "placement.sensitivity", "report", "wiring"},
     {"evidence"},
     {"balancing.balance"},
@@ -43,8 +44,8 @@ NUMPY_ONLY = {"affine", "balancing.equalizing", "balancing.smoothing", "bias_sca
               "extent", "kernel", "ops", "placement.cost_table", "placement.costs",
               "placement.harm",
               "placement.mincut", "placement.weighing", "problem", "ranges", "report.sqnr",
-              "scheme", "solve", "spec", "statistics.packing", "statistics.summary", "steps",
-              "targets"}  # fmt: skip
+              "scheme", "solve", "spec", "statistics.gradients", "statistics.packing",
+              "statistics.summary", "steps", "targets"}  # fmt: skip
 
 
 def unit_of(parts: Sequence[str]) -> str:

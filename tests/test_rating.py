@@ -145,7 +145,7 @@ def test_worth_and_a_target_exclude_each_other() -> None:
 
 def test_what_a_rule_sets_has_no_price() -> None:
     exact, data = detector(), feeds(SHAPE, 3)
-    rule = qdq.Rule(tensors="both", range=(-500.0, 500.0))
+    rule = qdq.Rule(tensors="both|y", range=(-500.0, 500.0))
     assert "Concat_both" in run(exact, data, scheme=qdq.Scheme(rules=(rule,))).plan.quantized
 
 

@@ -23,6 +23,7 @@ from qdq.calibrate.means import ChannelSum
 from qdq.calibrate.moments import Layout, MomentSum
 from qdq.errors import CalibrationError, ConfigError
 from qdq.files import replacing
+from qdq.statistics.gradients import Gradients
 from qdq.statistics.packing import (
     Arrays,
     pack_moments,
@@ -36,7 +37,7 @@ from qdq.version import __version__
 
 __all__ = ["Statistics"]
 
-_FORMAT = "qdq statistics 2"
+_FORMAT = "qdq statistics 3"
 _UNREADABLE = (
     OSError,
     ValueError,
@@ -72,6 +73,7 @@ class Statistics:
         layouts: how linear nodes read their inputs, for those whose second moments were taken.
         moments: layout → sums of products; those of ``layouts`` that were not empty.
         shapes: model input → its shape in the first sample, which the plan was made for.
+        gradients: what errors in the tensors do to the outputs, on few of the samples.
         version: of the qdq that made them.
     """
 
@@ -85,6 +87,7 @@ class Statistics:
     layouts: tuple[Layout, ...] = ()
     moments: Mapping[Layout, MomentSum] = field(default_factory=dict)
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    gradients: Gradients = field(default_factory=Gradients)
     version: str = __version__
 
     def __eq__(self, other: object) -> bool:
@@ -100,7 +103,8 @@ class Statistics:
             and a.reach == other.sums[name].reach
             for name, a in self.sums.items()
         )
-        return means and _same_moments(self.moments, other.moments)
+        same = means and _same_moments(self.moments, other.moments)
+        return same and self.gradients == other.gradients
 
     __hash__: ClassVar[None] = None  # type: ignore[assignment]
 
@@ -154,6 +158,7 @@ class Statistics:
             summaries=merge_summaries(self.summaries, other.summaries, calibrator),
             sums=sums,
             moments=moments,
+            gradients=self.gradients.merge(other.gradients),
         )
 
     def require(
@@ -224,6 +229,7 @@ class Statistics:
         kind, arrays = pack_summaries([self.summaries[n] for n in order], self.calibrator)
         arrays |= pack_sums([self.sums[n] for n in channels])
         arrays |= pack_moments([self.moments.get(x) for x in self.layouts])
+        arrays |= self.gradients.packed()
         header = {
             "format": _FORMAT,
             "version": self.version,
@@ -237,6 +243,8 @@ class Statistics:
             "summed": channels,
             "layouts": [asdict(x) for x in self.layouts],
             "shapes": dict(self.shapes),
+            "graded": self.gradients.tensors,
+            "run": sorted(self.gradients.energies),
         }
         with replacing(Path(path)) as temporary, temporary.open("wb") as file:
             arrays["header"] = np.asarray(json.dumps(header))
@@ -280,6 +288,7 @@ class Statistics:
             layouts=layouts,
             moments={layout: total for layout, total in moments if total is not None},
             shapes={name: tuple(map(int, shape)) for name, shape in header["shapes"].items()},
+            gradients=Gradients.unpacked(header["graded"], header["run"], arrays),
             version=str(header["version"]),
         )
 

@@ -1,0 +1,182 @@
+"""What small errors in each tensor do to a model's outputs, for all tensors in one run.
+
+To first order an error e of a tensor changes the outputs by J e. For signs z, drawn at random
+and weighted so that z' z stands for the outputs' relative error, z' J is found for all tensors at
+once by going back through the graph (reverse accumulation; Griewank and Walther, "Evaluating
+Derivatives", 2008). For rounding, whose errors are independent with variance v, the expected
+squared change is v times the energy of z' J: Hutchinson's estimator of the trace of J' J (1989).
+
+That is exact for small noise. It knows what the noise in the tensor itself does not: a logarithm
+that blows up what is near 0, an average that takes noise out, a gate that is closed.
+"""
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+import qdq.placement.transposes  # noqa: F401 -- registers its rules
+from qdq.graph import Graph, captured_names
+from qdq.placement.gradients import RULES, Grads
+from qdq.placement.probing import logits_of
+from qdq.placement.tape import Tape, UnknownWayError
+
+__all__ = ["Adjoint", "adjoint"]
+
+log: logging.Logger = logging.getLogger(__name__)
+
+_OPSET = 18  # the first one whose reductions have all their axes as inputs
+_OTHER_FLOATS = (TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
+_PRIME = (1 << 31) - 1
+_FACTOR = 48271  # a primitive root of the prime
+
+
+@dataclass(frozen=True, slots=True)
+class Adjoint:
+    """Nodes that find the energies.
+
+    Attributes:
+        tensors: those whose gradient is known everywhere.
+        output: has the energy of each one's gradient, in their order: the squared relative error
+            of the outputs for independent errors of variance 1 in each element.
+        added: the nodes and constants, beside those of the model.
+    """
+
+    tensors: tuple[str, ...]
+    output: str
+    added: onnx.GraphProto
+
+
+def adjoint(model: onnx.ModelProto, tensors: Iterable[str]) -> Adjoint | None:
+    """The nodes for a prepared model.
+
+    Args:
+        model: it is not changed.
+        tensors: activations that may be rounded.
+
+    Returns:
+        None if nothing can be told: the model has no floating-point output, an old opset, or
+        nodes without a rule behind each of the tensors.
+    """
+    graph = Graph(model)
+    outputs = [v.name for v in model.graph.output if graph.elem_type(v.name) == TensorProto.FLOAT]
+    if graph.opset < _OPSET or not outputs:
+        return None
+    wanted = [n for n in tensors if n in graph.producer or n in graph.inputs]
+    tape = Tape(graph, _live(graph, wanted))
+    logits = [n for n in logits_of(graph) if n not in outputs and n in tape.live]
+    heads = [*(n for n in outputs if n in tape.live), *logits]
+    grads: dict[str, list[str]] = {}
+    for k, name in enumerate(heads):
+        seed = _seed(tape, name, (k, len(heads)), centred=name in logits)
+        grads.setdefault(name, []).append(seed)
+    dark = _walk(tape, grads)
+    known = [n for n in wanted if n in grads and n not in dark and graph.shape(n)]
+    if not known:
+        return None
+    known.sort(key=tape.rank)  # those of one rank side by side; else in their order
+    energies = [
+        tape.flat(_energies(tape, [_total(tape, grads, n) for n in names]))
+        for _, names in groupby(known, tape.rank)
+    ]
+    return Adjoint(tuple(known), tape.node("Concat", *energies, axis=0), tape.added)
+
+
+def _live(graph: Graph, tensors: Sequence[str]) -> set[str]:
+    """The tensors, and all floating-point ones that depend on them."""
+    live = set(tensors)
+    for node in graph.nodes:
+        if any(n in live for n in node.input):
+            live.update(
+                o for o in node.output if o and graph.elem_type(o) in (0, TensorProto.FLOAT)
+            )
+    return live
+
+
+def _walk(tape: Tape, grads: dict[str, list[str]]) -> set[str]:
+    """Go back through all nodes; returns the tensors from which a way ends at an unknown node."""
+    dark: set[str] = set()
+    for index in range(len(tape.graph.nodes) - 1, -1, -1):
+        node = tape.graph.nodes[index]
+        live = [n for n in node.input if n in tape.live]
+        dark.update(n for n in captured_names(node) if n in tape.live)
+        if not live:
+            continue
+        if any(o in dark or tape.graph.elem_type(o) in _OTHER_FLOATS for o in node.output):
+            dark.update(live)
+        if not any(o in grads for o in node.output):
+            continue
+        given = [_total(tape, grads, o) if o in grads else None for o in node.output]
+        try:
+            found = _back(tape, node, given)
+        except (UnknownWayError, LookupError, TypeError, ValueError) as e:
+            # the latter: a node in a form that its rule does not expect. Noise alone can do without
+            log.debug("no way back through %s '%s': %r", node.op_type, node.name, e)
+            dark.update(live)
+            continue
+        # a rule may know the way of some inputs only: the scale of a norm, say, is a constant
+        dark.update(n for k, n in enumerate(node.input) if n in tape.live and k not in found)
+        for slot, grad in found.items():
+            if node.input[slot] in tape.live:
+                grads.setdefault(node.input[slot], []).append(grad)
+    return dark
+
+
+def _back(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
+    """The gradients of a node's inputs, by slot."""
+    if node.domain not in ("", "ai.onnx") or node.op_type not in RULES:
+        raise UnknownWayError(node.op_type)
+    return RULES[node.op_type](tape, node, grads)
+
+
+def _total(tape: Tape, grads: dict[str, list[str]], name: str) -> str:
+    """The sum of the gradients from all readers of a tensor."""
+    parts = grads[name]
+    if len(parts) > 1:
+        grads[name] = parts = [tape.node("Sum", *parts)]
+    return parts[0]
+
+
+def _energies(tape: Tape, values: Sequence[str]) -> str:
+    """Of values of one rank, above 0: one number each."""
+    found = [tape.node("ReduceSumSquare", value, keepdims=1) for value in values]
+    return tape.node("Concat", *found, axis=0)
+
+
+def _seed(tape: Tape, name: str, head: tuple[int, int], *, centred: bool) -> str:
+    """Signs over the root of the signal's energy: the mean relative error of ``harm``.
+
+    Args:
+        tape: to write on.
+        name: the output, or logit.
+        head: which one of how many; each counts the same.
+        centred: only differences count, and channels not by themselves: a logit.
+    """
+    finite = tape.node("Equal", tape.node("Sub", name, name), tape.real(0))
+    value = tape.where(finite, name)
+    rank = len(tape.graph.shape(name) or ())
+    channels = not centred and rank > 2
+    if centred:
+        value = tape.node("Sub", value, tape.node("ReduceMean", value, keepdims=1))
+    axes = [tape.whole(*(k for k in range(rank) if k != 1))] if channels else []
+    signal = tape.node("ReduceSumSquare", value, *axes, keepdims=1)
+    count = tape.node("Cast", tape.node("Size", signal), to=1)
+    whole = tape.times(tape.times(signal, count), tape.real(head[1]))
+    weight = tape.where(finite, tape.node("Sqrt", tape.inverse(whole)))
+    return tape.times(_signs(tape, name, head[0]), weight)
+
+
+def _signs(tape: Tape, name: str, head: int) -> str:
+    """1 and -1 as if at random, the same in every run: by squares modulo a prime."""
+    prime = tape.constant(np.int64(_PRIME))
+    number = tape.node("Add", tape.numbered(name), tape.constant(np.int64(1)))
+    # each head has its own: where two are alike, or opposite, their errors must not add up
+    factor = tape.constant(np.int64(pow(_FACTOR, head + 1, _PRIME)))
+    spread = tape.node("Mod", tape.times(number, factor), prime)
+    square = tape.node("Mod", tape.times(spread, spread), prime)
+    high = tape.node("Less", square, tape.constant(np.int64(_PRIME // 2)))
+    return tape.node("Where", high, tape.real(1), tape.real(-1))

@@ -1,0 +1,96 @@
+"""How much of a tensor's noise arrives at the outputs, measured on few samples.
+
+The energies of the gradients (see ``adjoint``) come from one more run of each of a few samples,
+which takes about three times a plain one. They are kept by the digest of the sample, so that
+those of parts of the data merge to those of the whole.
+"""
+
+import logging
+from collections.abc import Mapping
+from math import prod
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from qdq.calibrate.noise import mean_square
+from qdq.data import Feed
+from qdq.errors import QdqError
+from qdq.graph import Graph, tensor_bytes
+from qdq.placement.adjoint import adjoint
+from qdq.plan import Plan
+from qdq.problem import Constant, Derived
+from qdq.ranges import Histogram
+from qdq.statistics.gradients import Gradients
+from qdq.statistics.observe import Observer
+
+__all__ = ["gains_of", "gradients"]
+
+log: logging.Logger = logging.getLogger(__name__)
+
+_MOST = 1e30  # of an energy; infinity times no noise is not a number
+_MANY = 600  # nodes; to optimize more takes the runtime longer than few samples can win
+_MOST_BYTES = 1 << 30  # of activations, which wait for the way back, and weights, which are copied
+
+
+def gradients(
+    model: onnx.ModelProto, sizes: Graph, plan: Plan, kept: Mapping[bytes, Feed]
+) -> Gradients:
+    """Run the samples there and back.
+
+    Args:
+        model: the prepared model; not changed.
+        sizes: an index of it whose shapes are all numbers.
+        plan: the widest plan: what it rounds is of interest.
+        kept: digest → sample, see ``keep_few``.
+
+    Returns:
+        The energies; empty where there is nothing to round, where the way back is not known, or
+        would take too much memory.
+    """
+    if not plan.quantized or _bytes(sizes) > _MOST_BYTES:
+        return Gradients()
+    wanted = (t for t in plan.tensors.values() if not isinstance(t.source, Constant | Derived))
+    found = adjoint(model, (t.name for t in wanted))
+    if found is None:
+        return Gradients()
+    try:
+        few = len(sizes.nodes) <= _MANY
+        back = Observer(model, [found.output], added=found.added, optimize=few)
+        rows = {d.hex(): back.run(feed)[found.output] for d, feed in kept.items()}
+    except QdqError as e:  # a rule that does not fit this model: noise alone can do without
+        log.info("gradients: none, since %s", e)
+        return Gradients()
+    log.info("gradients: %d tensors, %d samples", len(found.tensors), len(rows))
+    return Gradients(tensors=found.tensors, energies=rows)
+
+
+def _bytes(sizes: Graph) -> int:
+    made = (sizes.shape(o) for node in sizes.nodes for o in node.output if o)
+    total = sum(4 * prod(d or 1 for d in shape or ()) for shape in made)
+    return total + sum(tensor_bytes(t) for t in sizes.constants.values())
+
+
+def gains_of(found: Gradients, summaries: Mapping[str, Any]) -> dict[str, float]:
+    """Tensor → relative error of the outputs over the relative noise of the tensor.
+
+    With noise of variance v in each element and mean square m of its values, v / m is the
+    relative noise, and v times the energy of the gradient what the outputs feel of it. Of the
+    samples the median counts: one whose output is nearly nothing (a page without text, silence)
+    has relative errors beyond all measure.
+
+    Args:
+        found: from ``gradients``.
+        summaries: tensor → histogram of its values.
+    """
+    if not found.energies:
+        return {}
+    rows: NDArray[np.float64] = np.stack([found.energies[d] for d in sorted(found.energies)])
+    with np.errstate(over="ignore", invalid="ignore"):
+        typical = np.median(rows.astype(np.float64), axis=0)
+    return {
+        name: min(float(energy), _MOST) * mean_square(summaries[name])
+        for name, energy in zip(found.tensors, typical, strict=True)
+        if isinstance(summaries.get(name), Histogram) and not np.isnan(energy)
+    }

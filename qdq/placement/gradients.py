@@ -1,0 +1,285 @@
+"""The way back through elementwise nodes, reductions and normalizations (the chain rule).
+
+A rule takes the gradients of a node's outputs and writes those of its inputs. Rounding noise is
+small, so what it does to an output is its gradient times it; kinks have the slope of one side.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import onnx
+
+from qdq.graph import attributes
+from qdq.placement.tape import Tape, UnknownWayError
+
+__all__ = ["RULES", "Grads", "Rule", "rule"]
+
+Grads = Sequence[str | None]
+Rule = Callable[[Tape, onnx.NodeProto, Grads], Mapping[int, str]]
+RULES: dict[str, Rule] = {}  #: operator → writes the gradients of its inputs, slot → name
+
+_STEP = 2.0**-7  # of the difference quotient
+
+
+def rule(*ops: str) -> Callable[[Rule], Rule]:
+    """Register a rule for operators."""
+
+    def register(function: Rule) -> Rule:
+        RULES.update(dict.fromkeys(ops, function))
+        return function
+
+    return register
+
+
+def one(grads: Grads) -> str:
+    """The gradient of a node's first output, the only one that has one."""
+    first = grads[0] if grads else None
+    if first is None or any(g is not None for g in grads[1:]):
+        raise UnknownWayError("a later output leads on")
+    return first
+
+
+@rule("Identity", "Dropout", "Cast")
+def _same(_tape: Tape, _node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
+    return {0: one(grads)}
+
+
+@rule("Neg")
+def _neg(tape: Tape, _node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
+    return {0: tape.node("Neg", one(grads))}
+
+
+@rule("Relu")
+def _relu(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
+    on = tape.node("Greater", node.output[0], tape.real(0))
+    return {0: tape.where(on, one(grads))}
+
+
+@rule("LeakyRelu", "PRelu")
+def _leaky(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
+    slope = node.input[1] if len(node.input) > 1 else ""
+    if not slope:
+        alpha = attributes(node).get("alpha", 0.01)
+        slope = tape.real(float(alpha))  # type: ignore[arg-type]
+    on = tape.node("Greater", node.input[0], tape.real(0))
+    return {0: tape.node("Where", on, one(grads), tape.times(one(grads), slope))}
+
+
+@rule("Clip")
+def _clip(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
+    result = one(grads)
+    for slot, test in ((1, "Greater"), (2, "Less")):
+        if len(node.input) > slot and node.input[slot]:
+            result = tape.where(tape.node(test, node.output[0], node.input[slot]), result)
+    return {0: result}
+
+
+@rule("HardSigmoid")
+def _hard_sigmoid(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
+    alpha = float(attributes(node).get("alpha", 0.2))  # type: ignore[arg-type]
+    result = tape.times(one(grads), tape.real(alpha))
+    for test, bound in (("Greater", 0.0), ("Less", 1.0)):
+        result = tape.where(tape.node(test, node.output[0], tape.real(bound)), result)
+    return {0: result}
+
+
+@rule("Sigmoid")
+def _sigmoid(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
+    y = node.output[0]
+    return {0: tape.times(one(grads), tape.node("Sub", y, tape.times(y, y)))}
+
+
+@rule("Tanh")
+def _tanh(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
+    y = node.output[0]
+    return {0: tape.times(one(grads), tape.node("Sub", tape.real(1), tape.times(y, y)))}
+
+
+@rule("Exp")
+def _exp(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
+    return {0: tape.times(one(grads), node.output[0])}
+
+
+@rule("Log")
+def _log(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
+    return {0: tape.times(one(grads), tape.inverse(node.input[0]))}
+
+
+@rule("Sqrt")
+def _sqrt(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
+    half = tape.times(one(grads), tape.real(0.5))
+    return {0: tape.times(half, tape.inverse(node.output[0]))}
+
+
+@rule("Reciprocal")
+def _reciprocal(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
+    y = node.output[0]
+    return {0: tape.times(one(grads), tape.node("Neg", tape.times(y, y)))}
+
+
+@rule("Abs")
+def _abs(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
+    return {0: tape.times(one(grads), tape.node("Sign", node.input[0]))}
+
+
+@rule("Pow")
+def _pow(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
+    base, exponent = node.input
+    if exponent not in tape.graph.constants or exponent in tape.live:
+        raise UnknownWayError("a power that is computed")
+    p = tape.graph.array(exponent).astype(np.float32)
+    if p.size != 1:
+        raise UnknownWayError("several powers")
+    value = float(p.reshape(()))
+    slope = tape.times(tape.real(value), tape.node("Pow", base, tape.real(value - 1)))
+    return {0: tape.times(one(grads), slope)}
+
+
+@rule("Celu", "Elu", "Erf", "Gelu", "HardSwish", "Mish", "Selu", "Softplus", "Softsign",
+      "Swish", "ThresholdedRelu")  # fmt: skip
+def _smooth(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
+    """Any function of single elements, by its difference quotient."""
+    kept = attributes(node)
+    around = [
+        tape.node(node.op_type, tape.node(op, node.input[0], tape.real(_STEP)), **kept)
+        for op in ("Add", "Sub")
+    ]
+    rise = tape.times(tape.node("Sub", *around), tape.real(1 / (2 * _STEP)))
+    return {0: tape.times(one(grads), rise)}
+
+
+@rule("Add", "Sum")
+def _add(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
+    made = node.output[0]
+    return {
+        k: tape.summed(one(grads), name, made)
+        for k, name in enumerate(node.input)
+        if name in tape.live
+    }
+
+
+@rule("Sub")
+def _sub(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
+    found = dict(_add(tape, node, grads))
+    if 1 in found:
+        found[1] = tape.node("Neg", found[1])
+    return found
+
+
+@rule("Mul")
+def _mul(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
+    return {
+        k: tape.summed(tape.times(one(grads), node.input[1 - k]), name, node.output[0])
+        for k, name in enumerate(node.input)
+        if name in tape.live
+    }
+
+
+@rule("Div")
+def _div(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
+    a, b = node.input
+    found, over = {}, tape.times(one(grads), tape.inverse(b))
+    if a in tape.live:
+        found[0] = tape.summed(over, a, node.output[0])
+    if b in tape.live:
+        down = tape.node("Neg", tape.times(over, node.output[0]))
+        found[1] = tape.summed(down, b, node.output[0])
+    return found
+
+
+@rule("Max", "Min")
+def _extreme(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
+    made, found = node.output[0], {}
+    for k, name in enumerate(node.input):
+        if name in tape.live:
+            chosen = tape.where(tape.node("Equal", name, made), one(grads))
+            found[k] = tape.summed(chosen, name, made)
+    return found
+
+
+@rule("Where")
+def _where(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
+    mask, found = node.input[0], {}
+    for slot in (1, 2):
+        if node.input[slot] in tape.live:
+            on = mask if slot == 1 else tape.node("Not", mask)
+            found[slot] = tape.summed(tape.where(on, one(grads)), node.input[slot], node.output[0])
+    return found
+
+
+@rule("Softmax")
+def _softmax(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
+    y, axis = node.output[0], attributes(node).get("axis", -1)
+    product = tape.times(y, one(grads))
+    total = tape.node("ReduceSum", product, tape.whole(int(axis)), keepdims=1)  # type: ignore[call-overload]
+    return {0: tape.node("Sub", product, tape.times(y, total))}
+
+
+@rule("LayerNormalization")
+def _layer_norm(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
+    kept, x = attributes(node), node.input[0]
+    rank = tape.rank(x)
+    first = int(kept.get("axis", -1)) % rank  # type: ignore[call-overload]
+    axes = tape.whole(*range(first, rank))
+    _, mean, scale = tape.nodes("LayerNormalization", node.input, 3, **kept)
+    normal = tape.times(tape.node("Sub", x, mean), scale)
+    grad = tape.times(one(grads), node.input[1])
+
+    def middle(value: str) -> str:
+        return tape.node("ReduceMean", value, axes, keepdims=1)
+
+    along = tape.times(normal, middle(tape.times(grad, normal)))
+    return {0: tape.times(scale, tape.node("Sub", tape.node("Sub", grad, middle(grad)), along))}
+
+
+@rule("BatchNormalization")
+def _batch_norm(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
+    if any(n not in tape.graph.constants for n in node.input[1:]):
+        raise UnknownWayError("statistics that are computed")
+    scale, variance = (tape.graph.floats(node.input[k]).astype(np.float64) for k in (1, 4))
+    epsilon = float(attributes(node).get("epsilon", 1e-5))  # type: ignore[arg-type]
+    factor = (scale / np.sqrt(variance + epsilon)).astype(np.float32)
+    beside = [1] * (tape.rank(node.input[0]) - 2)
+    return {0: tape.times(one(grads), tape.constant(factor.reshape(-1, *beside)))}
+
+
+def _kept(tape: Tape, node: onnx.NodeProto) -> str:
+    """The result of a reduction with its reduced axes kept, as size 1."""
+    kept = attributes(node)
+    if kept.get("keepdims", 1):
+        return str(node.output[0])
+    return tape.node(node.op_type, *node.input, **{**kept, "keepdims": 1})
+
+
+def _beside(tape: Tape, grads: Grads, whole: str) -> str:
+    return tape.node("Reshape", one(grads), tape.node("Shape", whole))
+
+
+@rule("ReduceSum", "ReduceMean")
+def _reduce_sum(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
+    x, whole = node.input[0], _kept(tape, node)
+    grad = _beside(tape, grads, whole)
+    if node.op_type == "ReduceMean":
+        sizes = [tape.node("Cast", tape.node("Size", n), to=1) for n in (whole, x)]
+        grad = tape.times(grad, tape.node("Div", *sizes))
+    return {0: tape.node("Expand", grad, tape.shape(x))}
+
+
+@rule("ReduceMax", "ReduceMin")
+def _reduce_extreme(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
+    whole = _kept(tape, node)
+    grad = _beside(tape, grads, whole)
+    return {0: tape.where(tape.node("Equal", node.input[0], whole), grad)}
+
+
+@rule("ReduceL2")
+def _reduce_l2(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
+    whole = _kept(tape, node)
+    grad = tape.times(_beside(tape, grads, whole), tape.inverse(whole))
+    return {0: tape.times(node.input[0], grad)}
+
+
+@rule("ReduceSumSquare")
+def _reduce_squares(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
+    grad = tape.times(_beside(tape, grads, _kept(tape, node)), tape.real(2))
+    return {0: tape.times(node.input[0], grad)}

@@ -1,0 +1,226 @@
+"""The way back through linear nodes: their transposes. What movement nodes move goes back.
+
+A convolution goes back as a convolution with mirrored kernels, between zeros where it had
+strides: the runtime has fast kernels for that, and slow ones for ConvTranspose.
+"""
+
+from collections.abc import Mapping, Sequence
+from math import prod
+from typing import Any
+
+import numpy as np
+import onnx
+
+from qdq.graph import attributes
+from qdq.placement.gradients import Grads, one, rule
+from qdq.placement.tape import Tape, UnknownWayError
+
+__all__: list[str] = []  # the rules register themselves
+
+Ints = list[int]
+_NOT_OF_INTEGERS = ("DepthToSpace", "SpaceToDepth")  # the kernels know floating point only
+_FAR = 4  # places between two values; with more, the zeros take longer than ConvTranspose
+
+
+def _window(node: onnx.NodeProto, rank: int) -> tuple[Ints, Ints, Ints, Ints]:
+    """Strides, dilations, and the pads at the start and at the end of each spatial axis."""
+    kept: dict[str, Any] = attributes(node)
+    if kept.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID") or kept.get("ceil_mode"):
+        raise UnknownWayError("pads that depend on the size")
+    pads = list(kept.get("pads", [0] * 2 * rank))
+    strides, dilations = (list(kept.get(k, [1] * rank)) for k in ("strides", "dilations"))
+    return strides, dilations, pads[:rank], pads[rank:]
+
+
+@rule("Conv")
+def _conv(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
+    x, weight = node.input[:2]
+    if weight not in tape.graph.constants:
+        raise UnknownWayError("a kernel that is computed")
+    w = tape.graph.floats(weight)
+    taps, rank = w.shape[2:], w.ndim - 2
+    groups = int(attributes(node).get("group", 1))  # type: ignore[call-overload]
+    strides, dilations, before, after = _window(node, rank)
+    reach = [d * (k - 1) for d, k in zip(dilations, taps, strict=True)]
+    if prod(strides) > _FAR:
+        back = tape.node("ConvTranspose", one(grads), weight, group=groups, strides=strides,
+                         dilations=dilations, pads=[*before, *[0] * rank])  # fmt: skip
+        return {0: _cut(tape, back, x, rank)}
+    if any(p > r for p, r in zip(before, reach, strict=True)):
+        raise UnknownWayError("pads wider than the kernel")
+    made, read = w.shape[0] // groups, w.shape[1]
+    turned = w.reshape(groups, made, read, *taps).swapaxes(1, 2)
+    mirror = (slice(None), slice(None), *[slice(None, None, -1)] * rank)
+    kernel = tape.constant(turned.reshape(groups * read, made, *taps)[mirror])
+    pads = [r - p for r, p in zip(reach, before, strict=True)]
+    plain = all(s == 1 for s in strides)
+    grad = one(grads) if plain else _apart(tape, one(grads), strides)
+    # with strides up to stride - 1 values at the end were never read: room for them, then cut
+    ends = reach if not plain else [r - p for r, p in zip(reach, after, strict=True)]
+    if any(e < 0 for e in ends):
+        raise UnknownWayError("pads wider than the kernel")
+    back = tape.node("Conv", grad, kernel, group=groups, dilations=dilations, pads=[*pads, *ends])
+    return {0: back if plain else _cut(tape, back, x, rank)}
+
+
+def _apart(tape: Tape, grad: str, strides: Sequence[int]) -> str:
+    """Zeros between the values: each stands for ``stride`` places."""
+    rank, shape = len(strides), tape.node("Shape", grad)
+    lead = tape.node("Slice", shape, tape.whole(0), tape.whole(2))
+    sizes = [tape.node("Slice", shape, tape.whole(2 + k), tape.whole(3 + k)) for k in range(rank)]
+    pairs = [part for size in sizes for part in (size, tape.whole(1))]
+    opened = tape.node("Reshape", grad, tape.node("Concat", lead, *pairs, axis=0))
+    room = [0, 0] + [n for s in strides for n in (0, s - 1)]
+    padded = tape.node("Pad", opened, tape.whole(*[0] * len(room), *room))
+    grown = [tape.times(n, tape.whole(s)) for n, s in zip(sizes, strides, strict=True)]
+    return tape.node("Reshape", padded, tape.node("Concat", lead, *grown, axis=0))
+
+
+def _cut(tape: Tape, value: str, like: str, rank: int) -> str:
+    """The spatial size of a forward tensor: what is beyond goes, what lacks is 0."""
+    axes = tape.whole(*range(2, 2 + rank))
+    size = tape.sizes(like, 2, 2 + rank)
+    lacks = tape.node("Sub", size, tape.node("Slice", tape.node("Shape", value), tape.whole(2),
+                                             tape.whole(2 + rank)))  # fmt: skip
+    lacks = tape.node("Max", lacks, tape.whole(*[0] * rank))
+    nothing = tape.whole(*[0] * rank)
+    filled = tape.node(
+        "Pad", value, tape.node("Concat", nothing, lacks, axis=0), tape.real(0), axes
+    )
+    return tape.node("Slice", filled, nothing, size, axes)
+
+
+@rule("ConvTranspose")
+def _conv_transpose(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
+    kept = attributes(node)
+    if "output_shape" in kept or kept.get("auto_pad", b"NOTSET") != b"NOTSET":
+        raise UnknownWayError("pads that depend on the size")
+    given = {k: kept[k] for k in ("strides", "dilations", "group", "pads") if k in kept}
+    back = tape.node("Conv", one(grads), node.input[1], **given)
+    return {0: _cut(tape, back, node.input[0], tape.rank(node.input[0]) - 2)}
+
+
+@rule("MatMul")
+def _matmul(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
+    a, b = node.input
+    made, found = node.output[0], {}
+
+    def turned(name: str) -> str:
+        rank = tape.rank(name)
+        if rank < 2:
+            raise UnknownWayError("a product with a vector")
+        return tape.node("Transpose", name, perm=[*range(rank - 2), rank - 1, rank - 2])
+
+    if tape.rank(a) < 2 < tape.rank(b):
+        raise UnknownWayError("a vector times several matrices")
+    if a in tape.live:
+        found[0] = tape.summed(tape.node("MatMul", one(grads), turned(b)), a, made, batch_only=True)
+    if b in tape.live:
+        found[1] = tape.summed(tape.node("MatMul", turned(a), one(grads)), b, made, batch_only=True)
+    return found
+
+
+@rule("Gemm")
+def _gemm(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
+    kept: dict[str, Any] = attributes(node)
+    if kept.get("transA", 0) or node.input[1] in tape.live:
+        raise UnknownWayError("a turned or computed factor")
+    back = tape.node("Gemm", one(grads), node.input[1], transB=1 - kept.get("transB", 0),
+                     alpha=kept.get("alpha", 1.0))  # fmt: skip
+    return {0: back}
+
+
+@rule("GlobalAveragePool")
+def _global_pool(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
+    x = node.input[0]
+    area = tape.node("ReduceProd", tape.sizes(x, 2, tape.rank(x)), keepdims=0)
+    shared = tape.node("Div", one(grads), tape.node("Cast", area, to=1))
+    return {0: tape.node("Expand", shared, tape.shape(x))}
+
+
+@rule("AveragePool")
+def _average_pool(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
+    x = node.input[0]
+    kept: dict[str, Any] = attributes(node)
+    taps: Sequence[int] = kept["kernel_shape"]
+    rank = len(taps)
+    strides, dilations, before, _ = _window(node, rank)
+    grad = one(grads)
+    if any(kept.get("pads", ())) and not kept.get("count_include_pad"):
+        ones = tape.node("Expand", tape.real(1), tape.shape(x))
+        share = tape.node("AveragePool", ones, **{**kept, "count_include_pad": 1})
+        grad = tape.times(grad, tape.inverse(share))  # fewer values at the edges
+    lead = tape.sizes(node.output[0], 2, 2 + rank)
+    single = tape.node("Reshape", grad, tape.node("Concat", tape.whole(-1, 1), lead, axis=0))
+    kernel = tape.constant(np.full((1, 1, *taps), 1 / prod(taps), np.float32))
+    back = tape.node("ConvTranspose", single, kernel, strides=strides, dilations=dilations,
+                     pads=[*before, *[0] * rank])  # fmt: skip
+    return {0: tape.reshaped(_cut(tape, back, x, rank), x)}
+
+
+@rule("MaxPool")
+def _max_pool(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
+    x = node.input[0]
+    _, places = tape.nodes("MaxPool", [x], 2, **{**attributes(node), "storage_order": 0})
+    return {0: tape.scattered(x, [(places, one(grads))])}
+
+
+@rule("Flatten", "Reshape", "Squeeze", "Unsqueeze")
+def _reshape(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
+    return {0: tape.reshaped(one(grads), node.input[0])}
+
+
+@rule("Transpose")
+def _transpose(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
+    order = attributes(node).get("perm") or range(tape.rank(node.input[0]))[::-1]
+    back = np.argsort(np.asarray(order)).tolist()
+    return {0: tape.node("Transpose", one(grads), perm=back)}
+
+
+@rule("Concat")
+def _concat(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
+    if len(node.input) == 1:
+        return {0: one(grads)}
+    axis = int(attributes(node)["axis"]) % tape.rank(node.output[0])  # type: ignore[call-overload]
+    sizes = tape.node("Concat", *(tape.sizes(n, axis, axis + 1) for n in node.input), axis=0)
+    parts = tape.nodes("Split", [one(grads), sizes], len(node.input), axis=axis)
+    return dict(enumerate(parts))
+
+
+@rule("Split")
+def _split(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
+    pairs = zip(node.output, grads, strict=True)
+    parts = [g if g is not None else tape.times(o, tape.real(0)) for o, g in pairs]
+    return {0: tape.node("Concat", *parts, axis=attributes(node).get("axis", 0))}
+
+
+@rule("Pad")
+def _pad(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
+    if attributes(node).get("mode", b"constant") != b"constant" or len(node.input) > 3:
+        raise UnknownWayError("pads that repeat values, or of some axes")
+    # a negative pad cuts: back, it is a positive one
+    return {0: tape.node("Pad", one(grads), tape.node("Neg", node.input[1]))}
+
+
+@rule("DepthToSpace", "Expand", "Gather", "GatherElements", "GatherND", "Slice", "SpaceToDepth",
+      "Tile")  # fmt: skip
+def _moved(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
+    """Where each value came from, the node itself tells: it moves the numbers of the places."""
+    x = node.input[0]
+    numbers = tape.numbered(x)
+    if node.op_type in _NOT_OF_INTEGERS:
+        numbers = tape.node("Cast", numbers, to=11)  # float64 is exact
+    places = tape.node(node.op_type, numbers, *node.input[1:], **attributes(node))
+    if node.op_type in _NOT_OF_INTEGERS:
+        places = tape.node("Cast", places, to=7)
+    return {0: tape.scattered(x, [(places, one(grads))])}
+
+
+@rule("Resize")
+def _resize(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
+    """As if each value came from its nearest neighbour, whatever the mode."""
+    x, kept = node.input[0], {**attributes(node), "mode": "nearest"}
+    kept |= {k: 0 for k in ("antialias", "exclude_outside") if k in kept}  # of other modes
+    numbers = tape.node("Cast", tape.numbered(x), to=6)  # int32: the kernel has no int64
+    places = tape.node("Resize", numbers, *node.input[1:], **kept)
+    return {0: tape.scattered(x, [(tape.node("Cast", places, to=7), one(grads))])}
