@@ -65,7 +65,8 @@ class Start:
             the data is a list, else of the first.
         first: the first sample; None where statistics are given.
         feeds: all samples, the first one too.
-        kept: the few that are kept to measure with; filled while the feeds are read.
+        kept: the few that are kept to measure with, or to run back through the model; filled while
+            the feeds are read.
     """
 
     prepared: onnx.ModelProto

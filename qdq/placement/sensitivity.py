@@ -23,12 +23,12 @@ from qdq.plan import Plan
 from qdq.problem import Constant, Derived, Shared
 from qdq.session import open_session
 from qdq.solve import Solution
+from qdq.statistics.gradients import SAMPLES
 
 __all__ = ["SAMPLES", "Feed", "Meter", "keep_few", "measure", "rounded_by"]
 
 log: logging.Logger = logging.getLogger(__name__)
 
-SAMPLES = 4  #: how many samples are enough
 _ALL = 2  # samples on which everything is measured
 _MOST = 0.995  # share of the harm that is measured on every sample
 _ON, _OFF = np.array(True), np.array(False)

@@ -30,8 +30,8 @@ class Tape:
 
     def __init__(self, graph: Graph, live: Iterable[str]) -> None:
         self.graph = graph
-        self.live = frozenset(live)
-        self.added = onnx.GraphProto()
+        self.live: frozenset[str] = frozenset(live)
+        self.added: onnx.GraphProto = onnx.GraphProto()
         self._count = 0
         self._known: dict[tuple[str, tuple[int, ...], bytes], str] = {}
 
