@@ -213,11 +213,11 @@ def quantize(
         progress: called with the number of samples done so far.
         worth: what accuracy is worth in latency: 0 makes the fastest model, and the greater it
             is the more stays float. The default, 6, leaves a node float where that takes 1 % of
-            the float model's time and spares a rounding that makes noise of 1/600 of the signal
-            or more. Calibrators without a histogram (MinMax) have a fixed price per rounded
-            element in its place.
+            the float model's time and spares a rounding of which the outputs feel an error of
+            1/1600 of their energy or more, as gradients of four samples foretell. Calibrators
+            without a histogram (MinMax) have a fixed price per rounded element in its place.
         measured: measure on a few of the samples what rounding each tensor does to the outputs,
-            in place of what it does to the tensor itself. Takes several times as long as
+            in place of what gradients foretell. Takes several times as long as
             calibrating; ``worth`` then weighs the harm to the outputs, and its default is 6.
         target_sqnr: in dB; the fastest plan whose worst output has it on samples held out for
             that (measured too); in the end the float model, with a warning.
