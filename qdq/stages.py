@@ -138,7 +138,7 @@ def begin(
         feeds = keep_few(feeds, kept, 2 * SAMPLES)
     elif rated:
         observed = observed_to_rate(plan, frozenset(Graph(prepared).constants))
-        feeds = keep_few(feeds, kept)
+        feeds = keep_few(feeds, kept) if plan.quantized else feeds
     readers = divisible(prepared, plan) if scheme.smooth else {}
     groups = channel_groups(prepared, plan) if scheme.equalize else ()
     log.info("plan: %d integer nodes, %d float", len(plan.quantized), len(plan.left_float))
@@ -216,7 +216,7 @@ def gather(
         # workers know a model by its mark; without any, and nothing to save, it is not needed
         mark="" if mark is None and executor is None else mark,
     )
-    if not start.rated:
+    if not (start.rated and start.plan.quantized):
         return found
     sizes = nominal_graph(start.prepared, start.shapes)
     return replace(found, gradients=gradients(start.prepared, sizes, start.plan, start.kept))

@@ -42,14 +42,13 @@ def gradients(
     Args:
         model: the prepared model; not changed.
         sizes: an index of it whose shapes are all numbers.
-        plan: the widest plan: what it rounds is of interest.
+        plan: the widest plan: what it rounds, at least one tensor, is of interest.
         kept: digest → sample, see ``keep_few``.
 
     Returns:
-        The energies; empty where there is nothing to round, where the way back is not known, or
-        would take too much memory.
+        The energies; empty where the way back is not known, or would take too much memory.
     """
-    if not plan.quantized or _bytes(sizes) > _MOST_BYTES:
+    if _bytes(sizes) > _MOST_BYTES:
         return Gradients()
     wanted = (t for t in plan.tensors.values() if not isinstance(t.source, Constant | Derived))
     found = adjoint(model, (t.name for t in wanted))

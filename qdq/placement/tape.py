@@ -52,14 +52,13 @@ class Tape:
 
     def constant(self, value: NDArray[Any] | np.generic) -> str:
         """The name of a constant."""
-        array = np.ascontiguousarray(value)
+        array = np.asarray(value, order="C")
         small = array.size <= _SHARED_BELOW
-        key = (array.dtype.str, np.shape(value), array.tobytes() if small else b"")
+        key = (array.dtype.str, array.shape, array.tobytes() if small else b"")
         if small and key in self._known:
             return self._known[key]
         name = self._fresh()
-        shaped = array.reshape(np.shape(value))
-        self.added.initializer.append(numpy_helper.from_array(shaped, name))
+        self.added.initializer.append(numpy_helper.from_array(array, name))
         if small:
             self._known[key] = name
         return name
@@ -140,13 +139,11 @@ class Tape:
             value = self.node("ReduceSum", value, self.whole(*axes), keepdims=1)
         return self.reshaped(value, like) if len(small) != len(large) else value
 
-    def scattered(self, like: str, places: Sequence[tuple[str, str]]) -> str:
-        """Values added up at places (flat indices) of a forward tensor, pairs of both."""
+    def scattered(self, like: str, places: str, values: str) -> str:
+        """Values added up at places (flat indices) of a forward tensor."""
         size = self.node("Reshape", self.size(like), self.whole(1))
-        total = self.node("Expand", self.real(0), size)
-        for place, value in places:
-            found = [total, self.flat(place), self.flat(value)]
-            total = self.node("ScatterElements", *found, axis=0, reduction="add")
+        found = [self.node("Expand", self.real(0), size), self.flat(places), self.flat(values)]
+        total = self.node("ScatterElements", *found, axis=0, reduction="add")
         return self.reshaped(total, like)
 
     def numbered(self, name: str) -> str:

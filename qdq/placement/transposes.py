@@ -56,7 +56,7 @@ def _conv(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
     plain = all(s == 1 for s in strides)
     grad = one(grads) if plain else _apart(tape, one(grads), strides)
     # with strides up to stride - 1 values at the end were never read: room for them, then cut
-    ends = reach if not plain else [r - p for r, p in zip(reach, after, strict=True)]
+    ends = [r - p for r, p in zip(reach, after, strict=True)] if plain else reach
     if any(e < 0 for e in ends):
         raise UnknownWayError("pads wider than the kernel")
     back = tape.node("Conv", grad, kernel, group=groups, dilations=dilations, pads=[*pads, *ends])
@@ -162,7 +162,7 @@ def _average_pool(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int
 def _max_pool(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
     x = node.input[0]
     _, places = tape.nodes("MaxPool", [x], 2, **{**attributes(node), "storage_order": 0})
-    return {0: tape.scattered(x, [(places, one(grads))])}
+    return {0: tape.scattered(x, places, one(grads))}
 
 
 @rule("Flatten", "Reshape", "Squeeze", "Unsqueeze")
@@ -213,7 +213,7 @@ def _moved(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
     places = tape.node(node.op_type, numbers, *node.input[1:], **attributes(node))
     if node.op_type in _NOT_OF_INTEGERS:
         places = tape.node("Cast", places, to=7)
-    return {0: tape.scattered(x, [(places, one(grads))])}
+    return {0: tape.scattered(x, places, one(grads))}
 
 
 @rule("Resize")
@@ -223,4 +223,4 @@ def _resize(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]
     kept |= {k: 0 for k in ("antialias", "exclude_outside") if k in kept}  # of other modes
     numbers = tape.node("Cast", tape.numbered(x), to=6)  # int32: the kernel has no int64
     places = tape.node("Resize", numbers, *node.input[1:], **kept)
-    return {0: tape.scattered(x, [(tape.node("Cast", places, to=7), one(grads))])}
+    return {0: tape.scattered(x, tape.node("Cast", places, to=7), one(grads))}
