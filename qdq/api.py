@@ -87,11 +87,11 @@ def run(
         target_sqnr=target_sqnr,
         target_latency=target_latency,
     )
-    if statistics is not None and (wish.harm or target_latency is not None):
+    if statistics is not None and wish.runs:
         raise ConfigError("measuring runs samples: give calibration data, not statistics")
     given = Statistics.load(statistics) if isinstance(statistics, str | os.PathLike) else statistics
     steps = for_target(steps, target)
-    start = begin(model, calib_reader, given, scheme, calibrator, steps, target, measured=wish.harm)
+    start = begin(model, calib_reader, given, scheme, calibrator, steps, target, held_out=wish.runs)
     wish.check(start)
     if given is not None:
         start.require(given, calibrator)
@@ -212,18 +212,20 @@ def quantize(
             their file, in place of calib_reader.
         progress: called with the number of samples done so far.
         worth: what accuracy is worth in latency: 0 makes the fastest model, and the greater it
-            is the more stays float. The default, 6, leaves a node float where that takes 1 % of
-            the float model's time and spares a rounding of which the outputs feel an error of
-            1/1600 of their energy or more, as gradients of four samples foretell. Calibrators
-            without a histogram (MinMax) have a fixed price per rounded element in its place.
-        measured: measure on a few of the samples what rounding each tensor does to the outputs,
-            in place of what gradients foretell. Takes several times as long as
-            calibrating; ``worth`` then weighs the harm to the outputs, and its default is 6.
-        target_sqnr: in dB; the fastest plan whose worst output has it on samples held out for
-            that (measured too); in the end the float model, with a warning.
-        target_latency: over the given model's latency, as 0.5: the greatest worth, from a list,
-            whose plan is as fast on this machine, timed in turns with the given model on the
-            first sample; in the end the fastest, with a warning. As times vary, so may the plan.
+            is the more stays float. The plan is the one with the least latency / float latency +
+            worth * energy of the error / energy of the outputs, as gradients of four samples
+            foretell it. By default the worth is chosen: that of the plan with the least latency /
+            float latency + 2 * error / signal, where 1 % of error counts as 2 % of latency.
+            Calibrators without a histogram (MinMax) have a fixed price per rounded element in
+            place of all this.
+        measured: as the default, but the error is measured, of few plans, with all their
+            roundings, on up to four samples. Takes some tenths longer.
+        target_sqnr: in dB; the fastest of some twenty plans whose worst output has it on up to
+            four samples; in the end the float model, with a warning.
+        target_latency: over the given model's latency, as 0.5: the most accurate of these plans
+            that is as fast on this machine, timed in turns with the given model on the first
+            sample; in the end the fastest, with a warning. As times vary, so may the plan. The
+            metadata ``qdq.recipe`` tell the worth that gives the same plan again.
 
     Returns:
         A new model that onnxruntime loads. What stays float is listed with its reason in its

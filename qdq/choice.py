@@ -1,28 +1,32 @@
-"""Which part of the widest plan to take: by noise, by measured harm, or by measured latency."""
+"""Which part of the widest plan to take: by what is foretold of it, or by what is measured."""
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from qdq.data import Feed
+import onnx
+
 from qdq.emit import emit
 from qdq.errors import ConfigError
 from qdq.evidence import Evidence, solved
 from qdq.modelio import load
-from qdq.placement.budget import most_accurate, plans_by_worth
-from qdq.placement.frontier import WORTH, choose
-from qdq.placement.rating import NOISE_WORTH, check_worth, explained, rated
+from qdq.placement.budget import first_within, least_cost
+from qdq.placement.frontier import Candidate, Frontier, check_worth
+from qdq.placement.trial import Trial
 from qdq.plan import Plan
 from qdq.solve import Step
 from qdq.stages import Start
+from qdq.statistics.gradients import SAMPLES
 from qdq.timing import paired_latency
 
 __all__ = ["Wish", "chosen_plan"]
 
 log: logging.Logger = logging.getLogger(__name__)
+
+Emitted = Callable[[Candidate], onnx.ModelProto]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,26 +44,28 @@ class Wish:
 
     def __post_init__(self) -> None:
         check_worth(self.worth)
-        goals = ("worth", "target_sqnr", "target_latency")
-        given = [name for name in goals if getattr(self, name) is not None]
+        goals = ("worth", "measured", "target_sqnr", "target_latency")
+        given = [name for name in goals if self._asks(name)]
         if len(given) > 1:
             raise ConfigError(
                 f"{' and '.join(given)} are {len(given)} ways to choose one plan: give one of them"
             )
-        target = self.target_latency
-        number = isinstance(target, int | float) and not isinstance(target, bool)
-        if target is not None and not (number and math.isfinite(target) and target > 0):
-            raise ConfigError(
-                f"target_latency={target!r}: wants a number above 0, the latency over the float "
-                "model's, as 0.5"
-            )
-        if target is not None and self.measured:
-            raise ConfigError("target_latency chooses by noise: leave out measured=True")
+        _check_number("target_sqnr", self.target_sqnr, -math.inf, "a finite number of dB, as 30")
+        _check_number(
+            "target_latency",
+            self.target_latency,
+            0.0,
+            "a number above 0, the latency over the float model's, as 0.5",
+        )
+
+    def _asks(self, name: str) -> bool:
+        value = getattr(self, name)
+        return value is not None and value is not False
 
     @property
-    def harm(self) -> bool:
-        """Whether the harm of roundings is to be measured."""
-        return self.measured or self.target_sqnr is not None
+    def runs(self) -> bool:
+        """Whether plans are to be run on samples."""
+        return self.measured or self.target_sqnr is not None or self.target_latency is not None
 
     def check(self, start: Start) -> None:
         """Refuse a wish that nothing would heed.
@@ -67,13 +73,20 @@ class Wish:
         Raises:
             ConfigError: saying why, and what to do.
         """
-        for name, instead in (("worth", " or measured=True"), ("target_latency", "")):
-            value = getattr(self, name)
-            if value is not None and not (self.harm or start.rated):
+        for name in ("worth", "measured", "target_sqnr", "target_latency"):
+            if self._asks(name) and not start.rated:
                 raise ConfigError(
-                    f"{name}={value!r} needs errors to weigh: a calibrator that keeps histograms "
-                    f"(MSE, Entropy, Percentile){instead}, and a target that weighs costs"
+                    f"{name}={getattr(self, name)!r} needs errors to weigh: a calibrator "
+                    "that keeps histograms (MSE, Entropy, Percentile), and a target that weighs "
+                    "costs (ORT_CPU)"
                 )
+
+
+def _check_number(option: str, value: object, above: float, wanted: str) -> None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if value is None or (number and math.isfinite(value) and value > above):  # type: ignore[arg-type, operator]
+        return
+    raise ConfigError(f"{option}={value!r}: wants {wanted}")
 
 
 def chosen_plan(
@@ -88,75 +101,108 @@ def chosen_plan(
         evidence: what calibration has shown.
         steps: of the solver.
     """
-    widest = evidence.plan
-    if wish.harm:
-        worth = WORTH if wish.worth is None else wish.worth
-        plan = _by_harm(wish.target_sqnr, worth, evidence, list(start.kept.values()), steps)
-        goal = {"worth": worth} if wish.target_sqnr is None else {"target_sqnr": wish.target_sqnr}
-        return plan, {"by": "harm", **goal}
     if not start.rated:
-        return widest, {"by": "elements"}
-    plan_for = partial(rated, evidence.plan_for, widest, evidence.noise)
-    worth = NOISE_WORTH if wish.worth is None else wish.worth
-    if wish.target_latency is None or start.first is None:
-        plan = plan_for(worth)
-    else:
-        plans = plans_by_worth(plan_for)
-        worth, plan = _by_latency(wish.target_latency, plans, model, start.first, evidence, steps)
-    return plan, {"by": "noise", "worth": float(worth)}
+        return evidence.plan, {"by": "elements"}
+    frontier = Frontier(evidence.plan_for, evidence.plan, evidence.noise)
+    found = frontier.widest
+    if found.plan.quantized:
+        found = _found(wish, frontier, model, start, evidence, steps)
+    for name in sorted(evidence.plan.ruled - found.plan.tensors.keys()):
+        log.warning("the rules for tensor '%s' do nothing: the nodes around it stay float", name)
+    return found.plan, {"by": "noise", "worth": found.worth}
 
 
-def _by_harm(
-    target: float | None,
-    worth: float,
+def _found(
+    wish: Wish,
+    frontier: Frontier,
+    model: Any,
+    start: Start,
     evidence: Evidence,
-    feeds: Sequence[Feed],
     steps: Sequence[Step],
-) -> Plan:
-    """The plan of the best value by measured harm, or the fastest that meets the target."""
-    widest = evidence.plan
-    if not widest.quantized:
-        return widest
-    choice = choose(
-        evidence.model,
-        evidence.plan_for,
-        solved(evidence, widest, steps),
-        feeds,
-        target_sqnr=target,
-        worth=worth,
+) -> Candidate:
+    emitted = partial(_emitted, evidence, steps)
+    if wish.worth is not None:
+        return frontier.at(float(wish.worth))
+    if wish.measured:
+        return _by_trial(frontier.all(), _trial(start, evidence), emitted)
+    if wish.target_sqnr is not None:
+        return _by_sqnr(wish.target_sqnr, frontier.all(), _trial(start, evidence), emitted)
+    if wish.target_latency is not None:
+        return _by_latency(wish.target_latency, frontier.all()[::-1], model, start, emitted)
+    found = frontier.best()
+    if not found.plan.quantized:
+        log.warning(
+            "no node runs on integers: their roundings are foretold to cost more accuracy than "
+            "time is saved; worth=, target_sqnr= and target_latency= set another balance"
+        )
+    return found
+
+
+def _emitted(evidence: Evidence, steps: Sequence[Step], candidate: Candidate) -> onnx.ModelProto:
+    plan = candidate.plan
+    return emit(evidence.model, plan, solved(evidence, plan, steps), {})
+
+
+def _trial(start: Start, evidence: Evidence) -> Trial:
+    """On samples that the gradients have not seen, if there are enough."""
+    kept = list(start.kept.values())
+    return Trial(evidence.model, kept[SAMPLES:] or kept)
+
+
+def _by_trial(candidates: Sequence[Candidate], trial: Trial, emitted: Emitted) -> Candidate:
+    """The candidate of the least cost, by the amplitude of the error that is measured."""
+    best, measured = least_cost(candidates, lambda c: trial.amplitude(emitted(c)))
+    log.info(
+        "measured %d of %d plans: worth=%g has an error of %.3g at %.2f of the float model's time",
+        len(measured),
+        len(candidates),
+        candidates[best].worth,
+        measured[best],
+        candidates[best].time,
     )
-    plan = explained(widest, choice.chosen.plan)
-    log.info("measured: %d of %d nodes integer", len(plan.quantized), len(widest.quantized))
-    if not plan.quantized:
+    return candidates[best]
+
+
+def _by_sqnr(
+    target: float, candidates: Sequence[Candidate], trial: Trial, emitted: Emitted
+) -> Candidate:
+    """The fastest candidate that reaches an SQNR."""
+    measured: dict[int, float] = {}
+
+    def reached(k: int) -> bool:
+        measured[k] = trial.sqnr(emitted(candidates[k]))
+        return measured[k] >= target
+
+    best = first_within(len(candidates), reached)
+    if measured[best] < target:
+        log.warning(
+            "no plan reaches target_sqnr=%g: the most accurate one is taken, with %.1f dB",
+            target,
+            measured[best],
+        )
+    elif not candidates[best].plan.quantized:
         log.warning("only the float model reaches target_sqnr=%s: no node is integer", target)
-    return plan
+    return candidates[best]
 
 
 def _by_latency(
-    target: float,
-    plans: Sequence[tuple[float, Plan]],
-    model: Any,
-    feed: Feed,
-    evidence: Evidence,
-    steps: Sequence[Step],
-) -> tuple[float, Plan]:
-    """Worth and plan of the most accurate one within a share of the float model's latency."""
-    exact = load(model, lazy=True)
+    target: float, candidates: Sequence[Candidate], model: Any, start: Start, emitted: Emitted
+) -> Candidate:
+    """The most accurate candidate within a share of the float latency."""
+    exact, feed = load(model, lazy=True), start.first
+    assert feed is not None  # noqa: S101 -- statistics have been refused
+    measured: dict[int, float] = {}
 
-    def latency(plan: Plan) -> float:
-        emitted = emit(evidence.model, plan, solved(evidence, plan, steps), {})
-        return paired_latency(emitted, exact, feed, seconds=2).ratio
+    def fast(k: int) -> bool:
+        measured[k] = paired_latency(emitted(candidates[k]), exact, feed, seconds=2).ratio
+        return measured[k] <= target
 
-    best, measured = most_accurate([p for _, p in plans], latency, target)
-    worth, plan = plans[best]
-    reached = measured.get(best)
-    if reached is None or reached > target:
+    best = first_within(len(candidates), fast)
+    if measured[best] > target:
         log.warning(
             "no plan reaches target_latency=%g on this machine: the fastest one, %.2f of the float "
             "model's latency, is taken",
             target,
-            min(measured.values()),
+            measured[best],
         )
-    else:
-        log.info("target_latency=%g: worth=%g reaches %.2f", target, worth, reached)
-    return worth, plan
+    return candidates[best]

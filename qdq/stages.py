@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 import onnx
@@ -19,10 +19,9 @@ from qdq.data import Feed, InputSpec, open_feeds
 from qdq.evidence import Evidence
 from qdq.graph import Graph, without_large
 from qdq.modelio import load
-from qdq.placement.frontier import FASTEST, Planner, check_weighs, moved
+from qdq.placement.frontier import WIDEST, Planner, moved
 from qdq.placement.gains import gains_of, gradients
-from qdq.placement.rating import WIDEST, inferred, keeps_histograms, noise_of, observed_to_rate
-from qdq.placement.sensitivity import SAMPLES, keep_few
+from qdq.placement.rating import inferred, keeps_histograms, noise_of, observed_to_rate
 from qdq.placement.weighing import Weighing
 from qdq.plan import Plan, planner
 from qdq.prepare import prepare
@@ -32,6 +31,8 @@ from qdq.session import input_specs
 from qdq.solve import Step, needs_of
 from qdq.spec import QuantSpec
 from qdq.statistics import Statistics
+from qdq.statistics.gradients import SAMPLES
+from qdq.statistics.keeping import keep_few
 from qdq.statistics.sharding import collect
 from qdq.statistics.shipment import fingerprint
 from qdq.statistics.worker import Progress
@@ -51,8 +52,7 @@ class Start:
         prepared: the canonical float model.
         planner: model → what makes its plan for a weighing.
         plan_for: that of the prepared model.
-        widest: prices of the plan; where harm is to be measured, or noise to be rated, those of
-            the widest one.
+        widest: prices of the plan; where it is to be rated, those of the widest one.
         plan: the plan, or the widest one, of which that to be chosen is a part.
         rated: whether the part is to be chosen by the noise in the calibrator's histograms.
         observed: tensors that calibration must observe → the spec that they will have.
@@ -109,9 +109,12 @@ def begin(
     steps: Sequence[Step],
     target: Target,
     *,
-    measured: bool = False,
+    held_out: bool = False,
 ) -> Start:
-    """Read, prepare and plan; the data is opened and its first sample checked before that."""
+    """Read, prepare and plan; the data is opened and its first sample checked before that.
+
+    ``held_out``: keep samples to measure plans on, besides those for gradients.
+    """
     source = load(model, lazy=True)
     first: Feed | None = None
     feeds: Iterator[Feed] = iter(())
@@ -128,17 +131,15 @@ def begin(
     prepared = prepare(source)
     source = without_large(source, 1024)  # rules read its names; its weights are done with
     plans_of = partial(planner, scheme=scheme, target=target, source=source, seen=shapes)
-    rated = not measured and target.weighs_costs and keeps_histograms(calibrator)
-    widest = FASTEST if measured else WIDEST if rated else Weighing()
+    rated = target.weighs_costs and keeps_histograms(calibrator)
+    widest = WIDEST if rated else Weighing()
     plan_for = plans_of(prepared)
     plan = plan_for(widest)
     observed: Mapping[str, QuantSpec] = plan.observed
-    if measured:
-        check_weighs(plan)
-        feeds = keep_few(feeds, kept, 2 * SAMPLES)
-    elif rated:
+    if rated:
         observed = observed_to_rate(plan, frozenset(Graph(prepared).constants))
-        feeds = keep_few(feeds, kept) if plan.quantized else feeds
+    if rated and plan.quantized:
+        feeds = keep_few(feeds, kept, 2 * SAMPLES if held_out else SAMPLES)
     readers = divisible(prepared, plan) if scheme.smooth else {}
     groups = channel_groups(prepared, plan) if scheme.equalize else ()
     log.info("plan: %d integer nodes, %d float", len(plan.quantized), len(plan.left_float))
@@ -219,7 +220,8 @@ def gather(
     if not (start.rated and start.plan.quantized):
         return found
     sizes = nominal_graph(start.prepared, start.shapes)
-    return replace(found, gradients=gradients(start.prepared, sizes, start.plan, start.kept))
+    few = dict(islice(start.kept.items(), SAMPLES))
+    return replace(found, gradients=gradients(start.prepared, sizes, start.plan, few))
 
 
 def learn(start: Start, statistics: Statistics, calibrator: Calibrator[Any]) -> Evidence:

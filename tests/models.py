@@ -105,3 +105,23 @@ def mlp(rows: int = 64, width: int = 256, opset: int = 21) -> onnx.ModelProto:
         node("Gemm", ["hr", "w1", "b1"], "y"),
     ]
     return model(nodes, {"x": [rows, width]}, {"y": [rows, width]}, constants, opset)
+
+
+def detector() -> onnx.ModelProto:
+    """Boxes up to some 300 and scores of 0..1, side by side in one tensor."""
+    nodes = [
+        node("Conv", ["x", "w0"], "c", pads=[1] * 4),
+        node("Relu", ["c"], "r"),
+        node("Conv", ["r", "w1"], "box", pads=[1] * 4),
+        node("Conv", ["r", "w2"], "logit", pads=[1] * 4),
+        node("Sigmoid", ["logit"], "score"),
+        node("Concat", ["box", "score"], "both", axis=1),
+        node("Conv", ["both", "same"], "y"),
+    ]
+    constants = {
+        "w0": weights(32, 32, 3, 3, seed=0),
+        "w1": 60 * weights(64, 32, 3, 3, seed=1),
+        "w2": weights(64, 32, 3, 3, seed=2),
+        "same": np.eye(128, dtype=np.float32)[:, :, None, None],
+    }
+    return model(nodes, {"x": [1, 32, 40, 40]}, {"y": [1, 128, 40, 40]}, constants)

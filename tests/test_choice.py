@@ -6,31 +6,15 @@ from typing import Any
 
 import onnx
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from models import feeds
-from test_rating import SHAPE, detector
+from models import detector, feeds
 
 import qdq
 from qdq import choice
 from qdq.api import run
 from qdq.choice import Wish
-from qdq.placement.budget import most_accurate
 from qdq.timing import Latency
 
-
-@given(st.lists(st.floats(0.1, 2), min_size=1, max_size=12), st.floats(0.05, 2.5))
-def test_the_first_fast_enough_is_taken_with_few_measurements(
-    latencies: list[float], target: float
-) -> None:
-    falling = sorted(latencies, reverse=True)
-    plans: Any = list(range(len(falling)))
-    best, measured = most_accurate(plans, falling.__getitem__, target)
-    fast = [k for k, latency in enumerate(falling) if latency <= target]
-    assert best == (fast[0] if fast else len(falling) - 1)
-    assert all(falling[k] == latency for k, latency in measured.items())
-    assert len(measured) <= len(falling).bit_length()
-    assert not fast or best in measured
+SHAPE = {"x": [1, 32, 40, 40]}
 
 
 @pytest.mark.parametrize(
@@ -39,7 +23,11 @@ def test_the_first_fast_enough_is_taken_with_few_measurements(
         ({"worth": 1.0, "target_latency": 0.5}, "worth and target_latency are 2 ways"),
         ({"target_sqnr": 30.0, "target_latency": 0.5}, "give one of them"),
         ({"worth": 1.0, "target_sqnr": 30.0}, "give one of them"),
-        ({"measured": True, "target_latency": 0.5}, "leave out measured"),
+        ({"measured": True, "target_latency": 0.5}, "measured and target_latency are 2 ways"),
+        ({"measured": True, "target_sqnr": 30.0}, "give one of them"),
+        ({"measured": True, "worth": 0.0}, "give one of them"),
+        ({"target_sqnr": float("inf")}, "finite number of dB"),
+        ({"target_sqnr": "30"}, "finite number of dB"),
         ({"target_latency": 0.0}, "above 0"),
         ({"target_latency": float("nan")}, "above 0"),
         ({"target_latency": "0.5"}, "wants a number"),
@@ -107,15 +95,20 @@ def test_a_budget_is_timed() -> None:
 
 
 @pytest.mark.parametrize(
+    "wish", [{"target_latency": 0.5}, {"target_sqnr": 30.0}, {"measured": True}, {"worth": 1.0}]
+)
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"calibrator": qdq.MinMax()}, "keeps histograms"),
         ({"target": qdq.targets.PORTABLE}, "weighs costs"),
     ],
 )
-def test_a_budget_wants_errors_to_weigh(options: dict[str, Any], message: str) -> None:
+def test_a_wish_wants_errors_to_weigh(
+    wish: dict[str, Any], options: dict[str, Any], message: str
+) -> None:
     with pytest.raises(qdq.ConfigError, match=message):
-        run(detector(), feeds(SHAPE, 2), target_latency=0.5, **options)
+        run(detector(), feeds(SHAPE, 2), **wish, **options)
 
 
 def test_statistics_have_no_sample_to_time() -> None:
@@ -126,12 +119,19 @@ def test_statistics_have_no_sample_to_time() -> None:
 @pytest.mark.parametrize(
     ("options", "wanted"),
     [
-        ({}, {"by": "noise", "worth": 6.0}),
         ({"worth": 2}, {"by": "noise", "worth": 2.0}),
-        ({"measured": True}, {"by": "harm", "worth": 6.0}),
-        ({"target_sqnr": 20.0}, {"by": "harm", "target_sqnr": 20.0}),
+        ({"target_sqnr": 2.0}, {"by": "noise", "worth": 0.0}),
         ({"calibrator": qdq.MinMax()}, {"by": "elements"}),
     ],
 )
 def test_the_metadata_say_by_what(options: dict[str, Any], wanted: dict[str, Any]) -> None:
     assert placement(qdq.quantize(detector(), feeds(SHAPE, 4), **options)) == wanted
+
+
+@pytest.mark.parametrize("wish", [{}, {"measured": True}, {"target_sqnr": 40.0}])
+def test_the_worth_that_was_chosen_gives_the_same_bytes(wish: dict[str, Any]) -> None:
+    data = feeds(SHAPE, 6)
+    made = qdq.quantize(detector(), data, **wish)
+    assert placement(made)["worth"] > 0
+    again = qdq.quantize(detector(), data, worth=placement(made)["worth"])
+    assert len({m.SerializeToString(deterministic=True) for m in (made, again)}) == 1

@@ -9,40 +9,20 @@ import pytest
 from harness import compare, sqnr
 from hypothesis import given
 from hypothesis import strategies as st
-from models import feeds, model, node, weights
+from models import detector, feeds, model, node, weights
 
 import qdq
 from qdq.affine import fake_quantize, params_from_range
 from qdq.api import collect_statistics, run
 from qdq.calibrate import MSE
 from qdq.calibrate.noise import relative_noise
-from qdq.placement.rating import HARMS, _sigmoid
+from qdq.placement.frontier import HARMS
+from qdq.placement.rating import _sigmoid
 from qdq.ranges import Histogram, TensorRange
 from qdq.spec import INT8, UINT8, QuantSpec
 from qdq.targets import PORTABLE
 
 SHAPE = {"x": [1, 32, 40, 40]}
-
-
-def detector():
-    """Boxes up to some 300 and scores of 0..1, side by side in one tensor."""
-    nodes = [
-        node("Conv", ["x", "w0"], "c", pads=[1] * 4),
-        node("Relu", ["c"], "r"),
-        node("Conv", ["r", "w1"], "box", pads=[1] * 4),
-        node("Conv", ["r", "w2"], "logit", pads=[1] * 4),
-        node("Sigmoid", ["logit"], "score"),
-        node("Concat", ["box", "score"], "both", axis=1),
-        node("Conv", ["both", "same"], "y"),
-    ]
-    constants = {
-        "w0": weights(32, 32, 3, 3, seed=0),
-        "w1": 60 * weights(64, 32, 3, 3, seed=1),
-        "w2": weights(64, 32, 3, 3, seed=2),
-        "same": np.eye(128, dtype=np.float32)[:, :, None, None],
-    }
-    return model(nodes, SHAPE, {"y": [1, 128, 40, 40]}, constants)
-
 
 # -- the noise --------------------------------------------------------------------------------
 

@@ -53,12 +53,12 @@ def add(commands: Any) -> None:
     option(
         "--worth",
         type=float,
-        help="what accuracy is worth in latency: 0 is the fastest, default: 6",
+        help="what accuracy is worth in latency: 0 is the fastest; chosen by default",
     )
     option(
         "--measured",
         action="store_true",
-        help="measure what rounding each tensor does, and place by that; takes longer",
+        help="measure the error of a few plans, and correct by that what is foretold; takes longer",
     )
     option(
         "--target-sqnr",

@@ -22,8 +22,8 @@ from onnx import TensorProto
 import qdq.placement.transposes  # noqa: F401 -- registers its rules
 from qdq.graph import Graph, captured_names
 from qdq.placement.gradients import RULES, Grads
-from qdq.placement.probing import logits_of
 from qdq.placement.tape import Tape, UnknownWayError
+from qdq.placement.wholes import logits_of
 
 __all__ = ["Adjoint", "adjoint"]
 

@@ -1,51 +1,64 @@
-"""The most accurate plan within a latency."""
+"""The choice among plans by measuring few of them."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
-from qdq.plan import Plan
+from qdq.placement.frontier import AMPLITUDE, Candidate
 
-__all__ = ["PRICES", "most_accurate", "plans_by_worth"]
-
-PRICES = (1e9, 1e3, 300.0, 100.0, 45.0, 20.0, 10.0, 6.0, 3.0, 1.5, 0.7, 0.0)
-"""What accuracy may be worth, from all float to the fastest."""
+__all__ = ["first_within", "least_cost"]
 
 
-def plans_by_worth(plan_for: Callable[[float], Plan]) -> list[tuple[float, Plan]]:
-    """The different plans for ``PRICES``, the most accurate first; each with its greatest price.
+def first_within(count: int, holds: Callable[[int], bool]) -> int:
+    """The first of some candidates for which a condition holds, if it holds for all after it.
 
-    Args:
-        plan_for: worth → plan; what it leaves float stays float for a greater worth.
-    """
-    found: dict[frozenset[str], tuple[float, Plan]] = {}
-    for worth in PRICES:
-        plan = plan_for(worth)
-        found.setdefault(plan.placement.integer, (worth, plan))
-    return list(found.values())
-
-
-def most_accurate(
-    plans: Sequence[Plan], latency: Callable[[Plan], float], target: float
-) -> tuple[int, Mapping[int, float]]:
-    """The first plan whose latency is at most the target, if they get ever faster.
-
-    Halving the plans takes log2(n) measurements.
+    Halving takes log2(count) trials.
 
     Args:
-        plans: from the most accurate to the fastest.
-        latency: measures that of a plan.
-        target: in the same unit.
+        count: how many candidates there are.
+        holds: index → whether the condition holds.
 
     Returns:
-        The index of the plan, that of the last one if none is fast enough; and what was measured,
-        index → latency.
+        The index; that of the last one if it holds for none.
     """
-    measured: dict[int, float] = {}
-    low, high = 0, len(plans)
+    low, high = 0, count
     while low < high:
         middle = (low + high) // 2
-        measured[middle] = latency(plans[middle])
-        if measured[middle] <= target:
+        if holds(middle):
             high = middle
         else:
             low = middle + 1
-    return min(low, len(plans) - 1), measured
+    return min(low, count - 1)
+
+
+def least_cost(
+    candidates: Sequence[Candidate], amplitude: Callable[[Candidate], float]
+) -> tuple[int, Mapping[int, float]]:
+    """The candidate with the least time + ``AMPLITUDE`` * measured amplitude, measuring few.
+
+    What is foretold of a candidate is corrected by what was measured of the nearest one that was.
+    The best one by that is measured in turn, until it has been.
+
+    Args:
+        candidates: from the fastest to the most accurate.
+        amplitude: measures that of the outputs' error, over the signal.
+
+    Returns:
+        The index of the candidate, and what was measured: index → amplitude.
+    """
+    foretold = [math.sqrt(c.harm) for c in candidates]
+    measured: dict[int, float] = {}
+
+    def cost(k: int) -> tuple[float, int]:
+        known = [m for m in measured if foretold[m] > 0]
+        expected = measured.get(k, foretold[k])
+        if k not in measured and known:
+            nearest = min(known, key=lambda m: (abs(m - k), m))
+            expected *= measured[nearest] / foretold[nearest]
+        return candidates[k].time + AMPLITUDE * expected, k
+
+    # the float model is never better than expected: the others get a chance first
+    best = min((k for k in range(len(candidates)) if foretold[k] > 0), key=cost, default=0)
+    while best not in measured:
+        measured[best] = amplitude(candidates[best])
+        best = min(range(len(candidates)), key=cost)
+    return best, measured

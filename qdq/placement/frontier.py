@@ -1,47 +1,82 @@
 """Plans from the fastest to the most accurate, and the choice among them.
 
-A price on harm (see ``harm``) turns the minimum cut of placement into one on the lower convex hull
-of time and harm (a Lagrange multiplier). A higher price only ever makes fewer units integer, so
-all plans are parts of the one without a price, and one measurement serves for all.
+A price on harm, the energy of the outputs' error, turns the minimum cut of placement into one on
+the lower convex hull of time and harm (a Lagrange multiplier). A higher price only ever makes
+fewer units integer, so all plans are parts of the one without a price.
+
+What an error costs the one who uses the model, though, is not its energy but its amplitude:
+decisions flip in proportion to it. So among the plans of the hull the one is taken whose time plus
+``AMPLITUDE`` times the square root of the harm is least. Both terms are relative, to the float
+model's time and to the signal, so one number serves for all models.
 """
 
+import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
-import onnx
 
 from qdq.affine import dequantize
 from qdq.errors import ConfigError
-from qdq.placement.harm import Sensitivity
-from qdq.placement.sensitivity import Feed, Meter, measure, rounded_by
 from qdq.placement.weighing import Weighing
 from qdq.plan import Plan
-from qdq.problem import Fixed, Given, Shared
+from qdq.problem import Constant, Derived, Fixed, Given, Shared
 from qdq.ranges import TensorRange
-from qdq.solve import Solution
 
 __all__ = [
-    "FASTEST",
-    "WORTH",
+    "AMPLITUDE",
+    "HARMS",
+    "WIDEST",
     "Candidate",
-    "Choice",
+    "Frontier",
     "Planner",
-    "best_value",
-    "check_weighs",
-    "choose",
-    "fastest_plan",
-    "frontier",
-    "meets",
+    "check_worth",
+    "explained",
     "moved",
+    "rounded_by",
 ]
 
 Planner = Callable[[Weighing], Plan]
-WORTH = 6.0  #: latency, relative to the float model's, that a harm of 1 is worth
-FASTEST = Weighing(noise=0.0, least=0.0)  #: prices without any on accuracy
-_WORTHS = np.geomspace(0.1, 1e4, 31)
-_BEYOND = 1e15  # ns; capacities stay well below INFINITE
+
+AMPLITUDE = 2.0
+"""Latency, relative to the float model's, that an error as large as the signal is worth."""
+
+WIDEST = Weighing(noise=0.0)
+"""Prices without any on accuracy (but ``least``): every rated plan is a part of that plan."""
+
+HARMS = "rounding it costs more accuracy than its integer kernel saves time"
+
+_PER_DOUBLING = 2  # how many worths are tried
+_FIRST, _LAST = -6, 40  # steps; from the last on all that does harm is float
+
+log: logging.Logger = logging.getLogger(__name__)
+
+
+def check_worth(worth: float | None) -> None:
+    """Refuse a worth that is not one.
+
+    Raises:
+        ConfigError: it is negative, or not finite.
+    """
+    number = isinstance(worth, int | float)
+    if worth is not None and not (number and math.isfinite(worth) and worth >= 0):
+        raise ConfigError(
+            f"worth={worth!r}: wants a finite number from 0 (the fastest model) up; leave it out "
+            "to have it chosen"
+        )
+
+
+def rounded_by(plan: Plan) -> frozenset[str]:
+    """The activations that a plan rounds.
+
+    What a movement node hands out is rounded with its input, so it does not count again.
+    """
+    return frozenset(
+        t.name
+        for t in plan.tensors.values()
+        if not isinstance(t.source, Constant | Derived | Shared)
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,39 +85,96 @@ class Candidate:
 
     Attributes:
         plan: the plan.
-        price: ns per unit of harm that it is the best plan for.
-        time: predicted time in ns of nodes and borders.
-        harm: predicted harm, the sum over its roundings.
+        worth: latency, relative to the float model's, that harm of 1 is worth in this plan.
+        time: predicted time of nodes and borders over the float model's.
+        harm: predicted energy of the outputs' error over theirs, the sum over its roundings.
     """
 
     plan: Plan
-    price: float
-    time: int
+    worth: float
+    time: float
     harm: float
 
-
-def fastest_plan(plan_for: Planner) -> Plan:
-    """The plan without any price on accuracy, of which all candidates are parts.
-
-    Raises:
-        ConfigError: the target does not weigh costs. And those of ``make_plan``.
-    """
-    plan = plan_for(FASTEST)
-    check_weighs(plan)
-    return plan
+    @property
+    def cost(self) -> float:
+        """What is to be least: time and the amplitude of the error."""
+        return self.time + AMPLITUDE * math.sqrt(self.harm)
 
 
-def check_weighs(plan: Plan) -> None:
-    """Refuse a plan that was made without weighing costs.
+class Frontier:
+    """The parts of a plan that are the best for some price of harm, each made when asked for."""
 
-    Raises:
-        ConfigError: there would be nothing to choose.
-    """
-    if not plan.target.weighs_costs:
-        raise ConfigError(
-            f"target {plan.target.name!r} does not weigh costs, so there is nothing to choose "
-            "between latency and accuracy; use a target that does, as qdq.targets.ORT_CPU"
-        )
+    def __init__(self, plan_for: Planner, widest: Plan, harm: Mapping[str, float]) -> None:
+        """Without any work yet.
+
+        Args:
+            plan_for: makes the plan for a weighing: ``make_plan`` with all else filled in.
+            widest: ``plan_for(WIDEST)``.
+            harm: tensor → what its rounding does, from ``qdq.placement.rating.noise_of``.
+        """
+        self._plan_for, self._harm = plan_for, harm
+        self._whole = max(widest.placement.float_time, 1)
+        self.widest: Candidate = self._candidate(widest, 0.0)
+
+    def _candidate(self, plan: Plan, worth: float) -> Candidate:
+        harm = math.fsum(self._harm.get(t, 0.0) for t in rounded_by(plan))
+        time = plan.placement.time / self._whole
+        return Candidate(plan=plan, worth=worth, time=time, harm=harm)
+
+    def at(self, worth: float) -> Candidate:
+        """The plan with the least time + worth * harm, both relative.
+
+        Args:
+            worth: 0 is the fastest, and the greater it is the more stays float.
+        """
+        if not worth:
+            return self.widest
+        price = min(worth, _worth(_LAST)) * self._whole  # capacities stay below INFINITE
+        plan = self._plan_for(replace(WIDEST, price=price, harm=self._harm))
+        return self._candidate(explained(self.widest.plan, plan), worth)
+
+    def best(self) -> Candidate:
+        """The candidate of the least cost.
+
+        At a minimum worth is the slope of the amplitude's price, AMPLITUDE / (2 amplitude), so
+        none below that of the widest plan need be tried. At a worth no plan has less of time +
+        worth * harm than the one that was made for it, so once that is above the least cost, all
+        plans with less harm cost more.
+        """
+        best = self.widest
+        if not best.harm:
+            return best
+        slope = AMPLITUDE / (2 * math.sqrt(best.harm))
+        for step in range(math.floor(_PER_DOUBLING * math.log2(slope)), _LAST + 1):
+            found = self.at(_worth(step))
+            best = min(best, found, key=lambda c: c.cost)
+            if found.time + found.worth * found.harm >= best.cost:
+                break
+        return best
+
+    def all(self) -> tuple[Candidate, ...]:
+        """All different ones, from the fastest to the one that does no harm at all."""
+        found = {self.widest.plan.placement.integer: self.widest}
+        for step in range(_FIRST, _LAST + 1):
+            candidate = self.at(_worth(step))
+            found.setdefault(candidate.plan.placement.integer, candidate)
+            if not candidate.harm:
+                break
+        return tuple(found.values())
+
+
+def _worth(step: int) -> float:
+    return float(2 ** (step / _PER_DOUBLING))
+
+
+def explained(widest: Plan, chosen: Plan) -> Plan:
+    """The chosen plan, whose reasons tell what is float for accuracy's sake and not for speed."""
+    given_up = widest.placement.integer - chosen.placement.integer
+    reasons = {
+        node: HARMS if node in given_up else why
+        for node, why in chosen.placement.left_float.items()
+    }
+    return replace(chosen, placement=replace(chosen.placement, left_float=reasons))
 
 
 def moved(plan: Plan, ranges: Mapping[str, TensorRange]) -> dict[str, TensorRange]:
@@ -104,135 +196,3 @@ def moved(plan: Plan, ranges: Mapping[str, TensorRange]) -> dict[str, TensorRang
                 low, high = dequantize(np.array([params.spec.qmin, params.spec.qmax]), params)
                 found[t.name] = TensorRange(np.asarray(low), np.asarray(high))
     return found
-
-
-def frontier(plan_for: Planner, sensitivity: Sensitivity) -> tuple[Candidate, ...]:
-    """The plans that are best for some price of harm, from the fastest to the all-float one.
-
-    Args:
-        plan_for: makes the plan for a weighing: ``make_plan`` with all else filled in.
-        sensitivity: as measured for the fastest plan.
-    """
-    fastest = fastest_plan(plan_for)
-    last = plan_for(_priced(sensitivity, _BEYOND))  # all float, but for what does no harm at all
-    plans = [(0.0, fastest)]
-    for worth in _WORTHS:
-        price = float(worth * last.placement.time)
-        plans.append((price, plan_for(_priced(sensitivity, price))))
-    found: dict[frozenset[str], Candidate] = {}
-    for price, plan in (*plans, (_BEYOND, last)):
-        candidate = Candidate(
-            plan=plan,
-            price=price,
-            time=plan.placement.time,
-            harm=sensitivity.of(*rounded_by(plan)),
-        )
-        found.setdefault(plan.placement.integer, candidate)
-    return tuple(found.values())
-
-
-def _priced(sensitivity: Sensitivity, price: float) -> Weighing:
-    return Weighing(
-        noise=0.0,
-        least=0.0,
-        price=price,
-        harm=sensitivity.tensors,
-        weights=sensitivity.weights,
-    )
-
-
-def best_value(candidates: Sequence[Candidate], worth: float = WORTH) -> Candidate:
-    """The candidate with the least time / time of the float model + worth * harm.
-
-    Both terms are relative, so one number serves for all models.
-
-    Args:
-        candidates: from ``frontier``.
-        worth: the relative latency that the loss of the whole output would be worth; 0 takes the
-            fastest, and the greater it is the more stays float.
-    """
-    whole = max(candidates[-1].time, 1)
-    return min(candidates, key=lambda c: c.time / whole + worth * c.harm)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
-    """What ``choose`` found.
-
-    Attributes:
-        chosen: the candidate; its plan is to be solved and emitted.
-        candidates: all of them, the fastest first.
-        sensitivity: the harm of each rounding.
-        measured: index of candidate → SQNR in dB on held-out samples, of those that were tried.
-    """
-
-    chosen: Candidate
-    candidates: tuple[Candidate, ...]
-    sensitivity: Sensitivity
-    measured: Mapping[int, float] = field(default_factory=dict)
-
-
-def choose(
-    model: onnx.ModelProto,
-    plan_for: Planner,
-    solution: Solution,
-    feeds: Sequence[Feed],
-    *,
-    target_sqnr: float | None = None,
-    worth: float = WORTH,
-) -> Choice:
-    """Measure, and choose a plan: the step between a first solution and the final plan.
-
-    Half of the samples tell the sensitivity, the other half whether a plan meets the target.
-
-    Args:
-        model: the prepared model.
-        plan_for: makes the plan for a weighing: ``make_plan`` with all else filled in.
-        solution: of the plan ``fastest_plan(plan_for)``.
-        feeds: some 2 * ``SAMPLES`` samples, as ``keep_few`` keeps them.
-        target_sqnr: SQNR in dB that the worst output shall have; the fastest plan that has it is
-            chosen. None: the plan of the best value.
-        worth: see ``best_value``.
-
-    Raises:
-        CalibrationError: no samples.
-        ConfigError: the target does not weigh costs, or the model has no floating-point output,
-            or target_sqnr is not a number.
-    """
-    fastest = fastest_plan(plan_for)
-    meter = Meter(model, fastest, solution)
-    found = measure(model, fastest, solution, feeds[: -(-len(feeds) // 2)], meter)
-    candidates = frontier(plan_for, found)
-    if target_sqnr is None:
-        best = best_value(candidates, worth)
-        return Choice(chosen=best, candidates=candidates, sensitivity=found)
-    held_out = feeds[-(-len(feeds) // 2) :] or feeds
-    best, measured = meets(candidates, lambda p: meter.sqnr(held_out, p), target_sqnr)
-    return Choice(chosen=best, candidates=candidates, sensitivity=found, measured=measured)
-
-
-def meets(
-    candidates: Sequence[Candidate], sqnr: Callable[[Plan], float], target_sqnr: float
-) -> tuple[Candidate, Mapping[int, float]]:
-    """The first candidate, from the fastest on, whose measured SQNR reaches the target.
-
-    Args:
-        candidates: from ``frontier``; the last one is (nearly) all float.
-        sqnr: measures the SQNR of a plan in dB, as ``Meter.sqnr`` does.
-        target_sqnr: the wish, in dB.
-
-    Returns:
-        The candidate, and what was measured: index of candidate → dB. If none reaches the
-        target, the one with the highest SQNR.
-
-    Raises:
-        ConfigError: the target is not a number.
-    """
-    if not math.isfinite(target_sqnr):
-        raise ConfigError(f"target_sqnr={target_sqnr!r}: wants a finite number of dB")
-    found: dict[int, float] = {}
-    for k, candidate in enumerate(candidates):
-        found[k] = sqnr(candidate.plan)
-        if found[k] >= target_sqnr:
-            return candidate, found
-    return candidates[max(found, key=lambda k: (found[k], k))], found

@@ -1,12 +1,12 @@
 """What rounding does to a model's outputs: the records, and how an error is weighed. Numpy only."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Reading", "Sensitivity", "decibels", "read", "relative_error"]
+__all__ = ["Reading", "decibels", "read", "relative_error"]
 
 Values = Mapping[str, NDArray[np.generic]]
 
@@ -43,7 +43,7 @@ def _energies(
     a = np.where(known, a, 0.0)
     with np.errstate(over="ignore", invalid="ignore"):
         error = np.where(known, a - b, 0.0) ** 2
-    error = np.where(np.isfinite(error), error, np.finfo(np.float64).max / max(error.size, 1))
+    error = np.where(np.isfinite(error), error, 1e300 / max(error.size, 1))
     axes = tuple(i for i in range(a.ndim) if i != 1) if channels and a.ndim > 2 else None
     return np.asarray(error.sum(axes)), np.asarray((a**2).sum(axes))
 
@@ -108,63 +108,5 @@ def decibels(readings: Iterable[Reading]) -> float:
             noise[name] = noise.get(name, 0.0) + reading.noise[name]
             signal[name] = signal.get(name, 0.0) + reading.signal[name]
     tiny = float(np.finfo(np.float64).tiny)
-    worst = [10 * np.log10(max(signal[n], tiny) / e) for n, e in noise.items() if e > 0]
+    worst = [10 * (np.log10(max(signal[n], tiny)) - np.log10(e)) for n, e in noise.items() if e > 0]
     return float(min(worst, default=np.inf))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sensitivity:
-    """The harm that each rounding does alone: mean relative error of the outputs, 0 to 1.
-
-    Small errors of independent roundings add up in energy, so the harm of several is about the
-    sum of theirs.
-
-    Attributes:
-        tensors: activation → harm of rounding it.
-        weights: linear node → harm of rounding its weight (with the corrected bias).
-        together: harm of all of them at once, measured.
-        samples: on how many samples it was measured.
-    """
-
-    tensors: Mapping[str, float] = field(default_factory=dict)
-    weights: Mapping[str, float] = field(default_factory=dict)
-    together: float = 0.0
-    samples: int = 1
-
-    @property
-    def total(self) -> float:
-        """Sum of all harms; compare with ``together`` to see how well they add up."""
-        return sum(self.tensors.values()) + sum(self.weights.values())
-
-    def of(self, tensors: Iterable[str], nodes: Iterable[str]) -> float:
-        """Predicted harm of rounding these activations and these nodes' weights."""
-        return sum(self.tensors.get(t, 0.0) for t in tensors) + sum(
-            self.weights.get(n, 0.0) for n in nodes
-        )
-
-    def ranked(self) -> tuple[tuple[str, str, float], ...]:
-        """("tensor" or "weight of", name, harm), the most harmful first."""
-        rows = [("tensor", n, h) for n, h in self.tensors.items()]
-        rows += [("weight of", n, h) for n, h in self.weights.items()]
-        return tuple(sorted(rows, key=lambda row: (-row[2], row[0], row[1])))
-
-    def merge(self, other: "Sensitivity") -> "Sensitivity":
-        """Both measurements together, weighted with their numbers of samples."""
-        count = self.samples + other.samples
-
-        def mean(a: Mapping[str, float], b: Mapping[str, float]) -> dict[str, float]:
-            both = {n: (a[n] * self.samples + b[n] * other.samples) / count for n in a if n in b}
-            return {**a, **b, **both}
-
-        return Sensitivity(
-            tensors=mean(self.tensors, other.tensors),
-            weights=mean(self.weights, other.weights),
-            together=(self.together * self.samples + other.together * other.samples) / count,
-            samples=count,
-        )
-
-    def __str__(self) -> str:
-        """A table, the most harmful first."""
-        lines = [f"{h:10.3g}  {kind} {name}" for kind, name, h in self.ranked()]
-        lines.append(f"{self.total:10.3g}  sum; {self.together:.3g} measured together")
-        return "\n".join(lines)

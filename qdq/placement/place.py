@@ -92,7 +92,7 @@ def _cut(
         features = features_of(unit.view, unit.outputs, sizes.shape)
         time = weighing.time(kind, features)
         net.edge(vertex, _SINK, time)
-        price = weighing.integer(unit.view.name, kind, features, unit.demand)
+        price = weighing.integer(kind, features, unit.demand)
         net.edge(vertex, _SINK, price - time, due=True)
         _, saved = fused.get(vertex, (_SINK, 0))
         net.edge(_SOURCE, vertex, max(0, weighing.float(kind, features) - saved))

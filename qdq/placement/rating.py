@@ -1,16 +1,13 @@
 """Placement by the noise that each rounding makes, read from the histograms of calibration.
 
-What rounding a tensor to 8 bits does to the model is measured best at the outputs
-(see ``sensitivity``), at a run of the model for each tensor. The histogram knows without a run
-how loud the error is over the values, and the gradients of few samples (see ``gains``) how much
-of that the outputs feel: the two together stand in for the harm. Tensors behind which the way
+What rounding a tensor to 8 bits does to the model could be measured at the outputs, at a run of
+the model for each tensor. The histogram knows without a run how loud the error is over the values,
+and the gradients of few samples (see ``gains``) how much of that the outputs feel: the two together
+stand in for the harm. Tensors behind which the way
 back is not known count with their own noise. Noise of independent roundings adds up in energy.
 """
 
-import logging
-import math
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,59 +16,27 @@ from numpy.typing import NDArray
 from qdq.affine import params_from_range
 from qdq.calibrate import Calibrator
 from qdq.calibrate.noise import relative_noise
-from qdq.errors import ConfigError
-from qdq.placement.frontier import Planner
-from qdq.placement.weighing import Weighing
 from qdq.plan import Plan
 from qdq.problem import Fixed, Shared, Source
 from qdq.ranges import Histogram, TensorRange
 from qdq.spec import QuantParams, QuantSpec
 
 __all__ = [
-    "NOISE_WORTH",
-    "WIDEST",
-    "check_worth",
-    "explained",
     "inferred",
     "keeps_histograms",
     "noise_of",
     "observed_to_rate",
-    "rated",
 ]
-
-NOISE_WORTH = 6.0
-"""Latency, relative to the float model's, that the loss of a tensor's whole signal is worth."""
 
 _FELT, _UNFELT = 8 / 3, 0.125
 """What the outputs feel counts more than noise in a tensor, of which averages take most out. But
 an eighth of that always counts: gradients know small errors only, not the decision that flips.
-Fitted with ``NOISE_WORTH``, on halves of calibration data."""
-
-WIDEST = Weighing(noise=0.0)
-"""Prices without any on accuracy (but ``least``): every rated plan is a part of that plan."""
-
-log: logging.Logger = logging.getLogger(__name__)
-
-HARMS = "rounding it costs more accuracy than its integer kernel saves time"
+Fitted with ``frontier.AMPLITUDE``, on halves of calibration data."""
 
 
 def keeps_histograms(calibrator: Calibrator[Any]) -> bool:
     """Whether the calibrator's summaries tell what rounding does to a tensor."""
     return isinstance(calibrator.summarize(np.zeros(1, np.float32)), Histogram)
-
-
-def check_worth(worth: float | None) -> None:
-    """Refuse a worth that is not one.
-
-    Raises:
-        ConfigError: it is negative, or not finite.
-    """
-    number = isinstance(worth, int | float)
-    if worth is not None and not (number and math.isfinite(worth) and worth >= 0):
-        raise ConfigError(
-            f"worth={worth!r}: wants a finite number from 0 (the fastest model) up; the default "
-            f"is {NOISE_WORTH:g}"
-        )
 
 
 def observed_to_rate(plan: Plan, constants: frozenset[str]) -> dict[str, QuantSpec]:
@@ -146,22 +111,6 @@ def noise_of(
     return noise
 
 
-def rated(
-    plan_for: Planner, widest: Plan, noise: Mapping[str, float], worth: float = NOISE_WORTH
-) -> Plan:
-    """The part of a plan with the least time / time of the float model + worth * noise.
-
-    Args:
-        plan_for: makes the plan for a weighing: ``make_plan`` with all else filled in.
-        widest: ``plan_for(WIDEST)``.
-        noise: from ``noise_of``.
-        worth: the relative latency that a noise as large as the signal is worth; 0 takes the
-            fastest, and the greater it is the more stays float.
-    """
-    price = worth * widest.placement.float_time
-    return explained(widest, plan_for(replace(WIDEST, price=price, harm=noise)))
-
-
 def _parts(plan: Plan) -> dict[str, tuple[str, ...]]:
     """What a Concat puts together: result → inputs.
 
@@ -178,15 +127,3 @@ def _params(source: Source, spec: QuantSpec, found: TensorRange | None) -> Quant
         found = source.range
     assert found is not None  # noqa: S101 -- all that is rated without a rule is observed
     return params_from_range(found, spec)
-
-
-def explained(widest: Plan, chosen: Plan) -> Plan:
-    """The chosen plan, whose reasons tell what is float for accuracy's sake and not for speed."""
-    for name in sorted(widest.ruled - chosen.tensors.keys()):
-        log.warning("the rules for tensor '%s' do nothing: the nodes around it stay float", name)
-    given_up = widest.placement.integer - chosen.placement.integer
-    reasons = {
-        node: HARMS if node in given_up else why
-        for node, why in chosen.placement.left_float.items()
-    }
-    return replace(chosen, placement=replace(chosen.placement, left_float=reasons))

@@ -99,16 +99,14 @@ class Weighing:
         noise: price of one more rounding to 8 bits, in ns per element.
         least: price in ns that every such rounding has at least, so that tiny tensors (the
             softmax over two classes at the end of a model) are not rounded for a microsecond.
-        price: ns per unit of ``harm`` and ``weights``.
-        harm: tensor → what its rounding does to the outputs (``qdq.placement.sensitivity``).
-        weights: linear node → what the rounding of its weight does.
+        price: ns per unit of ``harm``.
+        harm: tensor → what its rounding does to the outputs (``qdq.placement.rating``).
     """
 
     noise: float = 0.08
     least: float = 2000.0
     price: float = 0.0
     harm: Mapping[str, float] = field(default_factory=dict)
-    weights: Mapping[str, float] = field(default_factory=dict)
 
     def float(self, kind: str, features: costs.Features) -> int:
         """A node on the float side."""
@@ -128,14 +126,14 @@ class Weighing:
         price = _int8_ns(kind, features)
         return round(price) if isfinite(price) else INFINITE
 
-    def integer(self, node: str, kind: str, features: costs.Features, demand: Demand) -> int:
+    def integer(self, kind: str, features: costs.Features, demand: Demand) -> int:
         """A node on the integer side, time and accuracy; INFINITE where there is no kernel."""
         price = _int8_ns(kind, features)
         if not isfinite(price):
             return INFINITE
         if demand.weight is None and not isinstance(demand.output, SameAs):
             price += self.least + self.noise * features.outputs
-        return round(price + self.price * self.weights.get(node, 0.0))
+        return round(price)
 
     def harmful(self, tensor: str) -> int:
         """What the rounding of a tensor costs, whoever does it."""

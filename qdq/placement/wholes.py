@@ -1,8 +1,15 @@
 """Functions of several nodes that are on integers as a whole or not at all."""
 
+from onnx import TensorProto
+
 from qdq.graph import Graph
 
-__all__ = ["gate_of", "inside_whole", "softmax_input"]
+__all__ = ["gate_of", "inside_whole", "logits_of", "softmax_input"]
+
+# on the way back from an output to the Softmax or Sigmoid that made its values
+_PASSED = frozenset({"Cast", "Concat", "Flatten", "Identity", "Reshape", "Slice", "Split",
+                     "Squeeze", "Transpose", "Unsqueeze"})  # fmt: skip
+_SATURATING = frozenset({"HardSigmoid", "LogSoftmax", "Sigmoid", "Softmax"})
 
 
 def gate_of(graph: Graph, index: int, op_type: str) -> int | None:
@@ -79,3 +86,22 @@ def _shifts(graph: Graph, index: int) -> bool:
         and use is not None
         and graph.nodes[use.node].op_type == "Exp"
     )
+
+
+def logits_of(graph: Graph) -> tuple[str, ...]:
+    """Tensors whose Softmax or Sigmoid is (a part of) a model output."""
+    found: dict[str, None] = {}
+    waiting, seen = sorted(graph.outputs), set(graph.outputs)
+    while waiting:
+        index = graph.producer.get(waiting.pop())
+        if index is None:
+            continue
+        node = graph.nodes[index]
+        made_of = node.input[0] if node.op_type in _SATURATING else softmax_input(graph, index)
+        if made_of is not None and made_of not in graph.constants:
+            found[made_of] = None
+        elif node.op_type in _PASSED:
+            behind = [n for n in node.input if n and n not in graph.constants and n not in seen]
+            seen.update(behind)
+            waiting.extend(behind)
+    return tuple(n for n in found if graph.elem_type(n) in (0, TensorProto.FLOAT))

@@ -1,0 +1,167 @@
+"""How an error is weighed, and trials of quantized models on few samples."""
+
+import math
+
+import numpy as np
+import onnx
+import pytest
+from harness import compare
+from hypothesis import given
+from hypothesis import strategies as st
+from models import feeds, model, node, residual, weights
+
+import qdq
+from qdq.errors import ConfigError
+from qdq.graph import Graph
+from qdq.placement.harm import decibels, read, relative_error
+from qdq.placement.trial import Trial
+from qdq.placement.wholes import logits_of
+from qdq.prepare import prepare
+from qdq.statistics.keeping import keep_few
+
+# -- how an error is weighed ------------------------------------------------------------------
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(1e-3, 1e3))
+def test_relative_error_is_scale_free_and_bounded(seed: int, factor: float) -> None:
+    r = np.random.default_rng(seed)
+    x, e = r.standard_normal((2, 1, 3, 5))
+    found = relative_error(x, x + 0.1 * e)
+    assert 0 <= found <= 1
+    assert relative_error(factor * x, factor * (x + 0.1 * e)) == pytest.approx(found)
+    assert relative_error(x, x) == 0
+
+
+def test_a_small_channel_counts_as_much_as_a_large_one() -> None:
+    x = np.array([[[300.0, 200.0], [0.5, 0.1]]])
+    lost = np.array([[[300.0, 200.0], [0.0, 0.0]]])
+    assert relative_error(x, lost) == pytest.approx(0.5)
+    # as one channel nobody would see it
+    assert relative_error(x.reshape(1, 4), lost.reshape(1, 4)) < 1e-5
+
+
+def test_what_cannot_be_compared_is_lost() -> None:
+    x = np.ones((1, 4))
+    assert relative_error(x, np.ones((1, 3))) == 1
+    assert relative_error(x, np.array([[np.inf, 1, 1, 1]])) == 1
+    assert relative_error(np.zeros((1, 4)), x) == 1
+    assert relative_error(np.zeros((1, 4)), np.zeros((1, 4))) == 0
+    # what the float model itself does not know is left out
+    assert relative_error(np.array([[np.nan, 1.0]]), np.array([[3.0, 1.0]])) == 0
+
+
+def test_logits_count_around_their_mean() -> None:
+    z = np.array([[1.0, -1.0, 2.0]])
+    for offset in (0.0, 1e4):
+        a = read({"y": z, "z": z + offset}, {"y": z, "z": z + offset + 0.1}, ["y"], ["z"])
+        middle = z - z.mean()
+        assert a.harm == pytest.approx(0.5 * 0.03 / (middle**2).sum(), rel=1e-3)
+
+
+def test_decibels_are_those_of_the_worst_output() -> None:
+    x = {"a": np.ones(100), "b": np.ones(100)}
+    y = {"a": np.full(100, 1.1), "b": np.full(100, 1.01)}
+    assert decibels([read(x, y, ["a", "b"], [])]) == pytest.approx(20, abs=1e-6)
+    assert decibels([read(x, x, ["a", "b"], [])]) == math.inf
+
+
+def test_decibels_of_an_error_beyond_all_measure() -> None:
+    x, lost = {"a": np.ones(3)}, {"a": np.full(3, np.nan)}
+    assert decibels([read(x, lost, ["a"], [])]) < -2900
+
+
+# -- logits -----------------------------------------------------------------------------------
+
+
+def test_logits_of_a_softmax_in_parts() -> None:
+    net = model([node("Softmax", ["x"], "y", axis=1)], {"x": [1, 4, 64]}, {"y": [1, 4, 64]})
+    assert logits_of(Graph(net)) == ("x",)
+    parts = prepare(net)
+    assert "Softmax" not in {n.op_type for n in parts.graph.node}
+    assert logits_of(Graph(parts)) == ("x",)
+
+
+def test_logits_behind_movement_and_concat() -> None:
+    nodes = [
+        node("Conv", ["x", "w"], "c"),
+        node("Split", ["c"], ["box", "cls"], axis=1, num_outputs=2),
+        node("Sigmoid", ["cls"], "p"),
+        node("Concat", ["box", "p"], "both", axis=1),
+        node("Flatten", ["both"], "y"),
+    ]
+    net = prepare(model(nodes, {"x": [1, 4, 3, 3]}, {"y": [1, 36]}, {"w": weights(4, 4, 1, 1)}))
+    assert logits_of(Graph(net)) == ("cls",)
+
+
+# -- trials -----------------------------------------------------------------------------------
+
+SHAPE = {"x": [1, 64, 24, 24]}
+
+
+def test_a_trial_is_what_the_fused_kernels_do() -> None:
+    exact, data = residual(channels=64), feeds(SHAPE, 4)
+    made, held_out = qdq.quantize(exact, data, worth=0.0), feeds(SHAPE, 3, seed=5)
+    found = Trial(prepare(exact), held_out)
+    assert found.sqnr(made) == pytest.approx(compare(exact, made, held_out).sqnr, abs=0.01)
+    assert found.amplitude(made) > 0
+    assert found.amplitude(prepare(exact)) < 1e-6
+    assert found.sqnr(prepare(exact)) > 100
+
+
+def test_the_median_sample_counts() -> None:
+    """A sample whose outputs are next to nothing has a relative error beyond all measure."""
+    net = model([node("Conv", ["x", "w"], "y")], {"x": [1, 8, 6, 6]}, {"y": [1, 8, 6, 6]},
+                {"w": weights(8, 8, 1, 1)})  # fmt: skip
+    data = feeds({"x": [1, 8, 6, 6]}, 3)
+    quiet = {"x": np.full((1, 8, 6, 6), 1e-9, np.float32)}
+    made = model([node("Conv", ["x", "w"], "c"), node("Add", ["c", "off"], "y")],
+                 {"x": [1, 8, 6, 6]}, {"y": [1, 8, 6, 6]},
+                 {"w": weights(8, 8, 1, 1), "off": np.full(1, 0.01, np.float32)})  # fmt: skip
+    plain = Trial(net, data).amplitude(made)
+    assert Trial(net, [quiet]).amplitude(made) == 1
+    assert Trial(net, [*data, quiet]).amplitude(made) < 2 * plain
+
+
+def test_logits_count_in_a_trial() -> None:
+    """Probabilities of 0 and 1 hide what happens to their logits."""
+
+    def net(shift: float) -> onnx.ModelProto:
+        nodes = [
+            node("MatMul", ["x", "w"], "m"),
+            node("Add", ["m", "shift"], "logit"),
+            node("Softmax", ["logit"], "y", axis=-1),
+        ]
+        constants = {
+            "w": np.eye(4, dtype=np.float32),
+            "shift": np.float32([0, 0, 0, shift]),
+        }
+        return model(nodes, {"x": [1, 4]}, {"y": [1, 4]}, constants)
+
+    trial = Trial(net(0.0), [{"x": np.float32([[60, 0, 0, 0]])}])
+    assert trial.sqnr(net(5.0)) > 100  # the probabilities are the same
+    assert trial.amplitude(net(5.0)) > 0.05
+
+
+def test_no_floating_point_output_is_an_error() -> None:
+    nodes = [node("Conv", ["x", "w"], "c", pads=[1] * 4), node("ArgMax", ["c"], "y", axis=1)]
+    net = model(nodes, SHAPE, {"y": [1, 1, 24, 24]}, {"w": weights(64, 64, 3, 3)})
+    net.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.INT64
+    with pytest.raises(ConfigError, match="no output of floating-point"):
+        Trial(prepare(net), feeds(SHAPE, 1))
+    with pytest.raises(ConfigError, match="leave out measured"):
+        qdq.quantize(net, feeds(SHAPE, 2), measured=True)
+
+
+# -- the samples that are kept ----------------------------------------------------------------
+
+
+def test_the_kept_samples_do_not_depend_on_the_order() -> None:
+    data = feeds({"x": [1, 1, 3, 3]}, 6)
+    found = []
+    for order in (data, data[::-1], [*data, *data]):
+        kept: dict[bytes, dict[str, np.ndarray]] = {}
+        assert [id(f) for f in keep_few(order, kept, 3)] == [id(f) for f in order]
+        found.append([f["x"] for f in kept.values()])
+        assert len(kept) == 3
+    assert np.array_equal(found[0], found[1])
+    assert np.array_equal(found[0], found[2])
