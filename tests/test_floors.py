@@ -24,7 +24,7 @@ FLOORS = (
      "placement.cost_table", "placement.costs", "placement.harm", "placement.mincut",
      "placement.adjoint", "placement.gradients", "placement.tape",
      "placement.transposes", "placement.weighing", "placement.wholes"},
-    {"bias_scale", "kernel", "placement", "placement.place", "placement.units",
+    {"bias_scale", "kernel", "placement", "placement.layout", "placement.place", "placement.units",
      "solve", "steps"},
     {"plan"},
     {"balancing.channels", "balancing.layouts", "history", "placement.budget",

@@ -439,13 +439,14 @@ def test_one_kernel_wants_one_activation_type() -> None:
     assert mixed.tensors["r0"].spec.dtype == INT8
 
 
-def amid_float(op: str, *, readers: int = 1) -> onnx.ModelProto:
+def amid_float(op: str, *, readers: int = 1, channels: int = 80) -> onnx.ModelProto:
     """A convolution that pays on integers by a little, and float readers of what it makes."""
-    shape = [1, 128, 20, 20]
+    shape = [1, channels, 20, 20]
     names = [f"y{k}" for k in range(readers)]
     nodes = [node("Tanh", ["x"], "t"), node("Conv", ["t", "w"], "c")]
     nodes += [node(op, ["c"], y) for y in names]
-    return model(nodes, {"x": shape}, dict.fromkeys(names, shape), {"w": weights(128, 128, 1, 1)})
+    w = weights(channels, channels, 1, 1)
+    return model(nodes, {"x": shape}, dict.fromkeys(names, shape), {"w": w})
 
 
 @pytest.mark.parametrize(
@@ -454,8 +455,9 @@ def amid_float(op: str, *, readers: int = 1) -> onnx.ModelProto:
         (amid_float("Erf"), True),
         (amid_float("Erf", readers=4), False),  # a DQ, and a change of layout, for each of them
         (amid_float("HardSwish"), False),  # a float convolution does that on the way
+        (amid_float("HardSwish", channels=128), True),  # measured: 17 of 85 µs less
     ],
-    ids=["one reader", "four readers", "fused activation"],
+    ids=["one reader", "four readers", "fused activation", "fused, larger"],
 )
 def test_what_is_behind_a_convolution_counts(net: onnx.ModelProto, integer: bool) -> None:
     plan = planned(net, target=ORT_CPU, weighing=Weighing(noise=0, least=0))

@@ -91,6 +91,7 @@ _MOVEMENT = _each(
 )
 
 #: Float kernels. ``.fused``: what a convolution gets slower by, with the operator fused into it.
+#: ``.last``: on data with the channels last, between integer convolutions.
 FLOAT: Mapping[str, Coefficients] = {
     **_each(Coefficients(fixed=800, mac=0.0089, serial=1000), "Conv.dense", "Conv.narrow"),
     "Conv.pointwise": Coefficients(fixed=800, mac=0.0090, weight=0.017, serial=500),
@@ -100,7 +101,7 @@ FLOAT: Mapping[str, Coefficients] = {
     "Conv.grouped": Coefficients(fixed=800, mac=0.0095, serial=1000),
     "Conv.grouped.plain": Coefficients(fixed=800, mac=0.0145, serial=300000),
     **_each(Coefficients(fixed=800, mac=0.0137, serial=1000), "Conv.volume", "Conv.gathered"),
-    "ConvTranspose": Coefficients(fixed=2000, mac=0.012, output=0.2),
+    "ConvTranspose": Coefficients(fixed=2000, mac=0.012, output=0.5),
     **_each(Coefficients(fixed=300, mac=0.0092, weight=0.025, serial=2000), "Gemm", "MatMul"),
     "MatMul.dynamic": Coefficients(fixed=600, mac=0.0095, serial=2000),
     **_each(_elementwise(0.079), "Add", "Sub", "Mul"),
@@ -128,6 +129,7 @@ FLOAT: Mapping[str, Coefficients] = {
     "Transpose": _serial(0.15),
     "DepthToSpace": _serial(0.2),
     "Resize": _elementwise(0.09),
+    "Resize.last": _serial(0.6),
     **_each(Coefficients(tap=0.01, input=0.03), "MaxPool", "AveragePool"),
     "GlobalAveragePool": Coefficients(input=0.035),
     "Relu.fused": _FREE,

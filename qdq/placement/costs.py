@@ -35,6 +35,7 @@ _RAGGED = 2.0  # integer depthwise kernels are this much slower where blocks are
 _FEW = 2.5  # and integer convolutions per multiplication where not one block of outputs is full
 _UNBLOCKED = frozenset({"Conv.gathered", "Conv.volume"})
 _PLAIN = 4  # input channels up to which a convolution is taken to be a model's first
+_UNPACKED = 2.2  # float pointwise ones with less than one block of inputs are this much slower
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +114,8 @@ def float_cost(kind: str, features: Features) -> float:
     blocked = base == "Conv" and kind not in _UNBLOCKED and features.groups == 1
     blocked = blocked and features.channels_in > _PLAIN
     padding = _padding(features.channels_in) if blocked else 1.0
+    if kind == "Conv.pointwise" and _PLAIN < features.channels_in < _BLOCK:
+        padding *= _UNPACKED  # they read the plain layout, one product for each load
     return _evaluate(found, features, macs=_macs(kind, features) * padding)
 
 
@@ -164,7 +167,7 @@ def dequantize_cost(elements: int, *, float_conv: bool = False, int8_conv: bool 
 def reorder_cost(elements: int) -> float:
     """Cost in ns to bring a float tensor into the convolutions' blocked layout, or back.
 
-    Float kernels that need the plain layout (Split, Slice, …) pay it for each edge to a float Conv.
+    ``qdq.placement.layout`` finds where.
     """
     return _per_element(REORDER, elements)
 

@@ -2,9 +2,10 @@
 
 Each unit (a node, with the Relu or Clip behind it) is on the integer or the float side. A side
 costs the unit its kernel time there; a float tensor that integer units read costs one
-QuantizeLinear, an integer tensor costs a DequantizeLinear for each float unit that reads it. All
-costs are non-negative, so the cheapest placement is a minimum cut (Greig, Porteous and Seheult
-1989), found exactly. A unit that cannot or may not run on integers is tied to the float side.
+QuantizeLinear, an integer tensor costs a DequantizeLinear for each float unit that reads it, and
+a change of layout is charged to the node that it is for (``layout``). All costs are non-negative,
+so the cheapest placement is a minimum cut (Greig, Porteous and Seheult 1989), found exactly. A
+unit that cannot or may not run on integers is tied to the float side.
 """
 
 from collections.abc import Mapping
@@ -12,9 +13,11 @@ from dataclasses import dataclass, field
 
 from qdq.graph import Graph
 from qdq.ops.demand import SameAs
+from qdq.placement.costs import reorder_cost
+from qdq.placement.layout import Layouts, layouts_of
 from qdq.placement.mincut import INFINITE, Network
 from qdq.placement.units import Unit
-from qdq.placement.weighing import Weighing, features_of, kind_of
+from qdq.placement.weighing import Weighing, count, features_of, kind_of
 from qdq.placement.wholes import gate_of
 from qdq.targets import Target
 
@@ -81,6 +84,7 @@ def _cut(
     gates = _swishes(graph, producer)
     fused = _fused(graph, units, producer, sizes, weighing)
     readers: dict[str, list[int]] = {}
+    _never_integer(net, units, fused, sizes, weighing)
     for k, unit in enumerate(units):
         vertex = _FIRST + k
         for name in (*unit.reads, *unit.others):
@@ -105,11 +109,30 @@ def _cut(
         net.edge(conv, vertex, saved)
     for name in graph.outputs:
         readers.setdefault(name, []).append(_SINK)
-    _borders(net, target, units, producer, readers, sizes, weighing)
+    layouts = layouts_of(units, sizes.shape, graph.outputs)
+    _borders(net, target, units, readers, sizes, weighing, layouts)
+    _reorders(net, units, layouts, sizes, weighing)
     _harm(net, target, units, weighing)
     side = net.source_side(_SOURCE, _SINK)
     chosen = frozenset(u.view.name for k, u in enumerate(units) if _FIRST + k in side)
     return chosen, (net.capacity(side), net.capacity({_SOURCE}))
+
+
+def _never_integer(
+    net: Network,
+    units: tuple[Unit, ...],
+    fused: Mapping[int, tuple[int, int]],
+    sizes: Graph,
+    weighing: Weighing,
+) -> None:
+    """Charge every cut for the units that have no choice, so that times are those of the model."""
+    total = 0
+    for k, unit in enumerate(units):
+        if unit.demand is None:
+            kind = kind_of(unit.view, sizes.shape)
+            total += weighing.float(kind, features_of(unit.view, unit.outputs, sizes.shape))
+            total -= fused.get(_FIRST + k, (_SINK, 0))[1]
+    net.edge(_SOURCE, _SINK, max(0, total))
 
 
 def _harm(net: Network, target: Target, units: tuple[Unit, ...], weighing: Weighing) -> None:
@@ -182,12 +205,16 @@ def _borders(
     net: Network,
     target: Target,
     units: tuple[Unit, ...],
-    producer: Mapping[str, int],
     readers: Mapping[str, list[int]],
     sizes: Graph,
     weighing: Weighing,
+    layouts: Layouts,
 ) -> None:
-    """Charge each tensor for the Q and DQs that a border between its maker and readers takes."""
+    """Charge each tensor for the Q and DQs that a border between its maker and readers takes.
+
+    A change of layout is part of the border only where there would be none without it.
+    """
+    producer = {o: _FIRST + k for k, u in enumerate(units) for o in u.outputs}
     convolved = {t.name for u in units if u.view.op_type == "Conv" for t in u.view.inputs[:1]}
     for name, vertices in readers.items():
         maker = producer.get(name, _SINK)
@@ -195,9 +222,28 @@ def _borders(
         kernel = target.kernel(made_by)
         shape = sizes.shape(name)
         free = kernel is not None and kernel.float_output
-        out = 0 if free else weighing.dequantize(shape, before_conv=name in convolved)
-        into = weighing.quantize(shape, behind_conv=made_by == "Conv")
+        before = name in convolved and name not in layouts.wanted
+        out = 0 if free else weighing.dequantize(shape, before_conv=before)
+        behind = name in layouts.blocked and name not in layouts.undone
+        into = weighing.quantize(shape, behind_conv=behind)
         _border(net, maker, vertices, (into, out))
+
+
+def _reorders(
+    net: Network, units: tuple[Unit, ...], layouts: Layouts, sizes: Graph, weighing: Weighing
+) -> None:
+    """Charge float nodes for a layout that is not theirs, be it for a Q or another float node."""
+    for name, conv in layouts.undone.items():
+        net.edge(_SOURCE, _FIRST + conv, round(reorder_cost(count(sizes.shape(name)))))
+    for name, convs in layouts.wanted.items():
+        once = net.vertex()  # float as soon as one of them is
+        net.edge(_SOURCE, once, round(reorder_cost(count(sizes.shape(name)))))
+        for conv in convs:
+            net.edge(once, _FIRST + conv, INFINITE)
+    for conv, resize in layouts.pushed:
+        features = features_of(units[resize].view, units[resize].outputs, sizes.shape)
+        slower = weighing.float("Resize.last", features) - weighing.float("Resize", features)
+        net.edge(_FIRST + conv, _FIRST + resize, max(0, slower))
 
 
 def _border(net: Network, maker: int, readers: list[int], prices: tuple[int, int]) -> None:

@@ -1,0 +1,106 @@
+"""Where layouts change, against what onnxruntime does, and what that does to a plan."""
+
+import numpy as np
+import onnx
+import pytest
+from harness import fused_ops
+from models import model, node, weights
+
+from qdq.graph import Graph
+from qdq.placement import units_of
+from qdq.placement.costs import Features, float_cost, reorder_cost
+from qdq.placement.layout import Layouts, layouts_of
+from qdq.placement.weighing import Weighing
+from qdq.plan import make_plan
+from qdq.prepare import prepare
+from qdq.scheme import Scheme
+from qdq.targets import ORT_CPU
+from qdq.views import nominal_graph
+
+SIDE = 12
+
+
+def net(nodes: list[onnx.NodeProto], cin: int = 32, **constants: np.ndarray) -> onnx.ModelProto:
+    """A model from ``x`` to ``y``."""
+    return model(nodes, {"x": [1, cin, SIDE, SIDE]}, {"y": [1, None, None, None]}, constants)
+
+
+def conv(x: str, y: str, w: str = "w", group: int = 1) -> onnx.NodeProto:
+    return node("Conv", [x, w], y, group=group)
+
+
+def layouts(made: onnx.ModelProto) -> tuple[Layouts, dict[str, int]]:
+    prepared = prepare(made)
+    graph = Graph(prepared)
+    units = units_of(graph, ORT_CPU, {})
+    found = layouts_of(units, nominal_graph(prepared).shape, graph.outputs)
+    return found, {u.view.name: k for k, u in enumerate(units)}
+
+
+W = weights(32, 32, 1, 1)
+NETS = {
+    "two in a row": net([conv("x", "a"), conv("a", "y")], w=W),
+    "another operator between": net([conv("x", "a"), node("Erf", ["a"], "b"), conv("b", "y")],
+                                    w=W),
+    "relu, depthwise": net(
+        [conv("x", "a"), node("Relu", ["a"], "b"), conv("b", "c", "d", 32), conv("c", "y")],
+        w=W, d=weights(32, 1, 1, 1),
+    ),
+    "hard swish": net([conv("x", "a"), node("HardSigmoid", ["a"], "g"),
+                       node("Mul", ["a", "g"], "b"), conv("b", "y")], w=W),
+    "residual sum": net(
+        [conv("x", "a"), conv("a", "b"), node("Add", ["a", "b"], "c"), conv("c", "y")], w=W
+    ),
+    "a reader of each kind": net(
+        [conv("x", "a"), conv("a", "b"), node("Erf", ["a"], "e"), conv("e", "f"),
+         node("Add", ["b", "f"], "y")], w=W,
+    ),
+    "three colours": net([conv("x", "a", "first"), conv("a", "y")], 3,
+                         first=weights(32, 3, 1, 1), w=W),
+    "few channels": net([conv("x", "a", "u"), conv("a", "y", "v")],
+                        u=weights(12, 32, 1, 1), v=weights(32, 12, 1, 1)),
+    "ragged channels": net([conv("x", "a", "u"), conv("a", "y", "v")],
+                           u=weights(18, 32, 1, 1), v=weights(32, 18, 1, 1)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("made", NETS.values(), ids=NETS.keys())
+def test_onnxruntime_changes_the_layout_there(made: onnx.ModelProto) -> None:
+    found, _ = layouts(made)
+    ops = fused_ops(made)
+    plain = {t for t in found.undone} | ({"y"} if "y" in found.blocked else set())
+    assert ops["ReorderInput"] == len(found.wanted)
+    assert ops["ReorderOutput"] == len(plain)
+
+
+def test_a_float_model_costs_its_changes_of_layout() -> None:
+    def float_time(made: onnx.ModelProto) -> int:
+        prepared = prepare(made)
+        weighing = Weighing(noise=0)
+        return make_plan(
+            prepared, Scheme(), target=ORT_CPU, source=made, weighing=weighing
+        ).placement.float_time
+
+    n = 32 * SIDE * SIDE
+    apart = float_time(NETS["another operator between"]) - float_time(NETS["two in a row"])
+    erf = float_cost("Erf", Features(inputs=n, outputs=n, beside_conv=True))
+    assert apart == round(erf) + 2 * round(reorder_cost(n))
+
+
+def resized(behind: str) -> onnx.ModelProto:
+    nodes = [
+        conv("x", "a"),
+        node("Mul", ["a", "scale"], "s"),
+        node("Resize", ["s", "", "twice"], "r", mode="nearest"),
+        node("Concat", ["r", "r"], "m", axis=1),
+        conv("m", "y", "v") if behind == "Conv" else node(behind, ["m"], "y"),
+    ]
+    scale = np.full((1, 32, 1, 1), 2, np.float32)
+    twice = np.float32([1, 1, 2, 2])
+    return net(nodes, w=W, v=weights(32, 64, 1, 1), scale=scale, twice=twice)
+
+
+def test_a_float_resize_between_integer_convolutions_has_the_channels_last() -> None:
+    found, index = layouts(resized("Conv"))
+    assert found.pushed == ((index["Conv_a"], index["Resize_r"]),)
+    assert layouts(resized("Erf"))[0].pushed == ()
