@@ -44,6 +44,12 @@ def prelu() -> Net:
     return net
 
 
+def scaled(inputs: str) -> Net:
+    net = between(("Mul", inputs, "s"), ("Max", "a s", "m"))
+    net.constants["slope"] = np.random.default_rng(0).uniform(-0.5, 0.5, (8, 1, 1)).astype("f4")
+    return net
+
+
 def gemms(turned: int) -> Net:
     net = Net().linear("x", "a", "Gemm", transB=turned).op("Relu", "a", "r")
     return net.linear("r", "y", "Gemm", transB=turned)
@@ -73,7 +79,9 @@ TIED: dict[str, tuple[Callable[[], Net], list[str]]] = {
         ),
         ["a b m r"],
     ),
-    "PRelu": (prelu, ["a m"]),
+    "PRelu": (prelu, ["a m m_flat m_positive m_steep"]),
+    "by a constant": (lambda: scaled("a slope"), ["a m s"]),
+    "a constant by it": (lambda: scaled("slope a"), ["a m s"]),
     "LeakyRelu": (lambda: between(("LeakyRelu", "a", "m"), alpha=0.1), ["a m"]),
     "MaxPool": (lambda: between(("MaxPool", "a", "m"), kernel_shape=[2, 2]), ["a m"]),
     "AveragePool": (lambda: between(("AveragePool", "a", "m"), kernel_shape=[3, 3]), ["a m"]),

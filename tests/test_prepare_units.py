@@ -324,3 +324,34 @@ def test_a_wrapped_softmax_over_several_axes_stays_wrapped() -> None:
 def test_softmax_over_several_axes_keeps_its_reshapes() -> None:
     net = model([node("Softmax", ["x"], "y", axis=1)], {"x": [2, 3, 4]}, {"y": [2, 3, 4]}, opset=11)
     assert ops(check(net))["Softmax"] == 1
+
+
+def prelu(slopes, shape=(2, 3, 8)):
+    return unit(("PRelu", "x slope", "y"), shape=shape, constants={"slope": np.float32(slopes)})
+
+
+@pytest.mark.parametrize("slopes", [[[0.1], [0.3], [0.2]], [[-0.5], [1], [0]], [[3], [0.5], [-9]]])
+def test_prelu_is_written_out(slopes) -> None:
+    net = prelu(slopes)
+    made = check(net)
+    assert ops(made) == {"Relu": 1, "Mul": 2, "Add": 1}
+    feed = {"x": np.float32(rng(0).normal(size=(2, 3, 8)) * 1e3)}
+    assert np.allclose(run(net, feed)[0], run(made, feed)[0], rtol=1e-5, atol=0)
+
+
+def test_two_prelus_share_a_slope() -> None:
+    steps = [("PRelu", "x slope", "a"), ("PRelu", "a slope", "y")]
+    made = check(unit(*steps, constants={"slope": np.float32([[0.1], [0.3], [0.2]])}))
+    assert ops(made) == {"Relu": 2, "Mul": 4, "Add": 2}
+
+
+@pytest.mark.parametrize("slopes", [[0.25], [[0.25], [0.25], [0.25]], [[3.0], [3.0], [3.0]]])
+def test_prelu_with_one_slope_is_leaky(slopes) -> None:
+    made = check(prelu(slopes), tol=0)
+    assert ops(made) == {"LeakyRelu": 1}
+    wanted = np.float32(slopes).flat[0]
+    assert only(made, "LeakyRelu").attribute[0].f == wanted
+
+
+def test_prelu_with_computed_slopes_stays() -> None:
+    assert ops(check(unit(("PRelu", "x z", "y")))) == {"PRelu": 1}

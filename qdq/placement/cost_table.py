@@ -5,7 +5,7 @@ it to refit): onnxruntime 1.32.0, all optimizations, default session options, on
 AMD EPYC (Zen 4, AVX512 with VNNI).
 Absolute times are those of that machine. What is compared, float against int8 on one machine,
 changes less; without VNNI int8 gains less than the table says. Not measured but set by likeness:
-ConvTranspose, Gelu, Gather, Expand, Tile, Pad, DepthToSpace, ReduceMax, ReduceMin.
+Gelu, Gather, Expand, Tile, Pad, DepthToSpace, ReduceMax, ReduceMin.
 
 What the numbers say:
 
@@ -102,6 +102,9 @@ FLOAT: Mapping[str, Coefficients] = {
     "Conv.grouped.plain": Coefficients(fixed=800, mac=0.0145, serial=300000),
     **_each(Coefficients(fixed=800, mac=0.0137, serial=1000), "Conv.volume", "Conv.gathered"),
     "ConvTranspose": Coefficients(fixed=2000, mac=0.012, output=0.5),
+    "LSTM": Coefficients(fixed=4000, mac=0.021),
+    "GRU": Coefficients(fixed=4000, mac=0.035),
+    "RNN": Coefficients(fixed=4000, mac=0.055),
     **_each(Coefficients(fixed=300, mac=0.0092, weight=0.025, serial=2000), "Gemm", "MatMul"),
     "MatMul.dynamic": Coefficients(fixed=600, mac=0.0095, serial=2000),
     **_each(_elementwise(0.079), "Add", "Sub", "Mul"),
@@ -111,6 +114,7 @@ FLOAT: Mapping[str, Coefficients] = {
     "Relu": _elementwise(0.045),
     "Clip": _elementwise(0.05),
     "LeakyRelu": _elementwise(0.08),
+    "PRelu": _serial(2.0),
     "HardSigmoid": _elementwise(0.075),
     "HardSwish": _elementwise(0.15, fixed=600),
     **_each(_elementwise(0.14), "Sigmoid", "Silu", "Silu.fused", "Erf"),

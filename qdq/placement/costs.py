@@ -21,6 +21,7 @@ from qdq.placement.cost_table import (
 )
 
 __all__ = [
+    "RECURRENT",
     "Features",
     "conv_kind",
     "dequantize_cost",
@@ -30,6 +31,7 @@ __all__ = [
     "reorder_cost",
 ]
 
+RECURRENT = frozenset({"GRU", "LSTM", "RNN"})
 _BLOCK = 16  # channels that the convolution kernels work on at once
 _RAGGED = 2.0  # integer depthwise kernels are this much slower where blocks are not full
 _FEW = 2.5  # and integer convolutions per multiplication where not one block of outputs is full
@@ -193,6 +195,8 @@ def _macs(kind: str, f: Features) -> float:
     """Multiply-accumulates of kernels that work on whole blocks of a group's output channels."""
     if kind.startswith("Conv.depthwise.") or (kind == "Conv.depthwise" and f.groups > 1):
         # blocks run over the groups, if at all
+        return float(f.macs)
+    if kind == "ConvTranspose" or kind in RECURRENT:
         return float(f.macs)
     return f.macs * _padding(f.channels_out // f.groups)
 

@@ -18,7 +18,7 @@ __all__ = ["Shape", "Shapes", "Weighing", "count", "features_of", "kind_of"]
 Shape = tuple[int | None, ...] | None
 Shapes = Callable[[str], Shape]
 UNKNOWN_COUNT = 4096  # elements of a tensor whose size nobody knows before a run
-LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+_PRODUCTS = frozenset({"Gemm", "MatMul"})
 
 
 def count(shape: Shape) -> int:
@@ -75,7 +75,15 @@ def features_of(view: NodeView, outputs: tuple[str, ...], shapes: Shapes) -> cos
             groups=groups,
             weights=prod(weight),
         )
-    if view.op_type in LINEAR:
+    if view.op_type == "ConvTranspose":
+        weight = _known(shapes(view.inputs[1].name) or (1, 1))
+        macs = read * prod(weight[1:])  # one for each input and tap, not for each output
+        return costs.Features(inputs=read, outputs=made, channels_in=max(1, round(macs / made)))
+    if view.op_type in costs.RECURRENT:
+        weights = sum(count(shapes(t.name)) for t in view.inputs[1:3])
+        steps = _known((shapes(view.inputs[0].name) or (1, 1))[:2])
+        return costs.Features(inputs=read, outputs=prod(steps), channels_in=weights)
+    if view.op_type in _PRODUCTS:
         right = _known(shapes(view.inputs[1].name) or (1, 1))
         depth, width = right[-2:] if len(right) > 1 else (1, 1)
         constant = prod(right) if view.inputs[1].constant else 0

@@ -20,6 +20,7 @@ from qdq.prepare.matmul import matmul_units
 from qdq.prepare.naming import name_nodes, split_roles
 from qdq.prepare.opset import infer_types, plain_constants, raise_opset
 from qdq.prepare.padding import fold_pads
+from qdq.prepare.prelu import spell_out_prelu
 from qdq.prepare.reshapes import merge_reshapes, whole_softmax
 from qdq.prepare.resize import whole_resize
 from qdq.prepare.shuffle import channel_shuffles
@@ -45,6 +46,7 @@ PASSES: tuple[Pass, ...] = (
     split_hard_swish,
     hard_activations,
     gelus,
+    spell_out_prelu,
     layer_norms,
     plain_gemms,
     matmul_units,
