@@ -79,7 +79,7 @@ TIED: dict[str, tuple[Callable[[], Net], list[str]]] = {
         ),
         ["a b m r"],
     ),
-    "PRelu": (prelu, ["a m m_flat m_positive m_steep"]),
+    "PRelu": (prelu, ["a m"]),
     "by a constant": (lambda: scaled("a slope"), ["a m s"]),
     "a constant by it": (lambda: scaled("slope a"), ["a m s"]),
     "LeakyRelu": (lambda: between(("LeakyRelu", "a", "m"), alpha=0.1), ["a m"]),

@@ -326,32 +326,37 @@ def test_softmax_over_several_axes_keeps_its_reshapes() -> None:
     assert ops(check(net))["Softmax"] == 1
 
 
-def prelu(slopes, shape=(2, 3, 8)):
+def prelu(slopes, shape=(2, 16, 3, 3)):
     return unit(("PRelu", "x slope", "y"), shape=shape, constants={"slope": np.float32(slopes)})
 
 
-@pytest.mark.parametrize("slopes", [[[0.1], [0.3], [0.2]], [[-0.5], [1], [0]], [[3], [0.5], [-9]]])
-def test_prelu_is_written_out(slopes) -> None:
-    net = prelu(slopes)
+def slopes(low: float, high: float, channels: int = 16):
+    return np.linspace(low, high, channels, dtype=np.float32)[:, None, None]
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.1, 0.3), (-0.5, 1), (-9, 3)])
+def test_prelu_is_written_out(low: float, high: float) -> None:
+    net = prelu(slopes(low, high))
     made = check(net)
     assert ops(made) == {"Relu": 1, "Mul": 2, "Add": 1}
-    feed = {"x": np.float32(rng(0).normal(size=(2, 3, 8)) * 1e3)}
+    feed = {"x": np.float32(rng(0).normal(size=(2, 16, 3, 3)) * 1e3)}
     assert np.allclose(run(net, feed)[0], run(made, feed)[0], rtol=1e-5, atol=0)
 
 
 def test_two_prelus_share_a_slope() -> None:
     steps = [("PRelu", "x slope", "a"), ("PRelu", "a slope", "y")]
-    made = check(unit(*steps, constants={"slope": np.float32([[0.1], [0.3], [0.2]])}))
+    made = check(unit(*steps, shape=(2, 16, 3, 3), constants={"slope": slopes(0.1, 0.2)}))
     assert ops(made) == {"Relu": 2, "Mul": 4, "Add": 2}
 
 
-@pytest.mark.parametrize("slopes", [[0.25], [[0.25], [0.25], [0.25]], [[3.0], [3.0], [3.0]]])
-def test_prelu_with_one_slope_is_leaky(slopes) -> None:
-    made = check(prelu(slopes), tol=0)
+@pytest.mark.parametrize("one", [[0.25], np.full((3, 1), 0.25), np.full((3, 1), 3.0)])
+def test_prelu_with_one_slope_is_leaky(one) -> None:
+    made = check(prelu(one, shape=(2, 3, 8)), tol=0)
     assert ops(made) == {"LeakyRelu": 1}
-    wanted = np.float32(slopes).flat[0]
-    assert only(made, "LeakyRelu").attribute[0].f == wanted
+    assert only(made, "LeakyRelu").attribute[0].f == np.float32(one).flat[0]
 
 
-def test_prelu_with_computed_slopes_stays() -> None:
-    assert ops(check(unit(("PRelu", "x z", "y")))) == {"PRelu": 1}
+def test_prelu_stays_with_unknown_slopes_or_where_it_fills_no_blocks() -> None:
+    assert ops(check(unit(("PRelu", "x z", "y"), shape=(2, 16, 3, 3)))) == {"PRelu": 1}
+    assert ops(check(prelu(slopes(0.1, 0.2, 10), shape=(2, 10, 3, 3)))) == {"PRelu": 1}
+    assert ops(check(prelu(slopes(0.1, 0.2)[:, 0], shape=(2, 16, 3)))) == {"PRelu": 1}

@@ -93,8 +93,9 @@ _MOVEMENT = _each(
 #: Float kernels. ``.fused``: what a convolution gets slower by, with the operator fused into it.
 #: ``.last``: on data with the channels last, between integer convolutions.
 FLOAT: Mapping[str, Coefficients] = {
-    **_each(Coefficients(fixed=800, mac=0.0089, serial=1000), "Conv.dense", "Conv.narrow"),
-    "Conv.pointwise": Coefficients(fixed=800, mac=0.0090, weight=0.017, serial=500),
+    "Conv.dense": Coefficients(fixed=800, mac=0.0089, serial=1000),
+    "Conv.narrow": Coefficients(fixed=800, mac=0.0085, output=0.15, serial=1000),
+    "Conv.pointwise": Coefficients(fixed=800, mac=0.0090, output=0.05, weight=0.017, serial=500),
     "Conv.depthwise": Coefficients(fixed=800, mac=0.0090, output=0.03, serial=4000),
     "Conv.depthwise.plain": Coefficients(fixed=800, mac=0.07, output=0.3),
     "Conv.depthwise.volume": Coefficients(fixed=800, mac=0.105, output=0.3),

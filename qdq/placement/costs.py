@@ -36,8 +36,8 @@ _BLOCK = 16  # channels that the convolution kernels work on at once
 _RAGGED = 2.0  # integer depthwise kernels are this much slower where blocks are not full
 _FEW = 2.5  # and integer convolutions per multiplication where not one block of outputs is full
 _UNBLOCKED = frozenset({"Conv.gathered", "Conv.volume"})
-_PLAIN = 4  # input channels up to which a convolution is taken to be a model's first
-_UNPACKED = 2.2  # float pointwise ones with less than one block of inputs are this much slower
+_UNPACKED = 4.5  # float pointwise ones with less than one block of inputs, per multiplication
+_SHORT = 1.5  # and those with a window of three columns at most
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,13 +111,15 @@ def float_cost(kind: str, features: Features) -> float:
     """
     base = kind.partition(".")[0]
     found = FLOAT.get(kind) or FLOAT.get(kind.removesuffix(".float")) or FLOAT.get(base, UNKNOWN)
-    # Blocked float convolutions work on whole blocks of input channels, too, but the first
-    # convolution of a model reads its few channels as they are.
+    # Blocked float convolutions work on whole blocks of input channels, too, but where there is
+    # less than one they read the plain layout.
     blocked = base == "Conv" and kind not in _UNBLOCKED and features.groups == 1
-    blocked = blocked and features.channels_in > _PLAIN
-    padding = _padding(features.channels_in) if blocked else 1.0
-    if kind == "Conv.pointwise" and _PLAIN < features.channels_in < _BLOCK:
-        padding *= _UNPACKED  # they read the plain layout, one product for each load
+    few = blocked and features.channels_in < _BLOCK
+    padding = _padding(features.channels_in) if blocked and not few else 1.0
+    if few and features.taps == 1:
+        padding = _UNPACKED
+    elif few and features.taps <= 3 * features.rows:
+        padding = _SHORT
     return _evaluate(found, features, macs=_macs(kind, features) * padding)
 
 
