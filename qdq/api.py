@@ -4,7 +4,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import onnx
@@ -40,11 +40,21 @@ log: logging.Logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """All that a call made: the QDQ model, the plan, and the solution with its history."""
+    """All that a call made.
+
+    Attributes:
+        model: the QDQ model.
+        plan: what is integer, and why the rest is not.
+        solution: the parameters, with the history of each.
+        harm: tensor → what its rounding is foretold to do to the outputs, energy of the error
+            over that of the signal as the choice of the plan weighs it, 0 to 1, whether the plan
+            rounds it or not. Empty for calibrators without a histogram.
+    """
 
     model: onnx.ModelProto
     plan: Plan
     solution: Solution
+    harm: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def left_float(self) -> Mapping[str, str]:
@@ -73,8 +83,9 @@ def run(
     Args and Raises: those of ``quantize``.
 
     Returns:
-        The model, with ``plan.left_float`` (node → why it stays float), ``plan.quantized`` and
-        ``solution.changes`` (what each solver step did to each scale).
+        The model, with ``plan.left_float`` (node → why it stays float), ``plan.quantized``,
+        ``solution.changes`` (what each solver step did to each scale) and ``harm`` (what each
+        rounding does to the outputs).
     """
     scheme = Scheme() if scheme is None else scheme
     calibrator = MSE() if calibrator is None else calibrator
@@ -119,7 +130,7 @@ def run(
     }
     emitted = emit(evidence.model, plan, solution, metadata)
     model = verify(emitted, start.first, start.prepared)
-    return Result(model=model, plan=plan, solution=solution)
+    return Result(model=model, plan=plan, solution=solution, harm=evidence.noise)
 
 
 def collect_statistics(

@@ -16,7 +16,7 @@ from qdq.affine import fake_quantize, params_from_range
 from qdq.api import collect_statistics, run
 from qdq.calibrate import MSE
 from qdq.calibrate.noise import relative_noise
-from qdq.placement.frontier import HARMS
+from qdq.placement.frontier import HARMS, rounded_by
 from qdq.placement.rating import _sigmoid
 from qdq.ranges import Histogram, TensorRange
 from qdq.spec import INT8, UINT8, QuantSpec
@@ -78,6 +78,14 @@ def test_what_would_be_ruined_stays_float() -> None:
 
     assert scores(fastest.model) < 20
     assert scores(default.model) > 35
+
+
+def test_the_harm_of_each_rounding_is_told() -> None:
+    result = run(detector(), feeds(SHAPE, 4))
+    assert max(result.harm, key=result.harm.__getitem__) in ("both", "y")
+    assert all(0 <= h <= 1 for h in result.harm.values())
+    assert rounded_by(result.plan) <= set(result.harm)
+    assert run(detector(), feeds(SHAPE, 4), calibrator=qdq.MinMax()).harm == {}
 
 
 def test_a_higher_worth_leaves_more_float() -> None:
