@@ -418,3 +418,57 @@ class TestBias:
             bias = constant(made, only(made, op).input[2])
             assert bias.shape == (width,)
             assert not bias.any()
+
+
+class TestBehindHardSwish:
+    """What padding keeps from being folded stays in blocks of channels."""
+
+    @staticmethod
+    def net(*steps: tuple[str, str, str], channels: int = 16, act: str = "HardSwish", more=()):
+        """x, a convolution, an activation h, the steps, and a padded convolution of the last."""
+        nodes = [node("Conv", ["x", "w0"], "c"), node(act, ["c"], "h")]
+        nodes += [node(op, inputs.split(), out) for op, inputs, out in steps]
+        last = steps[-1][-1]
+        nodes.append(node("Conv", [last, "w1"], "y", pads=[1, 1, 1, 1], group=channels))
+        nodes += more
+        outputs = ["y", *(n.output[0] for n in more)]
+        constants = {
+            "w0": weights(channels, 4, 1, 1),
+            "w1": weights(channels, 1, 3, 3),
+            "two": np.float32([2.5]),
+            "off": np.float32([0.75]),
+            "each": f32(1, channels, 1, 1),
+        }
+        return model(nodes, {"x": [1, 4, 6, 6]}, dict.fromkeys(outputs, [1, channels, 6, 6]), constants)
+
+    @pytest.mark.parametrize(
+        "steps",
+        [
+            [("Add", "h off", "s")],
+            [("Add", "off h", "s")],
+            [("Add", "h each", "s")],
+            [("Mul", "two h", "m"), ("Add", "m off", "s")],
+            [("Mul", "h two", "m"), ("Add", "off m", "s")],
+        ],
+    )
+    def test_an_offset_in_front_of_padding(self, steps) -> None:
+        wanted = {"Conv": 2, "HardSigmoid": 1, "Mul": 1, "BatchNormalization": 1}
+        assert ops(check(self.net(*steps))) == wanted
+
+    def test_a_factor_and_an_offset_with_two_readers(self) -> None:
+        steps = [("Mul", "h each", "m"), ("Add", "m each", "s")]
+        made = check(self.net(*steps, more=[node("Relu", ["s"], "z")]))
+        assert ops(made) == {"Conv": 2, "HardSigmoid": 1, "Mul": 1, "BatchNormalization": 1,
+                             "Relu": 1}  # fmt: skip
+
+    def test_a_product_that_others_read_is_kept_apart(self) -> None:
+        steps = [("Mul", "h each", "m"), ("Add", "m each", "s")]
+        made = check(self.net(*steps, more=[node("Relu", ["m"], "z")]))
+        assert ops(made)["BatchNormalization"] == 0
+        assert ops(made)["Add"] == 1
+
+    @pytest.mark.parametrize("other", [{"channels": 12}, {"act": "Relu"}, {"act": "Sigmoid"}])
+    def test_others_stay(self, other) -> None:
+        made = check(self.net(("Add", "h off", "s"), **other))
+        assert ops(made)["Add"] == 1
+        assert ops(made)["BatchNormalization"] == 0

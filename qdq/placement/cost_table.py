@@ -94,7 +94,7 @@ _MOVEMENT = _each(
 #: ``.last``: on data with the channels last, between integer convolutions.
 FLOAT: Mapping[str, Coefficients] = {
     "Conv.dense": Coefficients(fixed=800, mac=0.0089, serial=1000),
-    "Conv.narrow": Coefficients(fixed=800, mac=0.0085, output=0.15, serial=1000),
+    "Conv.narrow": Coefficients(fixed=800, mac=0.0089, output=0.06, serial=10000),
     "Conv.pointwise": Coefficients(fixed=800, mac=0.0090, output=0.05, weight=0.017, serial=500),
     "Conv.depthwise": Coefficients(fixed=800, mac=0.0090, output=0.03, serial=4000),
     "Conv.depthwise.plain": Coefficients(fixed=800, mac=0.07, output=0.3),
@@ -151,7 +151,7 @@ INT8: Mapping[str, Coefficients] = {
     "Conv.dense": Coefficients(
         fixed=800, mac=0.0022, window=0.49, output=0.012, weight=0.02, serial=2000
     ),
-    "Conv.narrow": Coefficients(fixed=800, mac=0.0022, row=3.6, output=0.012, serial=2000),
+    "Conv.narrow": Coefficients(fixed=800, mac=0.0022, row=4.2, output=0.012, serial=2000),
     "Conv.pointwise": Coefficients(fixed=500, mac=0.0021, output=0.065, weight=0.025, serial=1000),
     **_each(
         Coefficients(fixed=1200, mac=0.0142, window=0.4, output=0.02, serial=8000),

