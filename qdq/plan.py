@@ -9,7 +9,7 @@ from qdq.errors import ConfigError
 from qdq.graph import Graph
 from qdq.ops import demand_of
 from qdq.ops.demand import Bounded, SameAs
-from qdq.placement import Placement, Unit, place, units_of
+from qdq.placement import Placement, Placer, Unit, units_of
 from qdq.placement.weighing import Weighing
 from qdq.problem import Constant, Derived, Fixed, Linear, Observed, Shared, Source, TensorPlan
 from qdq.rules import Overrides, read_rules
@@ -96,10 +96,10 @@ def planner(
     if scheme.activation.symmetric:
         # a range around 0 does not saturate at a Relu's 0, so the kernel cannot do its work
         target = replace(target, absorbs_clamps=False)
-    units = units_of(graph, target, rules.pinned)
+    placer = Placer(graph, target, units_of(graph, target, rules.pinned), sizes)
 
     def plan_for(weighing: Weighing) -> Plan:
-        placement = place(graph, target, units, sizes, weighing)
+        placement = placer.place(weighing)
         plan = _Tensors(graph, scheme, target, rules, placement).plan()
         if not weighing.price:  # a price may leave float what a rule is about; the user wants both
             rules.check_used(plan.tensors, placement.left_float)

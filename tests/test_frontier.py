@@ -23,7 +23,7 @@ from qdq.placement.frontier import (
     rounded_by,
 )
 from qdq.placement.weighing import Weighing
-from qdq.plan import Plan, make_plan
+from qdq.plan import Plan, make_plan, planner
 from qdq.prepare import prepare
 from qdq.ranges import TensorRange
 from qdq.scheme import Rule, Scheme
@@ -86,6 +86,16 @@ def test_a_greater_worth_is_never_faster() -> None:
     assert [c.time for c in found] == sorted(c.time for c in found)
     assert found[0] == front.widest
     assert not found[-1].plan.quantized
+
+
+def test_a_plan_does_not_depend_on_those_made_before() -> None:
+    worths = (64.0, 0.5, 8.0, 8.0, 1e3, 0.0, 8.0)
+    planner_ = planner(NET)
+    front = frontier(1e-3, planner_)
+    found = [front.at(w) for w in worths]
+    for worth, candidate in zip(worths, found, strict=True):
+        fresh = Frontier(planner(NET), front.widest.plan, front._harm).at(worth)
+        assert candidate == fresh
 
 
 def test_no_harm_no_search() -> None:

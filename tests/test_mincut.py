@@ -49,3 +49,24 @@ def test_extra_vertices() -> None:
     net.edge(0, middle, 3)
     net.edge(middle, 1, 7)
     assert net.source_side(0, 1) == {0}
+
+
+@given(edges, st.lists(st.tuples(st.integers(0, 13), st.integers(0, 9)), max_size=6))
+@settings(max_examples=300, deadline=None)
+def test_a_widened_network_is_cut_as_one_built_so(
+    listed: list[tuple[int, int, int]], wider: list[tuple[int, int]]
+) -> None:
+    net = Network(6)
+    numbers = [net.edge(*edge) for edge in listed]
+    before = net.source_side(0, 1)
+    copied = net.copy()
+    grown = [list(edge) for edge in listed]
+    for k, by in wider:
+        if k < len(numbers):
+            net.widen(numbers[k], by)
+            grown[k][2] += by
+    fresh = Network(6)
+    for tail, head, capacity in grown:
+        fresh.edge(tail, head, capacity)
+    assert net.source_side(0, 1) == fresh.source_side(0, 1)
+    assert copied.source_side(0, 1) == before  # a copy has a flow of its own

@@ -439,7 +439,8 @@ class TestBehindHardSwish:
             "off": np.float32([0.75]),
             "each": f32(1, channels, 1, 1),
         }
-        return model(nodes, {"x": [1, 4, 6, 6]}, dict.fromkeys(outputs, [1, channels, 6, 6]), constants)
+        made = {name: [1, channels, 6, 6] for name in outputs}
+        return model(nodes, {"x": [1, 4, 6, 6]}, made, constants)
 
     @pytest.mark.parametrize(
         "steps",

@@ -28,12 +28,21 @@ class Network:
         self._edges.append([])
         return len(self._edges) - 1
 
-    def edge(
-        self, tail: int, head: int, capacity: int, back: int = 0, *, due: bool = False
-    ) -> None:
+    def copy(self) -> "Network":
+        """Another network with the same vertices, edges and flow."""
+        other = Network(0)
+        other._edges = [list(edges) for edges in self._edges]
+        other._head, other._room = list(self._head), list(self._room)
+        other._counted = list(self._counted)
+        return other
+
+    def edge(self, tail: int, head: int, capacity: int, back: int = 0, *, due: bool = False) -> int:
         """Add tail → head; cutting it (tail on the source side, head not) costs ``capacity``.
 
         ``due``: it counts for the cut, as all do, but ``capacity()`` leaves it out.
+
+        Returns:
+            The edge's number, for ``widen``.
         """
         if not due:
             self._counted.append((tail, head, capacity))
@@ -43,9 +52,17 @@ class Network:
         self._edges[head].append(len(self._head))
         self._head.append(tail)
         self._room.append(back)
+        return len(self._head) - 2
+
+    def widen(self, edge: int, by: int) -> None:
+        """Give an edge that is a due more capacity. The flow that was found still fits."""
+        self._room[edge] += by
 
     def source_side(self, source: int, sink: int) -> set[int]:
-        """The vertices on the source's side of a minimum cut (the smallest such side)."""
+        """The vertices on the source's side of a minimum cut (the smallest such side).
+
+        The flow stays: after ``widen`` or ``edge``, the next cut starts from it.
+        """
         while True:
             level = self._levels(source)
             if level[sink] < 0:

@@ -9,22 +9,17 @@ unit that cannot or may not run on integers is tied to the float side.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from qdq.graph import Graph
-from qdq.ops.demand import SameAs
-from qdq.placement.costs import reorder_cost
-from qdq.placement.layout import Layouts, layouts_of
-from qdq.placement.mincut import INFINITE, Network
+from qdq.placement.mincut import Network
+from qdq.placement.network import FIRST, SINK, SOURCE, harm_edges, plain_network
 from qdq.placement.units import Unit
-from qdq.placement.weighing import Weighing, count, features_of, kind_of
-from qdq.placement.wholes import gate_of
+from qdq.placement.weighing import Weighing
 from qdq.targets import Target
 
-__all__ = ["Placement", "place"]
+__all__ = ["Placement", "Placer"]
 
-_SOURCE, _SINK, _FIRST = 0, 1, 2  # vertices: integer, float, the first unit
-_FUSED = frozenset({"HardSigmoid", "LeakyRelu", "Sigmoid"})
 FLOAT_PAYS = "float is faster here: its integer kernel saves less than the Q and DQ around it cost"
 
 
@@ -48,214 +43,85 @@ class Placement:
     float_time: int = 0
 
 
-def place(
-    graph: Graph, target: Target, units: tuple[Unit, ...], sizes: Graph, weighing: Weighing
-) -> Placement:
-    """Decide for every unit.
+class Placer:
+    """Placements of one model for any number of weighings.
 
-    Args:
-        graph: the prepared model.
-        target: what can run on integers.
-        units: of the model, from ``units_of``.
-        sizes: an index whose shapes are all numbers (nominal ones).
-        weighing: prices of kernels and borders.
+    Weighings that differ in the price of harm alone differ in the capacities of few edges. Those
+    of a greater price are greater, so the flow found for a smaller one is where its search starts.
     """
-    if not target.weighs_costs:
-        chosen, times = frozenset(u.view.name for u in units if u.demand is not None), (0, 0)
-    else:
-        chosen, times = _cut(graph, target, units, sizes, weighing)
-    reasons = {u.view.name: u.reason or FLOAT_PAYS for u in units if u.view.name not in chosen}
-    time, float_time = times
-    return Placement(
-        units=units, integer=chosen, left_float=reasons, time=time, float_time=float_time
-    )
+
+    def __init__(self, graph: Graph, target: Target, units: tuple[Unit, ...], sizes: Graph) -> None:
+        """Without any work yet.
+
+        Args:
+            graph: the prepared model; neither it nor the others may change.
+            target: what can run on integers.
+            units: of the model, from ``units_of``.
+            sizes: an index whose shapes are all numbers (nominal ones).
+        """
+        self._graph, self._target, self._units, self._sizes = graph, target, units, sizes
+        self._plain: dict[tuple[float, float], Network] = {}  # by noise and least
+        self._last: _Priced | None = None
+
+    def place(self, weighing: Weighing) -> Placement:
+        """Decide for every unit.
+
+        Args:
+            weighing: prices of kernels and borders.
+        """
+        units = self._units
+        if self._target.weighs_costs:
+            chosen, times = self._cut(weighing)
+        else:
+            chosen, times = frozenset(u.view.name for u in units if u.demand is not None), (0, 0)
+        reasons = {u.view.name: u.reason or FLOAT_PAYS for u in units if u.view.name not in chosen}
+        time, float_time = times
+        return Placement(
+            units=units, integer=chosen, left_float=reasons, time=time, float_time=float_time
+        )
+
+    def _cut(self, weighing: Weighing) -> tuple[frozenset[str], tuple[int, int]]:
+        """The integer side of the minimum cut (source = integer, sink = float).
+
+        Returns:
+            The names, and two times: that of this cut, and that of the float model.
+        """
+        net = self._network(weighing)
+        side = net.source_side(SOURCE, SINK)
+        chosen = frozenset(u.view.name for k, u in enumerate(self._units) if FIRST + k in side)
+        return chosen, (net.capacity(side), net.capacity({SOURCE}))
+
+    def _network(self, weighing: Weighing) -> Network:
+        key = weighing.noise, weighing.least
+        if key not in self._plain:
+            parts = self._graph, self._target, self._units, self._sizes
+            self._plain[key] = plain_network(*parts, replace(weighing, price=0.0, harm={}))
+        if not weighing.harm:
+            return self._plain[key]
+        last = self._last
+        if last is not None and last.precedes(weighing):
+            last.widen(weighing)
+        else:
+            net = self._plain[key].copy()
+            edges = harm_edges(net, self._target, self._units, weighing)
+            self._last = last = _Priced(net, edges, weighing)
+        return last.net
 
 
-def _cut(
-    graph: Graph, target: Target, units: tuple[Unit, ...], sizes: Graph, weighing: Weighing
-) -> tuple[frozenset[str], tuple[int, int]]:
-    """The integer side of the minimum cut (source = integer, sink = float).
+@dataclass
+class _Priced:
+    """A network with prices on harm, and the flow that was found for them."""
 
-    Returns:
-        The names, and two times: that of this cut, and that of the float model.
-    """
-    net = Network(_FIRST + len(units))
-    producer = {o: _FIRST + k for k, u in enumerate(units) for o in u.outputs}
-    gates = _swishes(graph, producer)
-    fused = _fused(graph, units, producer, sizes, weighing)
-    readers: dict[str, list[int]] = {}
-    _never_integer(net, units, fused, sizes, weighing)
-    for k, unit in enumerate(units):
-        vertex = _FIRST + k
-        for name in (*unit.reads, *unit.others):
-            readers.setdefault(name, []).append(vertex if name in unit.reads else _SINK)
-        if unit.demand is None:
-            net.edge(vertex, _SINK, INFINITE)
-            continue
-        kind = kind_of(unit.view, sizes.shape, silu=vertex in gates)
-        features = features_of(unit.view, unit.outputs, sizes.shape)
-        time = weighing.time(kind, features)
-        net.edge(vertex, _SINK, time)
-        price = weighing.integer(kind, features, unit.demand)
-        net.edge(vertex, _SINK, price - time, due=True)
-        _, saved = fused.get(vertex, (_SINK, 0))
-        net.edge(_SOURCE, vertex, max(0, weighing.float(kind, features) - saved))
-        if isinstance(unit.demand.output, SameAs) and unit.reads:
-            maker = producer.get(unit.reads[0], _SINK)
-            net.edge(vertex, maker, weighing.stranded(kind, features))
-    for closing, gate in gates.items():
-        net.edge(closing, gate, INFINITE, back=INFINITE)  # a swish is integer or float as a whole
-    for vertex, (conv, saved) in fused.items():
-        net.edge(conv, vertex, saved)
-    for name in graph.outputs:
-        readers.setdefault(name, []).append(_SINK)
-    layouts = layouts_of(units, sizes.shape, graph.outputs)
-    _borders(net, target, units, readers, sizes, weighing, layouts)
-    _reorders(net, units, layouts, sizes, weighing)
-    _harm(net, target, units, weighing)
-    side = net.source_side(_SOURCE, _SINK)
-    chosen = frozenset(u.view.name for k, u in enumerate(units) if _FIRST + k in side)
-    return chosen, (net.capacity(side), net.capacity({_SOURCE}))
+    net: Network
+    edges: Mapping[str, int]
+    weighing: Weighing
 
+    def precedes(self, other: Weighing) -> bool:
+        mine = self.weighing
+        same = (mine.noise, mine.least) == (other.noise, other.least) and mine.harm is other.harm
+        return same and mine.price <= other.price
 
-def _never_integer(
-    net: Network,
-    units: tuple[Unit, ...],
-    fused: Mapping[int, tuple[int, int]],
-    sizes: Graph,
-    weighing: Weighing,
-) -> None:
-    """Charge every cut for the units that have no choice, so that times are those of the model."""
-    total = 0
-    for k, unit in enumerate(units):
-        if unit.demand is None:
-            kind = kind_of(unit.view, sizes.shape)
-            total += weighing.float(kind, features_of(unit.view, unit.outputs, sizes.shape))
-            total -= fused.get(_FIRST + k, (_SINK, 0))[1]
-    net.edge(_SOURCE, _SINK, max(0, total))
-
-
-def _harm(net: Network, target: Target, units: tuple[Unit, ...], weighing: Weighing) -> None:
-    """Charge each tensor for its rounding, once, if its maker or any of its readers is integer.
-
-    A vertex for each tensor is on the integer side as soon as one of these is. What a movement
-    node hands out is rounded already if its input is.
-    """
-    rounded = {name: net.vertex() for name in weighing.harm}
-    moved: dict[str, int] = {}
-    for k, unit in enumerate(units):
-        if unit.demand is None:
-            continue
-        if isinstance(unit.demand.output, SameAs):
-            source = unit.view.inputs[unit.demand.output.slot].name
-            moved |= dict.fromkeys(unit.outputs, rounded.get(source, _SINK))
-        kernel = target.kernel(unit.view.op_type)
-        free = kernel is not None and kernel.float_output
-        for name in (*unit.reads, *(() if free else unit.outputs)):
-            if name in rounded:
-                net.edge(_FIRST + k, rounded[name], INFINITE)
-    for name, vertex in rounded.items():
-        net.edge(vertex, moved.get(name, _SINK), weighing.harmful(name), due=True)
-
-
-def _fused(
-    graph: Graph,
-    units: tuple[Unit, ...],
-    producer: Mapping[str, int],
-    sizes: Graph,
-    weighing: Weighing,
-) -> dict[int, tuple[int, int]]:
-    """Activations that a float convolution takes in: vertex → the convolution's, ns that it saves.
-
-    An integer one takes in Relu and Clip only, which are part of its unit already.
-    """
-    kinds = {u.view.name: u for u in units if u.view.op_type in _FUSED}
-    found: dict[int, tuple[int, int]] = {}
-    for index, node in enumerate(graph.nodes):
-        unit = kinds.get(node.name)
-        conv = producer.get(node.input[0]) if unit is not None else None
-        if unit is None or conv is None or units[conv - _FIRST].view.op_type != "Conv":
-            continue
-        features = features_of(unit.view, unit.outputs, sizes.shape)
-        apart, kind = weighing.float(node.op_type, features), node.op_type
-        uses = graph.uses(node.input[0])
-        if len(uses) == 2 and any(gate_of(graph, u.node, node.op_type) == index for u in uses):
-            if node.op_type != "HardSigmoid":
-                continue  # x * Sigmoid(x) is a kernel of its own
-            apart, kind = apart + weighing.float("Mul", features), "HardSwish"
-        elif len(uses) != 1:
-            continue
-        saved = apart - weighing.float(f"{kind}.fused", features)
-        found[producer[node.output[0]]] = (conv, max(0, saved))
-    return found
-
-
-def _swishes(graph: Graph, producer: Mapping[str, int]) -> dict[int, int]:
-    """Vertex of the Mul → vertex of the Sigmoid, for each x * Sigmoid(x)."""
-    found = {}
-    for index, node in enumerate(graph.nodes):
-        gate = gate_of(graph, index, "Sigmoid")
-        pair = [producer.get(graph.nodes[i].output[0]) for i in (index, gate) if i is not None]
-        if len(pair) == 2 and pair[0] is not None and pair[1] is not None and node.output:
-            found[pair[0]] = pair[1]
-    return found
-
-
-def _borders(
-    net: Network,
-    target: Target,
-    units: tuple[Unit, ...],
-    readers: Mapping[str, list[int]],
-    sizes: Graph,
-    weighing: Weighing,
-    layouts: Layouts,
-) -> None:
-    """Charge each tensor for the Q and DQs that a border between its maker and readers takes.
-
-    A change of layout is part of the border only where there would be none without it.
-    """
-    producer = {o: _FIRST + k for k, u in enumerate(units) for o in u.outputs}
-    convolved = {t.name for u in units if u.view.op_type == "Conv" for t in u.view.inputs[:1]}
-    for name, vertices in readers.items():
-        maker = producer.get(name, _SINK)
-        made_by = units[maker - _FIRST].view.op_type if maker >= _FIRST else ""
-        kernel = target.kernel(made_by)
-        shape = sizes.shape(name)
-        free = kernel is not None and kernel.float_output
-        before = name in convolved and name not in layouts.wanted
-        out = 0 if free else weighing.dequantize(shape, before_conv=before)
-        behind = name in layouts.blocked and name not in layouts.undone
-        into = weighing.quantize(shape, behind_conv=behind)
-        _border(net, maker, vertices, (into, out))
-
-
-def _reorders(
-    net: Network, units: tuple[Unit, ...], layouts: Layouts, sizes: Graph, weighing: Weighing
-) -> None:
-    """Charge float nodes for a layout that is not theirs, be it for a Q or another float node."""
-    for name, conv in layouts.undone.items():
-        net.edge(_SOURCE, _FIRST + conv, round(reorder_cost(count(sizes.shape(name)))))
-    for name, convs in layouts.wanted.items():
-        once = net.vertex()  # float as soon as one of them is
-        net.edge(_SOURCE, once, round(reorder_cost(count(sizes.shape(name)))))
-        for conv in convs:
-            net.edge(once, _FIRST + conv, INFINITE)
-    for conv, resize in layouts.pushed:
-        features = features_of(units[resize].view, units[resize].outputs, sizes.shape)
-        slower = weighing.float("Resize.last", features) - weighing.float("Resize", features)
-        net.edge(_FIRST + conv, _FIRST + resize, max(0, slower))
-
-
-def _border(net: Network, maker: int, readers: list[int], prices: tuple[int, int]) -> None:
-    quantize, dequantize = prices
-    # one Q, however many integer readers: an extra vertex that is integer as soon as one is
-    shared = net.vertex()
-    net.edge(shared, maker, quantize)
-    for reader in readers:
-        if reader != _SINK:
-            net.edge(reader, shared, INFINITE)
-    if maker == _SINK:
-        return
-    # a DQ for each float reader: onnxruntime gives each one of its own, with its own layout change
-    for reader in readers:
-        net.edge(maker, reader, dequantize)
+    def widen(self, to: Weighing) -> None:
+        for name, edge in self.edges.items():
+            self.net.widen(edge, to.harmful(name) - self.weighing.harmful(name))
+        self.weighing = to

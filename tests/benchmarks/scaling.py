@@ -22,7 +22,8 @@ import qdq.stages
 
 STAGES = {
     qdq.stages: ("load", "prepare", "collect", "ranges_from"),
-    qdq.plan: ("nominal_graph", "place"),
+    qdq.plan: ("nominal_graph",),
+    qdq.plan.Placer: ("place",),
     qdq.api: ("solved", "emit", "verify"),
 }
 

@@ -1,0 +1,211 @@
+"""The network whose minimum cut is the placement: what each side and each border costs.
+
+The source is the integer side, the sink the float side, units are vertices (see ``place``).
+"""
+
+from collections.abc import Mapping
+
+from qdq.graph import Graph
+from qdq.ops.demand import SameAs
+from qdq.placement.costs import reorder_cost
+from qdq.placement.layout import Layouts, layouts_of
+from qdq.placement.mincut import INFINITE, Network
+from qdq.placement.units import Unit
+from qdq.placement.weighing import Weighing, count, features_of, kind_of
+from qdq.placement.wholes import gate_of
+from qdq.targets import Target
+
+__all__ = ["FIRST", "SINK", "SOURCE", "harm_edges", "plain_network"]
+
+SOURCE, SINK, FIRST = 0, 1, 2  # vertices: integer, float, the first unit
+_FUSED = frozenset({"HardSigmoid", "LeakyRelu", "Sigmoid"})
+
+
+def plain_network(
+    graph: Graph, target: Target, units: tuple[Unit, ...], sizes: Graph, weighing: Weighing
+) -> Network:
+    """The network without prices on harm."""
+    net = Network(FIRST + len(units))
+    producer = {o: FIRST + k for k, u in enumerate(units) for o in u.outputs}
+    gates = _swishes(graph, producer)
+    fused = _fused(graph, units, producer, sizes, weighing)
+    readers: dict[str, list[int]] = {}
+    _never_integer(net, units, fused, sizes, weighing)
+    for k, unit in enumerate(units):
+        vertex = FIRST + k
+        for name in (*unit.reads, *unit.others):
+            readers.setdefault(name, []).append(vertex if name in unit.reads else SINK)
+        if unit.demand is None:
+            net.edge(vertex, SINK, INFINITE)
+            continue
+        kind = kind_of(unit.view, sizes.shape, silu=vertex in gates)
+        features = features_of(unit.view, unit.outputs, sizes.shape)
+        time = weighing.time(kind, features)
+        net.edge(vertex, SINK, time)
+        price = weighing.integer(kind, features, unit.demand)
+        net.edge(vertex, SINK, price - time, due=True)
+        _, saved = fused.get(vertex, (SINK, 0))
+        net.edge(SOURCE, vertex, max(0, weighing.float(kind, features) - saved))
+        if isinstance(unit.demand.output, SameAs) and unit.reads:
+            maker = producer.get(unit.reads[0], SINK)
+            net.edge(vertex, maker, weighing.stranded(kind, features))
+    for closing, gate in gates.items():
+        net.edge(closing, gate, INFINITE, back=INFINITE)  # a swish is integer or float as a whole
+    for vertex, (conv, saved) in fused.items():
+        net.edge(conv, vertex, saved)
+    for name in graph.outputs:
+        readers.setdefault(name, []).append(SINK)
+    layouts = layouts_of(units, sizes.shape, graph.outputs)
+    _borders(net, target, units, readers, sizes, weighing, layouts)
+    _reorders(net, units, layouts, sizes, weighing)
+    return net
+
+
+def _never_integer(
+    net: Network,
+    units: tuple[Unit, ...],
+    fused: Mapping[int, tuple[int, int]],
+    sizes: Graph,
+    weighing: Weighing,
+) -> None:
+    """Charge every cut for the units that have no choice, so that times are those of the model."""
+    total = 0
+    for k, unit in enumerate(units):
+        if unit.demand is None:
+            kind = kind_of(unit.view, sizes.shape)
+            total += weighing.float(kind, features_of(unit.view, unit.outputs, sizes.shape))
+            total -= fused.get(FIRST + k, (SINK, 0))[1]
+    net.edge(SOURCE, SINK, max(0, total))
+
+
+def harm_edges(
+    net: Network, target: Target, units: tuple[Unit, ...], weighing: Weighing
+) -> dict[str, int]:
+    """Charge each tensor for its rounding, once, if its maker or any of its readers is integer.
+
+    A vertex for each tensor is on the integer side as soon as one of these is. What a movement
+    node hands out is rounded already if its input is.
+
+    Returns:
+        Tensor → the edge that has its price.
+    """
+    rounded = {name: net.vertex() for name in weighing.harm}
+    moved: dict[str, int] = {}
+    for k, unit in enumerate(units):
+        if unit.demand is None:
+            continue
+        if isinstance(unit.demand.output, SameAs):
+            source = unit.view.inputs[unit.demand.output.slot].name
+            moved |= dict.fromkeys(unit.outputs, rounded.get(source, SINK))
+        kernel = target.kernel(unit.view.op_type)
+        free = kernel is not None and kernel.float_output
+        for name in (*unit.reads, *(() if free else unit.outputs)):
+            if name in rounded:
+                net.edge(FIRST + k, rounded[name], INFINITE)
+    return {
+        name: net.edge(vertex, moved.get(name, SINK), weighing.harmful(name), due=True)
+        for name, vertex in rounded.items()
+    }
+
+
+def _fused(
+    graph: Graph,
+    units: tuple[Unit, ...],
+    producer: Mapping[str, int],
+    sizes: Graph,
+    weighing: Weighing,
+) -> dict[int, tuple[int, int]]:
+    """Activations that a float convolution takes in: vertex → the convolution's, ns that it saves.
+
+    An integer one takes in Relu and Clip only, which are part of its unit already.
+    """
+    kinds = {u.view.name: u for u in units if u.view.op_type in _FUSED}
+    found: dict[int, tuple[int, int]] = {}
+    for index, node in enumerate(graph.nodes):
+        unit = kinds.get(node.name)
+        conv = producer.get(node.input[0]) if unit is not None else None
+        if unit is None or conv is None or units[conv - FIRST].view.op_type != "Conv":
+            continue
+        features = features_of(unit.view, unit.outputs, sizes.shape)
+        apart, kind = weighing.float(node.op_type, features), node.op_type
+        uses = graph.uses(node.input[0])
+        if len(uses) == 2 and any(gate_of(graph, u.node, node.op_type) == index for u in uses):
+            if node.op_type != "HardSigmoid":
+                continue  # x * Sigmoid(x) is a kernel of its own
+            apart, kind = apart + weighing.float("Mul", features), "HardSwish"
+        elif len(uses) != 1:
+            continue
+        saved = apart - weighing.float(f"{kind}.fused", features)
+        found[producer[node.output[0]]] = (conv, max(0, saved))
+    return found
+
+
+def _swishes(graph: Graph, producer: Mapping[str, int]) -> dict[int, int]:
+    """Vertex of the Mul → vertex of the Sigmoid, for each x * Sigmoid(x)."""
+    found = {}
+    for index, node in enumerate(graph.nodes):
+        gate = gate_of(graph, index, "Sigmoid")
+        pair = [producer.get(graph.nodes[i].output[0]) for i in (index, gate) if i is not None]
+        if len(pair) == 2 and pair[0] is not None and pair[1] is not None and node.output:
+            found[pair[0]] = pair[1]
+    return found
+
+
+def _borders(
+    net: Network,
+    target: Target,
+    units: tuple[Unit, ...],
+    readers: Mapping[str, list[int]],
+    sizes: Graph,
+    weighing: Weighing,
+    layouts: Layouts,
+) -> None:
+    """Charge each tensor for the Q and DQs that a border between its maker and readers takes.
+
+    A change of layout is part of the border only where there would be none without it.
+    """
+    producer = {o: FIRST + k for k, u in enumerate(units) for o in u.outputs}
+    convolved = {t.name for u in units if u.view.op_type == "Conv" for t in u.view.inputs[:1]}
+    for name, vertices in readers.items():
+        maker = producer.get(name, SINK)
+        made_by = units[maker - FIRST].view.op_type if maker >= FIRST else ""
+        kernel = target.kernel(made_by)
+        shape = sizes.shape(name)
+        free = kernel is not None and kernel.float_output
+        before = name in convolved and name not in layouts.wanted
+        out = 0 if free else weighing.dequantize(shape, before_conv=before)
+        behind = name in layouts.blocked and name not in layouts.undone
+        into = weighing.quantize(shape, behind_conv=behind)
+        _border(net, maker, vertices, (into, out))
+
+
+def _reorders(
+    net: Network, units: tuple[Unit, ...], layouts: Layouts, sizes: Graph, weighing: Weighing
+) -> None:
+    """Charge float nodes for a layout that is not theirs, be it for a Q or another float node."""
+    for name, conv in layouts.undone.items():
+        net.edge(SOURCE, FIRST + conv, round(reorder_cost(count(sizes.shape(name)))))
+    for name, convs in layouts.wanted.items():
+        once = net.vertex()  # float as soon as one of them is
+        net.edge(SOURCE, once, round(reorder_cost(count(sizes.shape(name)))))
+        for conv in convs:
+            net.edge(once, FIRST + conv, INFINITE)
+    for conv, resize in layouts.pushed:
+        features = features_of(units[resize].view, units[resize].outputs, sizes.shape)
+        slower = weighing.float("Resize.last", features) - weighing.float("Resize", features)
+        net.edge(FIRST + conv, FIRST + resize, max(0, slower))
+
+
+def _border(net: Network, maker: int, readers: list[int], prices: tuple[int, int]) -> None:
+    quantize, dequantize = prices
+    # one Q, however many integer readers: an extra vertex that is integer as soon as one is
+    shared = net.vertex()
+    net.edge(shared, maker, quantize)
+    for reader in readers:
+        if reader != SINK:
+            net.edge(reader, shared, INFINITE)
+    if maker == SINK:
+        return
+    # a DQ for each float reader: onnxruntime gives each one of its own, with its own layout change
+    for reader in readers:
+        net.edge(maker, reader, dequantize)
