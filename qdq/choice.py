@@ -60,7 +60,7 @@ class Wish:
 
     def _asks(self, name: str) -> bool:
         value = getattr(self, name)
-        return value is not None and value is not False
+        return bool(value) if name == "measured" else value is not None
 
     @property
     def runs(self) -> bool:
@@ -84,7 +84,7 @@ class Wish:
 
 def _check_number(option: str, value: object, above: float, wanted: str) -> None:
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if value is None or (number and math.isfinite(value) and value > above):  # type: ignore[arg-type, operator]
+    if value is None or (number and above < value < math.inf):  # type: ignore[operator]
         return
     raise ConfigError(f"{option}={value!r}: wants {wanted}")
 

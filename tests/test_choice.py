@@ -32,6 +32,9 @@ SHAPE = {"x": [1, 32, 40, 40]}
         ({"target_latency": float("nan")}, "above 0"),
         ({"target_latency": "0.5"}, "wants a number"),
         ({"target_latency": True}, "wants a number"),
+        ({"worth": True}, "wants a finite number"),
+        ({"worth": False}, "wants a finite number"),
+        ({"target_sqnr": True}, "wants a finite number"),
     ],
 )
 def test_wishes_that_make_no_sense(options: dict[str, Any], message: str) -> None:

@@ -462,3 +462,16 @@ def amid_float(op: str, *, readers: int = 1, channels: int = 80) -> onnx.ModelPr
 def test_what_is_behind_a_convolution_counts(net: onnx.ModelProto, integer: bool) -> None:
     plan = planned(net, target=ORT_CPU, weighing=Weighing(noise=0, least=0))
     assert ("Conv_c" in plan.quantized) == integer
+
+
+@pytest.mark.parametrize("op", ["Sigmoid", "LeakyRelu", "HardSigmoid", "Tanh"])
+@pytest.mark.parametrize("clamp", ["Relu", "Clip"])
+def test_a_clamp_behind_an_activation_of_a_convolution(op: str, clamp: str) -> None:
+    nodes = [
+        node("Conv", ["x", "w"], "c", pads=[1] * 4),
+        node(op, ["c"], "a"),
+        node(clamp, ["a"], "y"),
+    ]
+    shape = [1, 32, 16, 16]
+    net = model(nodes, {"x": shape}, {"y": shape}, {"w": weights(32, 32, 3, 3)})
+    assert len(make_plan(prepare(net)).placement.units) >= 2

@@ -58,8 +58,8 @@ def check_worth(worth: float | None) -> None:
     Raises:
         ConfigError: it is negative, or not finite.
     """
-    number = isinstance(worth, int | float)
-    if worth is not None and not (number and math.isfinite(worth) and worth >= 0):
+    number = isinstance(worth, int | float) and not isinstance(worth, bool)
+    if worth is not None and not (number and 0 <= worth < math.inf):
         raise ConfigError(
             f"worth={worth!r}: wants a finite number from 0 (the fastest model) up; leave it out "
             "to have it chosen"

@@ -136,7 +136,7 @@ def _fused(
         elif len(uses) != 1:
             continue
         saved = apart - weighing.float(f"{kind}.fused", features)
-        found[producer[node.output[0]]] = (conv, max(0, saved))
+        found[producer[unit.outputs[0]]] = (conv, max(0, saved))
     return found
 
 
