@@ -271,7 +271,7 @@ def test_progress_on_a_terminal(files: Path) -> None:
     assert done.returncode == 0
     assert done.stdout.startswith("out.onnx: ")
     lines = [part.rstrip() for part in text.split("\r") if part.strip()]
-    assert lines[0] == "calibrating: 4 of 10 samples"
+    assert re.fullmatch(r"calibrating: [2-8] of 10 samples", lines[0])  # as many as were ready
     assert re.fullmatch(r"calibrating: 10 of 10 samples, [\d.e+]+/s", lines[-1])
     assert text.endswith("\n")
 
@@ -494,4 +494,6 @@ class TestSeparateRuns:
 
 def test_a_target_sqnr(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([*BASE, "--json", "--target-sqnr", "400"]) == 0
-    assert json.loads(capsys.readouterr().out)["integer"] == {}
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["integer"] == {}
+    assert "qdq: warning: only the float model reaches target_sqnr=400" in shown.err

@@ -5,9 +5,11 @@ wrong usage, 130 interrupted.
 """
 
 import argparse
+import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from qdq.cli import calibrate, compare, plan, quantize
@@ -23,7 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status; wrong usage raises SystemExit(2)."""
     args = _parser().parse_args(argv)
     try:
-        args.action(args)
+        with _warnings():
+            args.action(args)
         sys.stdout.flush()  # a closed pipe shows here, not at exit
     except KeyboardInterrupt:
         print("\nqdq: interrupted", file=sys.stderr)
@@ -38,6 +41,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"qdq: error: {_reason(e)}", file=sys.stderr)
         return 1
     return 0
+
+
+@contextmanager
+def _warnings() -> Iterator[None]:
+    """Show on standard error what the library warns of."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setLevel(logging.WARNING)
+    handler.setFormatter(logging.Formatter("qdq: warning: %(message)s"))
+    logger = logging.getLogger("qdq")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def _reason(error: Exception) -> str:

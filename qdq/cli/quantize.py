@@ -64,7 +64,7 @@ def add(commands: Any) -> None:
         "--target-sqnr",
         type=float,
         metavar="DB",
-        help="the fastest plan whose outputs have this SQNR on held-out samples",
+        help="the fastest plan whose outputs have this SQNR on few of the samples",
     )
     option(
         "--target-latency",

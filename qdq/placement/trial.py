@@ -1,4 +1,4 @@
-"""What a quantized model really does to the outputs, on few samples that are held out."""
+"""What a quantized model really does to the outputs, on few samples."""
 
 import math
 from collections.abc import Sequence
