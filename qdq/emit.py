@@ -28,7 +28,7 @@ from qdq.problem import Derived
 from qdq.solve import Solution
 from qdq.spec import QuantParams
 from qdq.weights import copy_into
-from qdq.wiring import wire
+from qdq.wiring import clamps_to_drop, wire
 
 __all__ = ["emit"]
 
@@ -57,6 +57,7 @@ class _Emitter:
         self.model, self.solution, self.plan = model, solution, plan
         self.graph = Graph(model)
         self.wiring = wire(self.graph, plan, solution.floats)
+        self.behind = clamps_to_drop(plan, solution.params)
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
         self.dequantized: dict[str, str] = {}  # tensor → the name that carries its DQ's output
@@ -83,14 +84,20 @@ class _Emitter:
     # -- nodes ------------------------------------------------------------------------------
 
     def _node(self, original: onnx.NodeProto) -> None:
+        if original.input and original.input[0] in self.behind:  # the clamp, its only reader
+            self._after(original.output[0])
+            return
         node = onnx.NodeProto()
         node.CopyFrom(original)
         unit = self.wiring.units.get(node.name)
         for slot, name in enumerate(original.input):
             node.input[slot] = self._input(node.name, unit, slot, name)
         for k, name in enumerate(original.output):
-            node.output[k] = self._raw_name(name)
+            node.output[k] = self._raw_name(self.behind.get(name, name))
         self.nodes.append(node)
+        node.op_type = self.wiring.rewritten.get(node.name, node.op_type)
+        if node.op_type != original.op_type and node.op_type == "LeakyRelu":
+            node.attribute.append(helper.make_attribute("alpha", 0.0))
         if node.name in self.wiring.hidden:
             self._hide(original, node)
         for name in original.output:
@@ -113,7 +120,7 @@ class _Emitter:
         return name
 
     def _hide(self, original: onnx.NodeProto, node: onnx.NodeProto) -> None:
-        """Put an identity behind a float node that onnxruntime would quantize by itself.
+        """Put an identity behind a node, so that onnxruntime does not see what comes next.
 
         A LeakyRelu with slope 1 changes nothing, is fused into the float kernel at no cost, and
         survives the runtime's optimizer.

@@ -1,6 +1,6 @@
 """Who reads what as codes, and which float nodes onnxruntime must be kept away from."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ from qdq.plan import Plan
 from qdq.spec import QuantParams
 from qdq.views import node_view
 
-__all__ = ["Wiring", "clamps_that_stay", "wire"]
+__all__ = ["Wiring", "clamps_that_stay", "clamps_to_drop", "wire"]
 
 # onnxruntime quantizes these itself when a session loads, if they stand between a DQ and a Q:
 # Conv, ConvTranspose and Gemm from float constants, without any guard of the bias; AveragePool
@@ -22,6 +22,7 @@ SELF_QUANTIZED = frozenset({"Conv", "ConvTranspose", "Gemm", "AveragePool"})
 # onnxruntime moves a Q backward over a float MaxPool; what it then runs, a MaxPool of uint8 in
 # channels-first layout, was measured to take fifty times as long as the float one.
 SLOWED_BY_Q = frozenset({"MaxPool"})
+_HALF = 0.501  # of a code; a bound in the middle between two is not cut, however it is rounded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,13 +33,16 @@ class Wiring:
         made: tensors that an integer kernel hands out as codes.
         read: tensor → names of the nodes that read it as codes.
         units: the integer units by node name.
-        hidden: float nodes that need an identity behind them, which hides the Q from the runtime.
+        hidden: nodes that need an identity behind them: it hides a Q from the runtime, which would
+            run a float node on integers, or a Clip, which would keep an integer one in float.
+        sloped: Relus that are written as a LeakyRelu with slope 0, for the latter reason.
     """
 
     made: frozenset[str]
     read: Mapping[str, frozenset[str]]
     units: Mapping[str, Unit]
     hidden: frozenset[str]
+    rewritten: Mapping[str, str]
 
 
 def wire(graph: Graph, plan: Plan, floats: Mapping[str, str]) -> Wiring:
@@ -58,12 +62,44 @@ def wire(graph: Graph, plan: Plan, floats: Mapping[str, str]) -> Wiring:
         kernel = plan.target.kernel(unit.view.op_type)
         floats_out = kernel is not None and kernel.float_output
         made |= {o for o in unit.outputs if o in plan.tensors and (not floats_out or o in read)}
+    hidden = _hidden(graph, made, set(read), units)
+    rewritten = _rewritten(graph, made, units)
+    clips = {
+        name
+        for name, unit in units.items()
+        if unit.clamp and unit.clamp not in rewritten and made.isdisjoint(unit.outputs)
+    }
     return Wiring(
         made=frozenset(made),
         read={k: frozenset(v) for k, v in read.items()},
         units=units,
-        hidden=_hidden(graph, made, set(read), units),
+        hidden=hidden | clips,
+        rewritten=rewritten,
     )
+
+
+def _rewritten(graph: Graph, made: set[str], units: Mapping[str, Unit]) -> dict[str, str]:
+    """Float nodes that onnxruntime would fuse with the Gemm or MatMul before them.
+
+    It does that before it looks for integer kernels: with a Relu behind either, and an Add behind
+    a MatMul of matrices. Then the product runs in float, and its weights are dequantized in each
+    run. What computes the same under another name is left alone.
+    """
+    found = {}
+    for unit in units.values():
+        if not made.isdisjoint(unit.outputs):
+            continue
+        for name in unit.view.outputs:
+            use = graph.only_use(name)
+            node = graph.nodes[use.node] if use is not None else None
+            if node is None or node.name in units:
+                continue
+            flat = len(graph.shape(name) or (0, 0)) == 2
+            if node.op_type == "Relu" and node.name == unit.clamp:
+                found[node.name] = "LeakyRelu"
+            elif node.op_type == "Add" and unit.view.op_type == "MatMul" and flat:
+                found[node.name] = "Sum"
+    return found
 
 
 def _hidden(
@@ -107,17 +143,52 @@ def clamps_that_stay(plan: Plan, params: Mapping[str, QuantParams]) -> dict[str,
     range or scale that a rule set may go beyond; then the runtime keeps the clamp, and the kernel
     before it, in float. The results are right, but slow.
     """
-    found = {}
+    return {
+        unit.view.name: (
+            f"the range of '{unit.outputs[0]}' goes beyond the bounds of '{unit.clamp}', so "
+            f"the runtime has to run both in float; set a range within {unit.limits}"
+        )
+        for unit, found, limits in _clamped(plan, params)
+        if _cuts(found, limits)
+    }
+
+
+def clamps_to_drop(plan: Plan, params: Mapping[str, QuantParams]) -> dict[str, str]:
+    """Absorbed clamps that the runtime would keep for less than half a code.
+
+    0 has a code of its own, so codes for [-1, 1] begin at -1.004 or end at 1.004. Saturation is as
+    good a clamp as that, but the runtime compares exactly, and would run the kernel in float.
+
+    Returns:
+        Tensor before the clamp → tensor behind it.
+    """
+    return {
+        unit.view.outputs[0]: unit.outputs[0]
+        for unit, found, limits in _clamped(plan, params)
+        if not _cuts(found, limits) and _reaches_beyond(found, limits)
+    }
+
+
+def _clamped(
+    plan: Plan, params: Mapping[str, QuantParams]
+) -> Iterator[tuple[Unit, QuantParams, tuple[float, float]]]:
+    """Integer units that absorb a clamp and hand out codes: parameters of the codes, bounds."""
     for unit in plan.placement.units:
         known = params.get(unit.outputs[0]) if unit.outputs else None
-        if unit.clamp is None or unit.limits is None or known is None:
-            continue
-        if unit.view.name not in plan.placement.integer:
-            continue
-        low, high = (np.rint(np.float64(b) / known.scale) + known.zero_point for b in unit.limits)
-        if low > known.spec.dtype.min or high < known.spec.dtype.max:
-            found[unit.view.name] = (
-                f"the range of '{unit.outputs[0]}' goes beyond the bounds of '{unit.clamp}', so "
-                f"the runtime has to run both in float; set a range within {unit.limits}"
-            )
-    return found
+        integer = unit.view.name in plan.placement.integer
+        if integer and unit.limits is not None and known is not None:
+            yield unit, known, unit.limits
+
+
+def _cuts(params: QuantParams, limits: tuple[float, float]) -> bool:
+    """Whether a bound is more than half a code inside of the range of the codes."""
+    dtype = params.spec.dtype
+    low, high = (np.float64(b) / params.scale + params.zero_point for b in limits)
+    return bool(low > dtype.min + _HALF or high < dtype.max - _HALF)
+
+
+def _reaches_beyond(params: QuantParams, limits: tuple[float, float]) -> bool:
+    """Whether the first or last code stands for a value out of bounds."""
+    dtype = params.spec.dtype
+    first, last = (np.float32(q - params.zero_point) * params.scale for q in (dtype.min, dtype.max))
+    return bool(first < limits[0] or last > limits[1])

@@ -10,6 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from prepared import check, constant, only, ops, run
 
 from qdq.errors import ModelError
+from qdq.plan import make_plan
 from qdq.prepare import PASSES, prepare
 from qdq.prepare.opset import OPSET
 
@@ -495,3 +496,17 @@ def test_large_weights_are_copied_last_and_only_if_they_are_still_read(
     assert made[0] == made[1]
     assert net.SerializeToString() == before
     assert b"unread" not in made[0]
+
+
+def test_dimensions_of_minus_one_are_unknown_ones() -> None:
+    """Old exporters write -1 for an open size; taken as a number, costs would be below 0."""
+    net = conv_chain()
+    net.graph.input[0].type.tensor_type.shape.dim[0].dim_value = -1
+    net.graph.output[0].type.tensor_type.shape.dim[0].dim_value = -1
+    kept = net.SerializeToString()
+    done = prepare(net)
+    assert net.SerializeToString() == kept
+    for value in (done.graph.input[0], done.graph.output[0], done.graph.value_info[0]):
+        assert not value.type.tensor_type.shape.dim[0].HasField("dim_value")
+    placement = make_plan(done, seen={"x": (1, 32, 24, 24)}).placement
+    assert 0 < placement.time < placement.float_time

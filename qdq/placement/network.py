@@ -168,12 +168,15 @@ def _borders(
     convolved = {t.name for u in units if u.view.op_type == "Conv" for t in u.view.inputs[:1]}
     for name, vertices in readers.items():
         maker = producer.get(name, SINK)
-        made_by = units[maker - FIRST].view.op_type if maker >= FIRST else ""
-        kernel = target.kernel(made_by)
+        unit = units[maker - FIRST] if maker >= FIRST else None
+        kernel = target.kernel(unit.view.op_type) if unit is not None else None
         shape = sizes.shape(name)
-        free = kernel is not None and kernel.float_output
         before = name in convolved and name not in layouts.wanted
-        out = 0 if free else weighing.dequantize(shape, before_conv=before)
+        out = weighing.dequantize(shape, before_conv=before)
+        if unit is not None and kernel is not None and kernel.float_output:
+            # the clamp is a kernel of its own then
+            features = features_of(unit.view, unit.outputs, sizes.shape)
+            out = weighing.float("LeakyRelu", features) if unit.clamp else 0
         behind = name in layouts.blocked and name not in layouts.undone
         into = weighing.quantize(shape, behind_conv=behind)
         _border(net, maker, vertices, (into, out))

@@ -18,7 +18,7 @@ from qdq.prepare.linear import fold_affine
 from qdq.prepare.linear_input import fold_affine_before
 from qdq.prepare.matmul import matmul_units
 from qdq.prepare.naming import name_nodes, split_roles
-from qdq.prepare.opset import infer_types, plain_constants, raise_opset
+from qdq.prepare.opset import infer_types, open_dimensions, plain_constants, raise_opset
 from qdq.prepare.padding import fold_pads
 from qdq.prepare.prelu import spell_out_prelu
 from qdq.prepare.reshapes import merge_reshapes, whole_softmax
@@ -80,6 +80,7 @@ def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     own, large = _without_data(model)
     sort_nodes(own.graph)
+    open_dimensions(own)
     plain_constants(own)
     raise_opset(own)
     ed = Editor(own, large)

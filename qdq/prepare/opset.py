@@ -6,9 +6,9 @@ import onnx
 import onnx.version_converter
 
 from qdq.errors import ModelError
-from qdq.graph import without_large
+from qdq.graph import subgraphs, without_large
 
-__all__ = ["OPSET", "infer_types", "plain_constants", "raise_opset"]
+__all__ = ["OPSET", "infer_types", "open_dimensions", "plain_constants", "raise_opset"]
 
 _log = logging.getLogger(__name__)
 
@@ -30,6 +30,22 @@ def plain_constants(model: onnx.ModelProto) -> None:
         del model.graph.input[:]
         model.graph.input.extend(kept)
     model.ir_version = max(model.ir_version, _IR_VERSION)
+
+
+def open_dimensions(model: onnx.ModelProto) -> None:
+    """Dimensions of -1, which old exporters write for unknown ones, become unknown.
+
+    onnxruntime takes them so. Shape inference would take them as numbers, and whatever counts
+    elements would count below 0.
+    """
+    graphs = [model.graph]
+    while graphs:
+        graph = graphs.pop()
+        for value in (*graph.input, *graph.output, *graph.value_info):
+            for dim in value.type.tensor_type.shape.dim:
+                if dim.dim_value < 0:
+                    dim.Clear()
+        graphs += (g for node in graph.node for g in subgraphs(node))
 
 
 def opset_of(model: onnx.ModelProto) -> int:

@@ -17,16 +17,17 @@ from qdq.balancing.dividing import divided_like
 from qdq.errors import ConfigError, ModelError
 from qdq.graph import Graph
 from qdq.ops.clamp import bounds
+from qdq.ops.demand import NodeView
 from qdq.prepare import prepare
 from qdq.prepare.constants import constant_nodes
 from qdq.prepare.editing import Editor
 from qdq.prepare.naming import name_nodes
-from qdq.spec import INT8, INT16, INT32, UINT8, UINT16, QuantParams, QuantSpec
+from qdq.report.codes import params_of
+from qdq.spec import QuantParams
 from qdq.views import node_view
 
 __all__ = ["Coded", "Constant", "Match", "Site", "match", "plain"]
 
-TYPES = {t.name: t for t in (UINT8, INT8, UINT16, INT16, INT32)}
 MATRIX = frozenset({"Gemm", "MatMul"})  # their kernels can hand out float
 FLOAT_TYPES = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
 
@@ -208,7 +209,7 @@ class _Matcher:
         if quantizer is not None and quantizer.op_type != "QuantizeLinear":
             return
         try:
-            params = _params(self.graph, node)
+            params = params_of(self.graph, node)
         except ConfigError as e:
             self.notes.append(f"'{real}' is not compared: {e}")
             return
@@ -258,19 +259,21 @@ class _Matcher:
         self, node: onnx.NodeProto
     ) -> tuple[list[str], tuple[float, float] | None, list[int]]:
         """The tensors before the Qs behind a node, through a clamp or an identity, if any."""
-        name, limits, passed = node.output[0], None, []
+        name, limits = node.output[0], None
+        passed: list[int] = []
+        same, between = name, 0  # behind identities alone
         while name not in self.before_q:
             use = self.graph.only_use(name)
-            if use is None or use.slot != 0:
-                return list(node.output), None, []
-            view = node_view(self.graph, use.node)
-            identity = view.op_type == "LeakyRelu" and view.attributes.get("alpha") == 1
-            found = bounds(view)
-            if found is None and not identity:
-                return list(node.output), None, []
+            view = node_view(self.graph, use.node) if use is not None and use.slot == 0 else None
+            found = bounds(view) if view is not None else None
+            identity = view is not None and _is_identity(view)
+            if use is None or view is None or not (found or identity):
+                return [same, *node.output[1:]], None, passed[:between]
             limits = found or limits
             passed.append(use.node)
             name = view.outputs[0]
+            if limits is None:
+                same, between = name, len(passed)
         return [name, *node.output[1:]], limits, passed
 
     def _source_node(self, tensor: str, op_type: str) -> onnx.NodeProto | None:
@@ -302,27 +305,6 @@ class _Matcher:
                 self.constants[name] = Constant(entry.real, entry.stored, entry.params, source)
 
 
-def _params(graph: Graph, node: onnx.NodeProto) -> QuantParams:
-    """Parameters of a DequantizeLinear.
-
-    Raises:
-        ConfigError: if they are not constants, or of a kind that qdq has no arithmetic for.
-    """
-    attributes = {a.name: a for a in node.attribute}
-    if "block_size" in attributes and attributes["block_size"].i:
-        raise ConfigError("it is quantized in blocks")
-    names = [n for n in node.input[1:] if n]
-    if not all(n in graph.constants for n in names):
-        raise ConfigError("its scale or zero point is not a constant")
-    scale = graph.floats(names[0]).astype(np.float32)
-    if len(names) > 1:
-        zero = graph.array(names[1])
-    else:
-        kind = graph.elem_type(node.input[0]) or onnx.TensorProto.UINT8
-        zero = np.zeros(scale.shape, onnx.helper.tensor_dtype_to_np_dtype(kind))
-    if zero.dtype.name not in TYPES:
-        raise ConfigError(f"codes of type {zero.dtype.name} are not known")
-    axis: int | None = attributes["axis"].i if "axis" in attributes else 1
-    if scale.size == 1:
-        scale, zero, axis = scale.reshape(()), zero.reshape(()), None
-    return QuantParams(QuantSpec(dtype=TYPES[zero.dtype.name], axis=axis), scale, zero.astype(int))
+def _is_identity(view: NodeView) -> bool:
+    """Whether it is what ``emit`` hides a node with."""
+    return view.op_type == "LeakyRelu" and view.attributes.get("alpha") == 1
