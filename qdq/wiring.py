@@ -73,7 +73,7 @@ def wire(graph: Graph, plan: Plan, floats: Mapping[str, str]) -> Wiring:
         made=frozenset(made),
         read={k: frozenset(v) for k, v in read.items()},
         units=units,
-        hidden=hidden | clips,
+        hidden=frozenset(hidden | clips),
         rewritten=rewritten,
     )
 
@@ -102,10 +102,11 @@ def _rewritten(graph: Graph, made: set[str], units: Mapping[str, Unit]) -> dict[
     return found
 
 
-def _hidden(
-    graph: Graph, made: set[str], read: set[str], units: Mapping[str, Unit]
-) -> frozenset[str]:
-    """Float nodes that onnxruntime would run on integers because of a Q behind them.
+def _hidden(graph: Graph, made: set[str], read: set[str], units: Mapping[str, Unit]) -> set[str]:
+    """Nodes that a Q behind them would harm.
+
+    Float ones that onnxruntime would run on integers because of it, and products with float
+    output that it would leave in float, as one reader would be a Q and another not.
 
     It moves a DQ forward and a Q backward through float nodes that only move values, and looks
     for the Q behind a Relu or Clip; so one pass in each direction follows it.
@@ -120,7 +121,9 @@ def _hidden(
         node = graph.nodes[i]
         if (i in moving or node.op_type in ("Relu", "Clip")) and node.output[0] in before_q:
             before_q.add(node.input[0])
-    return frozenset(
+    mixed = {t for t in before_q - made if graph.only_use(t) is None}
+    products = {name for name, u in units.items() if not mixed.isdisjoint(u.view.outputs)}
+    return products | {
         graph.nodes[i].name
         for i in floats
         if graph.nodes[i].output[0] in before_q
@@ -128,7 +131,7 @@ def _hidden(
             graph.nodes[i].op_type in SLOWED_BY_Q
             or (graph.nodes[i].op_type in SELF_QUANTIZED and graph.nodes[i].input[0] in behind_dq)
         )
-    )
+    }
 
 
 def _moves(graph: Graph, index: int) -> bool:

@@ -36,6 +36,11 @@ BEHIND = {
         node("Add", ["p", "e"], "s"),
         node("Relu", ["s"], "r"),
     ],
+    "relu beside another reader": [
+        node("Relu", ["p"], "q"),
+        node("Erf", ["p"], "e"),
+        node("Mul", ["q", "e"], "r"),
+    ],
     "difference": [node("Erf", ["x"], "e"), node("Sub", ["p", "e"], "r")],
 }
 READERS = {

@@ -52,7 +52,7 @@ def _neg(tape: Tape, _node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
 @rule("Relu")
 def _relu(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
     on = tape.node("Greater", node.output[0], tape.real(0))
-    return {0: tape.where(on, one(grads))}
+    return {0: tape.masked(on, one(grads))}
 
 
 @rule("LeakyRelu", "PRelu")
@@ -62,25 +62,30 @@ def _leaky(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
         alpha = attributes(node).get("alpha", 0.01)
         slope = tape.real(float(alpha))  # type: ignore[arg-type]
     on = tape.node("Greater", node.input[0], tape.real(0))
-    return {0: tape.node("Where", on, one(grads), tape.times(one(grads), slope))}
+    more = tape.masked(on, tape.node("Sub", tape.real(1), slope))
+    return {0: tape.times(one(grads), tape.node("Add", slope, more))}
 
 
 @rule("Clip")
 def _clip(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
-    result = one(grads)
-    for slot, test in ((1, "Greater"), (2, "Less")):
-        if len(node.input) > slot and node.input[slot]:
-            result = tape.where(tape.node(test, node.output[0], node.input[slot]), result)
-    return {0: result}
+    bounds = [*node.input, "", ""][1:3]
+    return {0: _between(tape, node.output[0], bounds, one(grads))}
+
+
+def _between(tape: Tape, value: str, bounds: Sequence[str], grad: str) -> str:
+    """The gradient where a value is above the first bound and below the second; "" is none."""
+    tests = zip(("Greater", "Less"), bounds, strict=True)
+    masks = [tape.node(test, value, bound) for test, bound in tests if bound]
+    if not masks:
+        return grad
+    return tape.masked(masks[0] if len(masks) == 1 else tape.node("And", *masks), grad)
 
 
 @rule("HardSigmoid")
 def _hard_sigmoid(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
     alpha = float(attributes(node).get("alpha", 0.2))  # type: ignore[arg-type]
     result = tape.times(one(grads), tape.real(alpha))
-    for test, bound in (("Greater", 0.0), ("Less", 1.0)):
-        result = tape.where(tape.node(test, node.output[0], tape.real(bound)), result)
-    return {0: result}
+    return {0: _between(tape, node.output[0], (tape.real(0), tape.real(1)), result)}
 
 
 @rule("Sigmoid")
@@ -192,7 +197,7 @@ def _extreme(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str
     made, found = node.output[0], {}
     for k, name in enumerate(node.input):
         if name in tape.live:
-            chosen = tape.where(tape.node("Equal", name, made), one(grads))
+            chosen = tape.masked(tape.node("Equal", name, made), one(grads))
             found[k] = tape.summed(chosen, name, made)
     return found
 
@@ -203,7 +208,8 @@ def _where(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
     for slot in (1, 2):
         if node.input[slot] in tape.live:
             on = mask if slot == 1 else tape.node("Not", mask)
-            found[slot] = tape.summed(tape.where(on, one(grads)), node.input[slot], node.output[0])
+            grad = tape.masked(on, one(grads))
+            found[slot] = tape.summed(grad, node.input[slot], node.output[0])
     return found
 
 
@@ -269,7 +275,7 @@ def _reduce_sum(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, 
 def _reduce_extreme(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
     whole = _kept(tape, node)
     grad = _beside(tape, grads, whole)
-    return {0: tape.where(tape.node("Equal", node.input[0], whole), grad)}
+    return {0: tape.masked(tape.node("Equal", node.input[0], whole), grad)}
 
 
 @rule("ReduceL2")
