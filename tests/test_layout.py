@@ -104,3 +104,23 @@ def test_a_float_resize_between_integer_convolutions_has_the_channels_last() -> 
     found, index = layouts(resized("Conv"))
     assert found.pushed == ((index["Conv_a"], index["Resize_r"]),)
     assert layouts(resized("Erf"))[0].pushed == ()
+
+
+@pytest.mark.parametrize("clamp", [True, False])
+@pytest.mark.parametrize("order", [[0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 1, 0], [2, 0, 1]])
+def test_a_float_product_transposes_while_it_reads(order: list[int], clamp: bool) -> None:
+    """onnxruntime makes one kernel of the two for some orders."""
+    nodes = [
+        node("Transpose", ["x"], "t", perm=order),
+        node("MatMul", ["x", "t"], "p"),
+        node("Relu" if clamp else "Erf", ["p"], "y"),
+    ]
+    made = model(nodes, {"x": [64, 64, 64]}, {"y": [64, 64, 64]})
+    fused = order[0] != 2
+    assert ("Transpose" in fused_ops(made)) != fused
+    prepared = prepare(made)
+    rest = model(nodes[1:], {"x": [64, 64, 64], "t": [64, 64, 64]}, {"y": [64, 64, 64]})
+    time, alone = (make_plan(m, source=m).placement.float_time for m in (prepared, prepare(rest)))
+    n = 64**3
+    transpose = round(float_cost("Transpose", Features(inputs=n, outputs=n)))
+    assert time - alone == (0 if fused else transpose)

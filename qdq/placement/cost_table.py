@@ -190,7 +190,7 @@ INT8: Mapping[str, Coefficients] = {
     "Sigmoid": _elementwise(0.12),
     "Silu": _elementwise(0.235, fixed=650),
     "Softmax": Coefficients(output=1.35, serial=70000),
-    "Where": _serial(1.1),
+    "Where": _serial(2.2),
     **_each(_serial(0.03), "Split", "Gather", "Expand", "Tile"),
     "Concat": _serial(0.25),  # inputs with scales of their own, as nearly all, are looked up
     "Slice": _serial(0.05),

@@ -29,6 +29,7 @@ def plain_network(
     producer = {o: FIRST + k for k, u in enumerate(units) for o in u.outputs}
     gates = _swishes(graph, producer)
     fused = _fused(graph, units, producer, sizes, weighing)
+    fused |= _turned(graph, units, sizes, weighing)
     readers: dict[str, list[int]] = {}
     _never_integer(net, units, fused, sizes, weighing)
     for k, unit in enumerate(units):
@@ -51,8 +52,8 @@ def plain_network(
             net.edge(vertex, maker, weighing.stranded(kind, features))
     for closing, gate in gates.items():
         net.edge(closing, gate, INFINITE, back=INFINITE)  # a swish is integer or float as a whole
-    for vertex, (conv, saved) in fused.items():
-        net.edge(conv, vertex, saved)
+    for vertex, (host, saved) in fused.items():
+        net.edge(host, vertex, saved)
     for name in graph.outputs:
         readers.setdefault(name, []).append(SINK)
     layouts = layouts_of(units, sizes.shape, graph.outputs)
@@ -137,6 +138,35 @@ def _fused(
             continue
         saved = apart - weighing.float(f"{kind}.fused", features)
         found[producer[unit.outputs[0]]] = (conv, max(0, saved))
+    return found
+
+
+def _turned(
+    graph: Graph, units: tuple[Unit, ...], sizes: Graph, weighing: Weighing
+) -> dict[int, tuple[int, int]]:
+    """Transposes that a float MatMul does while it reads; as ``_fused``. An integer one does not.
+
+    Those that swap the last two dimensions, or bring the first one next to the last, or both.
+    """
+    vertices = {u.view.name: FIRST + k for k, u in enumerate(units)}
+    found = {}
+    for unit in units:
+        order = unit.view.attributes.get("perm")
+        if unit.view.op_type != "Transpose" or not isinstance(order, list | tuple):
+            continue
+        if len(order) < 2:
+            continue
+        *lead, row, column = range(len(order))
+        behind = [*range(1, row + 1)]
+        known = ([*lead, column, row], [*behind, 0, column], [*behind, column, 0])
+        name = unit.view.outputs[0]
+        uses = [graph.nodes[use.node] for use in graph.uses(name)]
+        if list(order) not in known or name in graph.outputs or not uses:
+            continue
+        if all(node.op_type == "MatMul" for node in uses):
+            features = features_of(unit.view, unit.outputs, sizes.shape)
+            time = weighing.float("Transpose", features)
+            found[vertices[unit.view.name]] = (vertices[uses[0].name], time)
     return found
 
 
