@@ -28,7 +28,7 @@ from qdq.problem import Derived
 from qdq.solve import Solution
 from qdq.spec import QuantParams
 from qdq.weights import copy_into
-from qdq.wiring import clamps_to_drop, wire
+from qdq.wiring import Rewrite, clamps_to_drop, wire
 
 __all__ = ["emit"]
 
@@ -71,6 +71,7 @@ class _Emitter:
         result = onnx.ModelProto()
         result.CopyFrom(_shell(self.model))
         result.graph.node.extend(self.nodes)
+        _import_domains(result)
         read = {name for node in self.nodes for name in node.input}
         read |= {name for node in self.graph.nodes for name in captured_names(node)}
         read |= self.graph.outputs
@@ -87,6 +88,8 @@ class _Emitter:
         if original.input and original.input[0] in self.behind:  # the clamp, its only reader
             self._after(original.output[0])
             return
+        if original.name in self.wiring.merged:
+            return
         node = onnx.NodeProto()
         node.CopyFrom(original)
         unit = self.wiring.units.get(node.name)
@@ -95,9 +98,8 @@ class _Emitter:
         for k, name in enumerate(original.output):
             node.output[k] = self._raw_name(self.behind.get(name, name))
         self.nodes.append(node)
-        node.op_type = self.wiring.rewritten.get(node.name, node.op_type)
-        if node.op_type != original.op_type and node.op_type == "LeakyRelu":
-            node.attribute.append(helper.make_attribute("alpha", 0.0))
+        if node.name in self.wiring.rewritten:
+            _rewrite(node, self.wiring.rewritten[node.name])
         if node.name in self.wiring.hidden:
             self._hide(original, node)
         for name in original.output:
@@ -200,6 +202,23 @@ class _Emitter:
 
     def _initializer(self, name: str, value: NDArray[np.generic]) -> None:
         self.constants.append(numpy_helper.from_array(np.asarray(value, order="C"), name))
+
+
+def _rewrite(node: onnx.NodeProto, rewrite: Rewrite) -> None:
+    """Make it another operator, in place."""
+    node.op_type, node.domain = rewrite.op_type, rewrite.domain
+    if rewrite.slots is not None:
+        kept = [node.input[slot] for slot in rewrite.slots]
+        del node.input[:]
+        node.input.extend(kept)
+    node.attribute.extend(helper.make_attribute(k, v) for k, v in rewrite.attributes.items())
+
+
+def _import_domains(result: onnx.ModelProto) -> None:
+    """Declare the domains of rewritten nodes, in version 1, which is all that there is."""
+    known = {entry.domain for entry in result.opset_import} | {"", "ai.onnx"}
+    for domain in sorted({node.domain for node in result.graph.node} - known):
+        result.opset_import.append(helper.make_opsetid(domain, 1))
 
 
 def _shell(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -1,7 +1,7 @@
 """Who reads what as codes, and which float nodes onnxruntime must be kept away from."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -9,11 +9,12 @@ from qdq.graph import Graph
 from qdq.ops import demand_of
 from qdq.ops.demand import Demand, SameAs
 from qdq.placement import Unit
+from qdq.placement.wholes import gate_of
 from qdq.plan import Plan
 from qdq.spec import QuantParams
 from qdq.views import node_view
 
-__all__ = ["Wiring", "clamps_that_stay", "clamps_to_drop", "wire"]
+__all__ = ["Rewrite", "Wiring", "clamps_that_stay", "clamps_to_drop", "wire"]
 
 # onnxruntime quantizes these itself when a session loads, if they stand between a DQ and a Q:
 # Conv, ConvTranspose and Gemm from float constants, without any guard of the bias; AveragePool
@@ -26,6 +27,26 @@ _HALF = 0.501  # of a code; a bound in the middle between two is not cut, howeve
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Rewrite:
+    """What a float node is written as, which computes the same.
+
+    Attributes:
+        op_type, domain: the operator.
+        slots: the inputs that it has, as slots of the node; None for all.
+        attributes: those that it has besides the node's own.
+    """
+
+    op_type: str
+    domain: str = ""
+    slots: tuple[int, ...] | None = None
+    attributes: Mapping[str, float] = field(default_factory=dict)
+
+
+_SUM = Rewrite(op_type="Sum")
+_SLOPED = Rewrite(op_type="LeakyRelu", attributes={"alpha": 0.0})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Wiring:
     """The wiring of a model, after the solver's last word on what stays float.
 
@@ -35,14 +56,16 @@ class Wiring:
         units: the integer units by node name.
         hidden: nodes that need an identity behind them: it hides a Q from the runtime, which would
             run a float node on integers, or a Clip, which would keep an integer one in float.
-        sloped: Relus that are written as a LeakyRelu with slope 0, for the latter reason.
+        rewritten: float nodes that are written as another operator.
+        merged: float nodes that are part of one of those, and not written.
     """
 
     made: frozenset[str]
     read: Mapping[str, frozenset[str]]
     units: Mapping[str, Unit]
     hidden: frozenset[str]
-    rewritten: Mapping[str, str]
+    rewritten: Mapping[str, Rewrite]
+    merged: frozenset[str]
 
 
 def wire(graph: Graph, plan: Plan, floats: Mapping[str, str]) -> Wiring:
@@ -69,16 +92,18 @@ def wire(graph: Graph, plan: Plan, floats: Mapping[str, str]) -> Wiring:
         for name, unit in units.items()
         if unit.clamp and unit.clamp not in rewritten and made.isdisjoint(unit.outputs)
     }
+    swishes = _swishes(graph, made, units) if plan.target.one_swish else {}
     return Wiring(
         made=frozenset(made),
         read={k: frozenset(v) for k, v in read.items()},
         units=units,
         hidden=frozenset(hidden | clips),
-        rewritten=rewritten,
+        rewritten=rewritten | {closing: rewrite for closing, rewrite in swishes.values()},
+        merged=frozenset(swishes),
     )
 
 
-def _rewritten(graph: Graph, made: set[str], units: Mapping[str, Unit]) -> dict[str, str]:
+def _rewritten(graph: Graph, made: set[str], units: Mapping[str, Unit]) -> dict[str, Rewrite]:
     """Float nodes that onnxruntime would fuse with the Gemm or MatMul before them.
 
     It does that before it looks for integer kernels: with a Relu behind either, and an Add behind
@@ -96,10 +121,37 @@ def _rewritten(graph: Graph, made: set[str], units: Mapping[str, Unit]) -> dict[
                 continue
             flat = len(graph.shape(name) or (0, 0)) == 2
             if node.op_type == "Relu" and node.name == unit.clamp:
-                found[node.name] = "LeakyRelu"
+                found[node.name] = _SLOPED
             elif node.op_type == "Add" and unit.view.op_type == "MatMul" and flat:
-                found[node.name] = "Sum"
+                found[node.name] = _SUM
     return found
+
+
+def _swishes(
+    graph: Graph, made: set[str], units: Mapping[str, Unit]
+) -> dict[str, tuple[str, Rewrite]]:
+    """Float ``x * Sigmoid(x)`` behind an integer kernel: Sigmoid → the Mul, and what that becomes.
+
+    The runtime makes one operator of the two by itself, but gives each reader of a DQ one of its
+    own before; then they do not read the same tensor any more. As one node they are one reader.
+    """
+    found = {}
+    for index, node in enumerate(graph.nodes):
+        gate = gate_of(graph, index, "Sigmoid")
+        if gate is None or node.name in units:
+            continue
+        sigmoid = graph.nodes[gate]
+        x = sigmoid.input[0]
+        if x in made and sigmoid.name not in units and graph.only_use(sigmoid.output[0]):
+            found[sigmoid.name] = (node.name, _swish(list(node.input).index(x)))
+    return found
+
+
+def _swish(slot: int) -> Rewrite:
+    """QuickGelu: ``x * Sigmoid(alpha * x)``."""
+    return Rewrite(
+        op_type="QuickGelu", domain="com.microsoft", slots=(slot,), attributes={"alpha": 1.0}
+    )
 
 
 def _hidden(graph: Graph, made: set[str], read: set[str], units: Mapping[str, Unit]) -> set[str]:

@@ -28,13 +28,19 @@ def plain_network(
     net = Network(FIRST + len(units))
     producer = {o: FIRST + k for k, u in enumerate(units) for o in u.outputs}
     gates = _swishes(graph, producer)
+    # of the two that read the x of a swish, one stands for both where they are one operator
+    merged = frozenset(
+        closing
+        for closing, gate in gates.items()
+        if target.one_swish and graph.only_use(units[gate - FIRST].outputs[0])
+    )
     fused = _fused(graph, units, producer, sizes, weighing)
     fused |= _turned(graph, units, sizes, weighing)
     readers: dict[str, list[int]] = {}
     _never_integer(net, units, fused, sizes, weighing)
     for k, unit in enumerate(units):
         vertex = FIRST + k
-        for name in (*unit.reads, *unit.others):
+        for name in (*unit.reads, *unit.others) if vertex not in merged else ():
             readers.setdefault(name, []).append(vertex if name in unit.reads else SINK)
         if unit.demand is None:
             net.edge(vertex, SINK, INFINITE)

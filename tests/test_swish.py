@@ -1,0 +1,123 @@
+"""A float x * Sigmoid(x) behind an integer kernel is one node, with one DQ in front of it."""
+
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+from chains import between, samples
+from harness import FORCED, compare, quantized
+from models import model, node, weights
+
+from qdq import Rule, Scheme
+from qdq.api import run
+from qdq.placement.weighing import Weighing
+from qdq.plan import make_plan
+from qdq.prepare import prepare
+from qdq.targets import ORT_CPU, PORTABLE
+
+SWISH = (("Sigmoid", "a", "g"), ("Mul", "a g", "m"))
+TURNED = (("Sigmoid", "a", "g"), ("Mul", "g a", "m"))
+FLOATS = Scheme(rules=(Rule(op_types=("Sigmoid", "Mul"), keep_float=True),))
+
+
+def written(net: onnx.ModelProto) -> list[str]:
+    return [n.op_type for n in net.graph.node if n.op_type not in ("QuantizeLinear", "Conv")]
+
+
+@pytest.mark.parametrize("swish", [SWISH, TURNED], ids=["x first", "x last"])
+def test_one_node_and_one_dq(swish: tuple[tuple[str, str, str], ...]) -> None:
+    net = between(*swish).model()
+    data = samples(net, 4)
+    result, outcome = quantized(net, data, scheme=FLOATS)
+    assert outcome.ops["QuickGelu"] == 1
+    assert outcome.ops["QLinearConv"] == 2
+    # one in front of the swish, one at the end: with two readers the runtime would make it two
+    assert outcome.ops["DequantizeLinear"] == 2
+    assert outcome.ops["Sigmoid"] == outcome.ops["Mul"] == 0
+    assert outcome.steps_apart <= 1
+    assert outcome.sqnr > 35
+    (made,) = [n for n in result.model.graph.node if n.op_type == "QuickGelu"]
+    assert (made.name, made.domain, list(made.output)) == ("Mul_m", "com.microsoft", ["m"])
+    assert {o.domain: o.version for o in result.model.opset_import}["com.microsoft"] == 1
+    assert {"Sigmoid_g", "Mul_m"} <= result.left_float.keys()
+
+
+def test_it_computes_what_two_nodes_do() -> None:
+    net = between(*SWISH).model()
+    data = samples(net, 4)
+    _, outcome = quantized(net, data, scheme=FLOATS)
+    _, apart = quantized(net, data, scheme=FLOATS, target=replace(FORCED, one_swish=False))
+    assert (apart.ops["QuickGelu"], apart.ops["DequantizeLinear"]) == (0, 3)
+    np.testing.assert_allclose(outcome.fused, apart.fused, atol=2e-2)
+    assert abs(outcome.sqnr - apart.sqnr) < 0.5
+
+
+@pytest.mark.parametrize(
+    "middle",
+    [
+        (*SWISH[:1], ("Mul", "a g", "s"), ("Add", "s g", "m")),  # the gate has another reader
+        (("Sigmoid", "a", "g"), ("Tanh", "a", "t"), ("Mul", "t g", "m")),  # no swish
+        (("HardSigmoid", "a", "g"), ("Mul", "a g", "m")),
+    ],
+    ids=["gate read twice", "another tensor", "hard"],
+)
+def test_what_is_not_rewritten(middle: tuple[tuple[str, str, str], ...]) -> None:
+    net = between(*middle).model()
+    floats = Scheme(rules=(Rule(op_types=("Conv",), only=True),))
+    result, outcome = quantized(net, samples(net, 4), scheme=floats)
+    assert outcome.ops["QLinearConv"] == 2
+    assert "QuickGelu" not in written(result.model)
+    assert all(o.domain != "com.microsoft" for o in result.model.opset_import)
+
+
+def test_a_gate_that_is_an_output_stays() -> None:
+    net = between(*SWISH).model("y", "g")
+    result, _ = quantized(net, samples(net, 4), scheme=FLOATS)
+    assert "QuickGelu" not in written(result.model)
+
+
+def test_behind_a_float_convolution_the_runtime_does_it() -> None:
+    net = between(*SWISH).model()
+    rule = Rule(nodes="Conv_a", keep_float=True)
+    scheme = Scheme(rules=(rule, *FLOATS.rules))
+    result, outcome = quantized(net, samples(net, 4), scheme=scheme)
+    assert written(result.model).count("Sigmoid") == 1
+    assert outcome.ops["QLinearConv"] == 1
+
+
+def test_integer_swishes_and_other_targets_keep_their_two_nodes() -> None:
+    net = between(*SWISH).model()
+    data = samples(net, 4)
+    result, outcome = quantized(net, data)
+    assert (outcome.ops["QLinearSigmoid"], outcome.ops["QLinearMul"]) == (1, 1)
+    portable = run(net, data, target=PORTABLE, scheme=FLOATS).model
+    for made in (result.model, portable):
+        assert "QuickGelu" not in written(made)
+    assert compare(net, portable, data).sqnr > 35
+
+
+def test_the_plan_pays_for_one_dq() -> None:
+    shape = [1, 64, 40, 40]
+    net = model(
+        [
+            node("Conv", ["x", "w"], "a", pads=[1] * 4),
+            node("Sigmoid", ["a"], "g"),
+            node("Mul", ["a", "g"], "y"),
+        ],
+        {"x": shape},
+        {"y": shape},
+        {"w": weights(64, 64, 3, 3)},
+    )
+    plans = [
+        make_plan(
+            prepare(net),
+            FLOATS,
+            replace(ORT_CPU, one_swish=one),
+            Weighing(noise=0, least=0),
+        )
+        for one in (True, False)
+    ]
+    assert plans[0].placement.float_time == plans[1].placement.float_time
+    assert plans[0].quantized == ("Conv_a",)
+    assert plans[0].placement.time < plans[1].placement.time
