@@ -10,10 +10,10 @@ from typing import Any
 import onnx
 
 from qdq.calibrate import MSE, Calibrator
-from qdq.choice import Wish, chosen_plan
+from qdq.choice import Wish, choose
 from qdq.emit import emit
 from qdq.errors import ConfigError
-from qdq.evidence import make_problem, solved
+from qdq.evidence import make_problem
 from qdq.history import (
     equalization_history,
     planned_counts,
@@ -108,15 +108,15 @@ def run(
         start.require(given, calibrator)
     found = given or gather(start, calibrator, executor, progress)
     evidence = learn(start, found, calibrator)
-    plan, chosen = chosen_plan(wish, model, start, evidence, steps)
-    solution = solved(evidence, plan, steps)
+    chosen = choose(wish, model, start, evidence, steps)
+    plan, solution = chosen.plan, chosen.solution
     log.info("solved: %d tensors, %d changes", len(solution.params), len(solution.changes))
     recipe = {
         "target": target.name,
         "scheme": repr(scheme),
         "calibrator": repr(calibrator),
         "steps": [repr(s) for s in steps],
-        "placement": chosen,
+        "placement": chosen.by,
     }
     late = _late(plan, solution)
     metadata = {

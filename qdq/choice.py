@@ -3,8 +3,7 @@
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 from typing import Any
 
 import onnx
@@ -14,19 +13,24 @@ from qdq.errors import ConfigError
 from qdq.evidence import Evidence, solved
 from qdq.modelio import load
 from qdq.placement.budget import first_within, least_cost
-from qdq.placement.frontier import Candidate, Frontier, check_worth
+from qdq.placement.frontier import AMPLITUDE, Candidate, Frontier, check_worth
 from qdq.placement.trial import Trial
 from qdq.plan import Plan
-from qdq.solve import Step
+from qdq.solve import Solution, Step
 from qdq.stages import Start
 from qdq.statistics.gradients import SAMPLES
 from qdq.timing import paired_latency
 
-__all__ = ["Wish", "chosen_plan"]
+__all__ = ["Chosen", "Wish", "choose"]
 
 log: logging.Logger = logging.getLogger(__name__)
 
 Emitted = Callable[[Candidate], onnx.ModelProto]
+
+_SURPRISE = 2.0
+"""How many times what was foretold an error may be."""
+_DEARER = 0.1
+"""And by how much of the float model's latency a plan may cost more because of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,10 +93,19 @@ def _check_number(option: str, value: object, above: float, wanted: str) -> None
     raise ConfigError(f"{option}={value!r}: wants {wanted}")
 
 
-def chosen_plan(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chosen:
+    """A plan, with the parameters of its tensors, and by what it was chosen."""
+
+    plan: Plan
+    solution: Solution
+    by: Mapping[str, object]
+
+
+def choose(
     wish: Wish, model: Any, start: Start, evidence: Evidence, steps: Sequence[Step]
-) -> tuple[Plan, Mapping[str, object]]:
-    """The part of the evidence's plan that is wished for, and by what it was chosen.
+) -> Chosen:
+    """The part of the evidence's plan that is wished for.
 
     Args:
         wish: by what to choose.
@@ -101,15 +114,35 @@ def chosen_plan(
         evidence: what calibration has shown.
         steps: of the solver.
     """
+    solver = _Solver(evidence, steps)
     if not start.rated:
-        return evidence.plan, {"by": "elements"}
+        plan = evidence.plan
+        return Chosen(plan=plan, solution=solver.solution(plan), by={"by": "elements"})
     frontier = Frontier(evidence.plan_for, evidence.plan, evidence.noise)
     found = frontier.widest
     if found.plan.quantized:
-        found = _found(wish, frontier, model, start, evidence, steps)
+        found = _found(wish, frontier, model, start, evidence, solver.emitted)
     for name in sorted(evidence.plan.ruled - found.plan.tensors.keys()):
         log.warning("the rules for tensor '%s' do nothing: the nodes around it stay float", name)
-    return found.plan, {"by": "noise", "worth": found.worth}
+    by = {"by": "noise", "worth": found.worth}
+    return Chosen(plan=found.plan, solution=solver.solution(found.plan), by=by)
+
+
+@dataclass(slots=True)
+class _Solver:
+    """Solves plans, none of them twice in a row."""
+
+    evidence: Evidence
+    steps: Sequence[Step]
+    last: tuple[Plan, Solution] | None = field(default=None, init=False)
+
+    def solution(self, plan: Plan) -> Solution:
+        if self.last is None or self.last[0] is not plan:
+            self.last = plan, solved(self.evidence, plan, self.steps)
+        return self.last[1]
+
+    def emitted(self, candidate: Candidate) -> onnx.ModelProto:
+        return emit(self.evidence.model, candidate.plan, self.solution(candidate.plan), {})
 
 
 def _found(
@@ -118,9 +151,8 @@ def _found(
     model: Any,
     start: Start,
     evidence: Evidence,
-    steps: Sequence[Step],
+    emitted: Emitted,
 ) -> Candidate:
-    emitted = partial(_emitted, evidence, steps)
     if wish.worth is not None:
         return frontier.at(float(wish.worth))
     if wish.measured:
@@ -130,17 +162,30 @@ def _found(
     if wish.target_latency is not None:
         return _by_latency(wish.target_latency, frontier.all()[::-1], model, start, emitted)
     found = frontier.best()
+    if found.plan.quantized and start.exact:
+        trial = Trial(evidence.model, list(start.kept.values())[: len(start.exact)], start.exact)
+        if _surprises(found, trial.amplitude(emitted(found))):
+            found = _by_trial(frontier.all(), trial, emitted)
     if not found.plan.quantized:
         log.warning(
-            "no node runs on integers: their roundings are foretold to cost more accuracy than "
-            "time is saved; worth=, target_sqnr= and target_latency= set another balance"
+            "no node runs on integers: their roundings cost more accuracy than time is saved; "
+            "worth=, target_sqnr= and target_latency= set another balance"
         )
     return found
 
 
-def _emitted(evidence: Evidence, steps: Sequence[Step], candidate: Candidate) -> onnx.ModelProto:
-    plan = candidate.plan
-    return emit(evidence.model, plan, solved(evidence, plan, steps), {})
+def _surprises(candidate: Candidate, amplitude: float) -> bool:
+    """Whether an error that was measured is far above what was foretold.
+
+    Gradients know neither decisions that flip nor what bends: where a sum of squares is nearly 0,
+    say, errors of either sign make it larger.
+    """
+    foretold = math.sqrt(candidate.harm)
+    dearer = AMPLITUDE * (amplitude - foretold) > _DEARER
+    if dearer and amplitude > _SURPRISE * foretold:
+        log.info("the error is %.2g of the signal, foretold %.2g", amplitude, foretold)
+        return True
+    return False
 
 
 def _trial(start: Start, evidence: Evidence) -> Trial:

@@ -33,6 +33,7 @@ from qdq.spec import QuantSpec
 from qdq.statistics import Statistics
 from qdq.statistics.gradients import SAMPLES
 from qdq.statistics.keeping import keep_few
+from qdq.statistics.observe import Observation
 from qdq.statistics.sharding import collect
 from qdq.statistics.shipment import fingerprint
 from qdq.statistics.worker import Progress
@@ -67,6 +68,7 @@ class Start:
         feeds: all samples, the first one too.
         kept: the few that are kept to measure with, or to run back through the model; filled while
             the feeds are read.
+        exact: what the float model makes of those that were run back; filled then.
     """
 
     prepared: onnx.ModelProto
@@ -84,6 +86,7 @@ class Start:
     first: Feed | None
     feeds: Iterator[Feed]
     kept: Mapping[bytes, Feed] = field(default_factory=dict)
+    exact: list[Observation] = field(default_factory=list)
 
     def require(self, statistics: Statistics, calibrator: Calibrator[Any]) -> None:
         """Refuse statistics of another model, calibrator or plan.
@@ -221,7 +224,9 @@ def gather(
         return found
     sizes = nominal_graph(start.prepared, start.shapes)
     few = dict(islice(start.kept.items(), SAMPLES))
-    return replace(found, gradients=gradients(start.prepared, sizes, start.plan, few))
+    energies, exact = gradients(start.prepared, sizes, start.plan, few)
+    start.exact.extend(exact)
+    return replace(found, gradients=energies)
 
 
 def learn(start: Start, statistics: Statistics, calibrator: Calibrator[Any]) -> Evidence:

@@ -6,7 +6,7 @@ those of parts of the data merge to those of the whole.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -18,25 +18,26 @@ from qdq.calibrate.noise import mean_square
 from qdq.data import Feed
 from qdq.errors import QdqError
 from qdq.graph import Graph, tensor_bytes
-from qdq.placement.adjoint import adjoint
+from qdq.placement.adjoint import Adjoint, adjoint
+from qdq.placement.wholes import judged
 from qdq.plan import Plan
 from qdq.problem import Constant, Derived
 from qdq.ranges import Histogram
 from qdq.statistics.gradients import Gradients
-from qdq.statistics.observe import Observer
+from qdq.statistics.observe import Observation, Observer
 
 __all__ = ["gains_of", "gradients"]
 
 log: logging.Logger = logging.getLogger(__name__)
 
 _MOST = 1e30  # of an energy; infinity times no noise is not a number
-_MANY = 600  # nodes; to optimize more takes the runtime longer than few samples can win
+_MANY = 600  # nodes, of both ways; to optimize more takes longer than few samples can win
 _MOST_BYTES = 1 << 30  # of activations, which wait for the way back, and weights, which are copied
 
 
 def gradients(
     model: onnx.ModelProto, sizes: Graph, plan: Plan, kept: Mapping[bytes, Feed]
-) -> Gradients:
+) -> tuple[Gradients, list[Observation]]:
     """Run the samples there and back.
 
     Args:
@@ -46,23 +47,46 @@ def gradients(
         kept: digest → sample, see ``keep_few``.
 
     Returns:
-        The energies; empty where the way back is not known, or would take too much memory.
+        The energies, empty where the way back is not known; and what the model is ``judged`` by,
+        of each sample. Neither where that would take too much memory.
     """
     if _bytes(sizes) > _MOST_BYTES:
-        return Gradients()
+        return Gradients(), []
     wanted = (t for t in plan.tensors.values() if not isinstance(t.source, Constant | Derived))
-    found = adjoint(model, (t.name for t in wanted))
-    if found is None:
-        return Gradients()
+    outputs, logits = judged(sizes)
+    heads, found = (*outputs, *logits), adjoint(model, (t.name for t in wanted))
+    if found is not None:
+        try:
+            seen = _there_and_back(model, sizes, found, heads, kept)
+        except QdqError as e:  # a rule that does not fit this model: noise alone can do without
+            log.info("gradients: none, since %s", e)
+        else:
+            log.info("gradients: %d tensors, %d samples", len(found.tensors), len(seen))
+            rows = {d.hex(): row.pop(found.output) for d, row in zip(kept, seen, strict=True)}
+            return Gradients(tensors=found.tensors, energies=rows), seen if heads else []
+    return Gradients(), _there(model, heads, kept) if heads else []
+
+
+def _there_and_back(
+    model: onnx.ModelProto,
+    sizes: Graph,
+    way: Adjoint,
+    heads: Iterable[str],
+    kept: Mapping[bytes, Feed],
+) -> list[Observation]:
+    few = len(sizes.nodes) + len(way.added.node) <= _MANY
+    back = Observer(model, [way.output, *heads], added=way.added, optimize=few)
+    return [back.run(feed) for feed in kept.values()]
+
+
+def _there(
+    model: onnx.ModelProto, heads: Sequence[str], kept: Mapping[bytes, Feed]
+) -> list[Observation]:
     try:
-        few = len(sizes.nodes) <= _MANY
-        back = Observer(model, [found.output], added=found.added, optimize=few)
-        rows = {d.hex(): back.run(feed)[found.output] for d, feed in kept.items()}
-    except QdqError as e:  # a rule that does not fit this model: noise alone can do without
-        log.info("gradients: none, since %s", e)
-        return Gradients()
-    log.info("gradients: %d tensors, %d samples", len(found.tensors), len(rows))
-    return Gradients(tensors=found.tensors, energies=rows)
+        observer = Observer(model, heads)
+        return [observer.run(feed) for feed in kept.values()]
+    except QdqError:  # what the float model cannot do is told when the result is verified
+        return []
 
 
 def _bytes(sizes: Graph) -> int:

@@ -10,12 +10,10 @@ from qdq.data import Feed
 from qdq.errors import ConfigError
 from qdq.graph import Graph
 from qdq.placement.harm import Reading, decibels, read
-from qdq.placement.wholes import logits_of
-from qdq.statistics.observe import Observer
+from qdq.placement.wholes import judged
+from qdq.statistics.observe import Observation, Observer
 
 __all__ = ["Trial"]
-
-_FLOATS = frozenset({onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16})
 
 
 class Trial:
@@ -24,32 +22,36 @@ class Trial:
     They run with all of the runtime's optimizations, so it is the integer kernels that count.
     """
 
-    def __init__(self, model: onnx.ModelProto, feeds: Sequence[Feed]) -> None:
-        """Run the float model.
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        feeds: Sequence[Feed],
+        exact: Sequence[Observation] = (),
+    ) -> None:
+        """Run the float model, unless its outputs are there.
 
         Args:
             model: the prepared float model.
             feeds: at least one sample; they stay in memory, and the float model's outputs with
                 them.
+            exact: what it makes of each of them: all that it is ``judged`` by.
 
         Raises:
             ConfigError: the model has no output of floating-point numbers.
             ModelError: onnxruntime cannot run the model.
         """
-        graph = Graph(model)
-        self._outputs = [
-            v.name for v in model.graph.output if v.type.tensor_type.elem_type in _FLOATS
-        ]
+        self._outputs, self._logits = judged(Graph(model))
         if not self._outputs:
             raise ConfigError(
                 "the model has no output of floating-point numbers, so no error can be measured; "
                 "leave out measured=True and target_sqnr"
             )
-        self._logits = [n for n in logits_of(graph) if n not in self._outputs]
         self._names = [*self._outputs, *self._logits]
         self._feeds = list(feeds)
-        exact = Observer(model, self._names)
-        self._exact = [exact.run(feed) for feed in self._feeds]
+        self._exact = list(exact)
+        if not exact:
+            observer = Observer(model, self._names)
+            self._exact = [observer.run(feed) for feed in self._feeds]
 
     def _read(self, model: onnx.ModelProto) -> list[Reading]:
         rounded = Observer(model, self._names)

@@ -1,14 +1,15 @@
-"""Functions of several nodes that are on integers as a whole or not at all."""
+"""Functions of several nodes that are on integers as a whole or not at all; what outputs show."""
 
 from onnx import TensorProto
 
 from qdq.graph import Graph
 
-__all__ = ["gate_of", "inside_whole", "logits_of", "softmax_input"]
+__all__ = ["gate_of", "inside_whole", "judged", "logits_of", "softmax_input"]
 
 # on the way back from an output to the Softmax or Sigmoid that made its values
 _PASSED = frozenset({"Cast", "Concat", "Flatten", "Identity", "Reshape", "Slice", "Split",
                      "Squeeze", "Transpose", "Unsqueeze"})  # fmt: skip
+_FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16})
 _SATURATING = frozenset({"HardSigmoid", "LogSoftmax", "Sigmoid", "Softmax"})
 
 
@@ -105,3 +106,10 @@ def logits_of(graph: Graph) -> tuple[str, ...]:
             seen.update(behind)
             waiting.extend(behind)
     return tuple(n for n in found if graph.elem_type(n) in (0, TensorProto.FLOAT))
+
+
+def judged(graph: Graph) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What a model is judged by: its outputs of floating-point numbers, and further logits."""
+    values = graph.model.graph.output
+    outputs = tuple(v.name for v in values if v.type.tensor_type.elem_type in _FLOATS)
+    return outputs, tuple(n for n in logits_of(graph) if n not in outputs)
