@@ -52,6 +52,8 @@ class Target:
         one_type: a kernel's activations must all have the same integer type.
         one_swish: a float ``x * Sigmoid(x)`` behind an integer kernel is written as one operator
             of the runtime's own, QuickGelu of com.microsoft.
+        separate_norms: a float Add in front of a LayerNormalization is written as a Sum, since
+            the kernel that the runtime makes of both is slow.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Target:
     one_type: bool = True
     saturates: bool = False
     one_swish: bool = False
+    separate_norms: bool = False
     _portable: Kernel = field(default=Kernel(fused=""), repr=False)
 
     def kernel(self, op_type: str) -> Kernel | None:
@@ -105,6 +108,7 @@ _SAME = ("DepthToSpace", "Expand", "Flatten", "Gather", "GatherElements", "MaxPo
 ORT_CPU = Target(
     name="onnxruntime CPU",
     one_swish=True,
+    separate_norms=True,
     activations=frozenset({UINT8, INT8}),
     weights=frozenset({INT8, UINT8}),
     kernels={

@@ -1,4 +1,4 @@
-"""A float x * Sigmoid(x) behind an integer kernel is one node, with one DQ in front of it."""
+"""Float nodes that are written as others, which the runtime runs faster."""
 
 from dataclasses import replace
 
@@ -121,3 +121,55 @@ def test_the_plan_pays_for_one_dq() -> None:
     assert plans[0].placement.float_time == plans[1].placement.float_time
     assert plans[0].quantized == ("Conv_a",)
     assert plans[0].placement.time < plans[1].placement.time
+
+
+def residual_norm() -> onnx.ModelProto:
+    """Gemm → + x → LayerNormalization, as in a transformer: three dimensions."""
+    width, shape = 64, [1, 16, 64]
+    constants = {
+        "w": weights(width, width),
+        "g": np.linspace(0.5, 1.5, width, dtype=np.float32),
+        "b": np.zeros(width, np.float32),
+    }
+    nodes = [
+        node("MatMul", ["x", "w"], "m"),
+        node("Add", ["m", "x"], "s"),
+        node("LayerNormalization", ["s", "g", "b"], "y", axis=-1),
+    ]
+    return model(nodes, {"x": shape}, {"y": shape}, constants)
+
+
+KEPT = Scheme(rules=(Rule(op_types=("Add",), keep_float=True),))
+
+
+def test_a_residual_sum_is_not_fused_into_its_norm() -> None:
+    net = residual_norm()
+    data = samples(net, 4)
+    result, outcome = quantized(net, data, scheme=KEPT)
+    assert written(result.model).count("Sum") == 1
+    assert "Add" not in written(result.model)
+    assert outcome.ops["SkipLayerNormalization"] == 0
+    assert outcome.ops["LayerNormalization"] == 1
+    assert outcome.steps_apart <= 1
+    assert outcome.sqnr > 35
+    _, fused = quantized(net, data, scheme=KEPT, target=replace(FORCED, separate_norms=False))
+    assert fused.ops["SkipLayerNormalization"] == 1
+    np.testing.assert_allclose(outcome.fused, fused.fused, atol=1e-5)
+
+
+def test_a_model_that_stays_float_gains_too() -> None:
+    net = residual_norm()
+    result, outcome = quantized(
+        net, samples(net, 4), scheme=Scheme(rules=(Rule(nodes=".*", keep_float=True),))
+    )
+    assert not result.plan.quantized
+    assert outcome.ops["SkipLayerNormalization"] == 0
+    np.testing.assert_allclose(outcome.fused, outcome.exact, atol=1e-5)
+
+
+def test_an_integer_sum_keeps_its_kernel() -> None:
+    net = residual_norm()
+    result, outcome = quantized(net, samples(net, 4))
+    assert "Add_s" in result.plan.quantized
+    assert "Sum" not in written(result.model)
+    assert outcome.ops["QLinearAdd"] == 1
