@@ -162,7 +162,8 @@ def _found(
     if wish.target_latency is not None:
         return _by_latency(wish.target_latency, frontier.all()[::-1], model, start, emitted)
     found = frontier.best()
-    if found.plan.quantized and start.exact:
+    # what a rule gives a range or scale may err as it likes
+    if found.plan.quantized and start.exact and not found.plan.ruled:
         trial = Trial(evidence.model, list(start.kept.values())[: len(start.exact)], start.exact)
         if _surprises(found, trial.amplitude(emitted(found))):
             found = _by_trial(frontier.all(), trial, emitted)

@@ -385,9 +385,9 @@ def test_metadata_that_do_not_fit_change_nothing() -> None:
 
 
 def test_smoothed_tensors_are_left_to_smoothing() -> None:
-    net = Net(64).linear("x", "a", "Gemm").op("Relu", "a", "r").linear("r", "y", "Gemm")
-    exact = prepare(net.model(shape=(64, 64)))
-    loud = np.where(np.arange(64) < 3, 60, 1)
+    net = Net(128).linear("x", "a", "Gemm").op("Relu", "a", "r").linear("r", "y", "Gemm")
+    exact = prepare(net.model(shape=(128, 128)))
+    loud = np.where(np.arange(128) < 5, 60, 1)
     for name, axis, factors in (("w_a", 1, loud), ("b_a", 0, loud), ("w_y", 0, 1 / loud)):
         _scale(exact, name, axis, factors)
     tables, found = {}, {}

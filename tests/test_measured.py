@@ -3,6 +3,7 @@
 import logging
 
 import numpy as np
+import onnx
 import pytest
 from harness import compare
 from models import feeds, model, node, weights
@@ -59,3 +60,42 @@ def test_statistics_cannot_be_measured_on() -> None:
         qdq.quantize(net(), statistics=stats, target_sqnr=30.0)  # type: ignore[arg-type]
     with pytest.raises(qdq.ConfigError, match="finite"):
         qdq.quantize(net(), feeds(SHAPE, count=2), target_sqnr=np.nan)
+
+
+def quiet_means() -> onnx.ModelProto:
+    """Mean of |c| over positions, where one channel is so loud that the others round to 0."""
+    w = weights(64, 64, 3, 3)
+    w[0] *= 300
+    nodes = [
+        node("Conv", ["x", "w"], "c", pads=[1] * 4),
+        node("Abs", ["c"], "a"),
+        node("GlobalAveragePool", ["a"], "y"),
+    ]
+    return model(nodes, SHAPE, {"y": [1, 64, 1, 1]}, {"w": w})
+
+
+def test_an_error_that_nobody_foretold_is_noticed(caplog: pytest.LogCaptureFixture) -> None:
+    """Rounding to 0 is no noise that averages out, as gradients take it to be."""
+    caplog.set_level(logging.INFO, "qdq")
+    net, data = quiet_means(), feeds(SHAPE, count=4)
+    result = run(net, data)
+    assert "of the signal, foretold" in caplog.text
+    assert "Conv_c" not in result.plan.quantized
+    assert compare(net, result.model, data).sqnr > 60
+    # who sets the balance gets it
+    asked = run(net, data, worth=0.0)
+    assert "Conv_c" in asked.plan.quantized
+    assert asked.harm["c"] < 0.1
+
+
+def test_what_was_foretold_well_is_not_measured_further(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "qdq")
+    result = run(net(), feeds(SHAPE, count=4))
+    assert result.plan.quantized
+    assert "foretold" not in caplog.text
+
+
+def test_a_range_that_a_rule_sets_may_err() -> None:
+    rule = qdq.Rule(tensors="s1", range=(-0.3, 0.05))
+    result = run(net(), feeds(SHAPE, count=4), scheme=qdq.Scheme(rules=(rule,)))
+    assert "Conv_c2" in result.plan.quantized

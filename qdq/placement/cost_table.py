@@ -96,10 +96,10 @@ _MOVEMENT = _each(
 #: Float kernels. ``.fused``: what a convolution gets slower by, with the operator fused into it.
 #: ``.last``: on data with the channels last, between integer convolutions.
 FLOAT: Mapping[str, Coefficients] = {
-    "Conv.dense": Coefficients(fixed=800, mac=0.0075, serial=1000),
+    "Conv.dense": Coefficients(fixed=1500, mac=0.0075, serial=1000),
     "Conv.narrow": Coefficients(fixed=800, mac=0.0082, output=0.06, serial=10000),
-    "Conv.pointwise": Coefficients(fixed=800, mac=0.0076, output=0.043, weight=0.015, serial=500),
-    "Conv.depthwise": Coefficients(fixed=800, mac=0.0090, output=0.03, serial=4000),
+    "Conv.pointwise": Coefficients(fixed=1500, mac=0.0076, output=0.043, weight=0.015, serial=500),
+    "Conv.depthwise": Coefficients(fixed=1500, mac=0.0115, output=0.04, serial=4000),
     "Conv.depthwise.plain": Coefficients(fixed=800, mac=0.07, output=0.3),
     "Conv.depthwise.volume": Coefficients(fixed=800, mac=0.105, output=0.3),
     "Conv.grouped": Coefficients(fixed=800, mac=0.008, serial=1000),
@@ -111,27 +111,27 @@ FLOAT: Mapping[str, Coefficients] = {
     "RNN": Coefficients(fixed=4000, mac=0.047),
     **_each(Coefficients(fixed=300, mac=0.008, weight=0.022, serial=2000), "Gemm", "MatMul"),
     "MatMul.dynamic": Coefficients(fixed=600, mac=0.0085, serial=2000),
-    **_each(_elementwise(0.079), "Add", "Sub", "Mul"),
-    **_each(_elementwise(0.065), "Add.channel", "Mul.channel"),
-    **_each(_elementwise(0.045), "Add.scalar", "Mul.scalar"),
-    **_each(_elementwise(0.11), "Div", "Div.scalar"),
-    "Relu": _elementwise(0.045),
-    "Clip": _elementwise(0.05),
-    "LeakyRelu": _elementwise(0.08),
+    **_each(_elementwise(0.1, fixed=800), "Add", "Sub", "Mul", "Sum"),
+    **_each(_elementwise(0.08, fixed=800), "Add.channel", "Mul.channel"),
+    **_each(_elementwise(0.058, fixed=800), "Add.scalar", "Mul.scalar"),
+    **_each(_elementwise(0.14, fixed=800), "Div", "Div.scalar"),
+    "Relu": _elementwise(0.058, fixed=800),
+    "Clip": _elementwise(0.065, fixed=800),
+    "LeakyRelu": _elementwise(0.1, fixed=800),
     "PRelu": _serial(2.0),
-    "HardSigmoid": _elementwise(0.075),
-    "HardSwish": _elementwise(0.15, fixed=600),
-    **_each(_elementwise(0.14), "Sigmoid", "Silu", "Silu.fused", "Erf"),
-    "Tanh": _elementwise(0.135),
-    "Gelu": _elementwise(0.2),
-    "Softmax": _elementwise(0.15, fixed=1000),
-    "LayerNormalization": _elementwise(0.14, fixed=1000),
+    "HardSigmoid": _elementwise(0.09, fixed=800),
+    "HardSwish": _elementwise(0.19, fixed=1600),
+    **_each(_elementwise(0.18, fixed=800), "Sigmoid", "Silu", "Silu.fused", "Erf"),
+    "Tanh": _elementwise(0.17, fixed=800),
+    "Gelu": _elementwise(0.35, fixed=800),
+    "Softmax": _elementwise(0.25, fixed=1000),
+    "LayerNormalization": _elementwise(0.45, fixed=1000),
     **_each(Coefficients(input=0.045, serial=3000), "ReduceMean", "ReduceMax", "ReduceMin"),
     "Where": _serial(1.2),
-    "Concat": _elementwise(0.054),
+    "Concat": _elementwise(0.08, fixed=800),
     "ReduceSum": Coefficients(input=0.6),
     "InstanceNormalization": _elementwise(0.4),
-    "Split": _elementwise(0.055),
+    "Split": _elementwise(0.075, fixed=800),
     **_each(_elementwise(0.05), "Slice", "Gather", "Expand", "Tile"),
     "Pad": _elementwise(0.06),
     "Transpose": _serial(0.15),
@@ -152,12 +152,12 @@ FLOAT: Mapping[str, Coefficients] = {
 #: Integer kernels; a kind that is not here has none. ``.float``: float output, no Q behind.
 INT8: Mapping[str, Coefficients] = {
     "Conv.dense": Coefficients(
-        fixed=800, mac=0.0019, window=0.43, output=0.012, weight=0.019, serial=2000
+        fixed=1200, mac=0.0019, window=0.43, output=0.045, weight=0.019, serial=2000
     ),
-    "Conv.narrow": Coefficients(fixed=800, mac=0.0022, row=4.6, output=0.012, serial=2000),
-    "Conv.pointwise": Coefficients(fixed=600, mac=0.0019, output=0.06, weight=0.025, serial=1000),
+    "Conv.narrow": Coefficients(fixed=800, mac=0.0022, row=4.0, output=0.09, serial=2000),
+    "Conv.pointwise": Coefficients(fixed=1200, mac=0.0019, output=0.07, weight=0.025, serial=1000),
     **_each(
-        Coefficients(fixed=1200, mac=0.0142, window=0.4, output=0.02, serial=8000),
+        Coefficients(fixed=1500, mac=0.0165, window=0.46, output=0.024, serial=8000),
         "Conv.depthwise",
         "Conv.depthwise.plain",
     ),
@@ -183,15 +183,15 @@ INT8: Mapping[str, Coefficients] = {
     "MatMul.dynamic.float": Coefficients(
         fixed=1700, mac=0.0028, input=0.11, output=0.19, serial=2000
     ),
-    "Add": _elementwise(0.075, fixed=350),
-    "Mul": _elementwise(0.115, fixed=350),
-    "Add.channel": _serial(0.11),
-    "Mul.channel": _serial(0.215),
-    "Add.scalar": _elementwise(0.047, fixed=350),
-    "Mul.scalar": _elementwise(0.1, fixed=350),
-    "LeakyRelu": _elementwise(0.12),
-    "Sigmoid": _elementwise(0.12),
-    "Silu": _elementwise(0.235, fixed=650),
+    "Add": _elementwise(0.1, fixed=1000),
+    "Mul": _elementwise(0.155, fixed=1000),
+    "Add.channel": _serial(0.15),
+    "Mul.channel": _serial(0.29),
+    "Add.scalar": _elementwise(0.065, fixed=1000),
+    "Mul.scalar": _elementwise(0.135, fixed=1000),
+    "LeakyRelu": _elementwise(0.16, fixed=1000),
+    "Sigmoid": _elementwise(0.16, fixed=1000),
+    "Silu": _elementwise(0.315, fixed=2000),
     "Softmax": Coefficients(output=1.35, serial=70000),
     "Where": _serial(2.2),
     "Split": _serial(0.045),
@@ -217,8 +217,8 @@ INT8_BESIDE_CONV: Mapping[str, Coefficients] = {
     "AveragePool": Coefficients(tap=0.57, serial=30000),
 }
 
-QUANTIZE = _elementwise(0.076)
-DEQUANTIZE = _serial(0.135)
-TO_CHANNELS_LAST = _serial(0.14)
-FROM_CHANNELS_LAST = _serial(0.09)
-REORDER = _serial(0.12)
+QUANTIZE = Coefficients(fixed=900, output=0.11, serial=4500)
+DEQUANTIZE = Coefficients(fixed=700, output=0.2)
+TO_CHANNELS_LAST = Coefficients(fixed=1000, output=0.13)
+FROM_CHANNELS_LAST = Coefficients(fixed=1000, output=0.09)
+REORDER = Coefficients(fixed=1000, output=0.14)
