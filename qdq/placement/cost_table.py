@@ -96,9 +96,9 @@ _MOVEMENT = _each(
 #: Float kernels. ``.fused``: what a convolution gets slower by, with the operator fused into it.
 #: ``.last``: on data with the channels last, between integer convolutions.
 FLOAT: Mapping[str, Coefficients] = {
-    "Conv.dense": Coefficients(fixed=1500, mac=0.0075, serial=1000),
+    "Conv.dense": Coefficients(fixed=3500, mac=0.0075, serial=1000),
     "Conv.narrow": Coefficients(fixed=800, mac=0.0082, output=0.06, serial=10000),
-    "Conv.pointwise": Coefficients(fixed=1500, mac=0.0076, output=0.043, weight=0.015, serial=500),
+    "Conv.pointwise": Coefficients(fixed=2500, mac=0.0076, output=0.043, weight=0.015, serial=500),
     "Conv.depthwise": Coefficients(fixed=1500, mac=0.0115, output=0.04, serial=4000),
     "Conv.depthwise.plain": Coefficients(fixed=800, mac=0.07, output=0.3),
     "Conv.depthwise.volume": Coefficients(fixed=800, mac=0.105, output=0.3),
@@ -152,10 +152,10 @@ FLOAT: Mapping[str, Coefficients] = {
 #: Integer kernels; a kind that is not here has none. ``.float``: float output, no Q behind.
 INT8: Mapping[str, Coefficients] = {
     "Conv.dense": Coefficients(
-        fixed=1200, mac=0.0019, window=0.43, output=0.045, weight=0.019, serial=2000
+        fixed=2200, mac=0.0019, window=0.43, output=0.045, weight=0.019, serial=2000
     ),
     "Conv.narrow": Coefficients(fixed=800, mac=0.0022, row=4.0, output=0.09, serial=2000),
-    "Conv.pointwise": Coefficients(fixed=1200, mac=0.0019, output=0.07, weight=0.025, serial=1000),
+    "Conv.pointwise": Coefficients(fixed=2200, mac=0.0019, output=0.07, weight=0.025, serial=1000),
     **_each(
         Coefficients(fixed=1500, mac=0.0165, window=0.46, output=0.024, serial=8000),
         "Conv.depthwise",

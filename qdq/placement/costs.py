@@ -38,6 +38,7 @@ _FEW = 2.5  # and integer convolutions per multiplication where not one block of
 _UNBLOCKED = frozenset({"Conv.gathered", "Conv.volume"})
 _UNPACKED = 4.5  # float pointwise ones with less than one block of inputs, per multiplication
 _SHORT = 1.3  # and those with a window of three columns at most
+_FLAT = 2.5  # and dense ones over images of one column, since they take positions of a row at once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +53,7 @@ class Features:
         taps: elements of the kernel window of a convolution or pool (3x3: 9).
         rows: rows of that window (3x3: 3; 1-D: 1), which are gathered as one piece each.
         groups: groups of a convolution.
+        flat: its output has two spatial dimensions, the last of size 1.
         weights: elements of the constant weight; 0 if there is none.
         beside_conv: a neighbour is a convolution, so the data has the convolutions' layout
             (channels last in int8). Elementwise and movement kernels differ there.
@@ -64,6 +66,7 @@ class Features:
     taps: int = 1
     rows: int = 1
     groups: int = 1
+    flat: bool = False
     weights: int = 0
     beside_conv: bool = False
 
@@ -120,6 +123,8 @@ def float_cost(kind: str, features: Features) -> float:
         padding = _UNPACKED
     elif few and features.taps <= 3 * features.rows:
         padding = _SHORT
+    elif features.flat and kind == "Conv.dense":
+        padding *= _FLAT
     return _evaluate(found, features, macs=_macs(kind, features) * padding)
 
 

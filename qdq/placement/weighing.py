@@ -73,6 +73,7 @@ def features_of(view: NodeView, outputs: tuple[str, ...], shapes: Shapes) -> cos
             taps=prod(weight[2:]),
             rows=prod(weight[2:-1]),
             groups=groups,
+            flat=rank == 4 and (shapes(outputs[0]) or (0,))[-1] == 1,
             weights=prod(weight),
         )
     if view.op_type == "ConvTranspose":
