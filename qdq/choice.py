@@ -182,11 +182,9 @@ def _surprises(candidate: Candidate, amplitude: float) -> bool:
     say, errors of either sign make it larger.
     """
     foretold = math.sqrt(candidate.harm)
+    log.info("the error is %.2g of the signal, foretold %.2g", amplitude, foretold)
     dearer = AMPLITUDE * (amplitude - foretold) > _DEARER
-    if dearer and amplitude > _SURPRISE * foretold:
-        log.info("the error is %.2g of the signal, foretold %.2g", amplitude, foretold)
-        return True
-    return False
+    return dearer and amplitude > _SURPRISE * foretold
 
 
 def _trial(start: Start, evidence: Evidence) -> Trial:

@@ -33,6 +33,7 @@ log: logging.Logger = logging.getLogger(__name__)
 _MOST = 1e30  # of an energy; infinity times no noise is not a number
 _MANY = 600  # nodes, of both ways; to optimize more takes longer than few samples can win
 _MOST_BYTES = 1 << 30  # of activations, which wait for the way back, and weights, which are copied
+_MOST_SHOWN = 1 << 26  # of what a sample's outputs take; those of all samples are kept
 
 
 def gradients(
@@ -54,7 +55,10 @@ def gradients(
         return Gradients(), []
     wanted = (t for t in plan.tensors.values() if not isinstance(t.source, Constant | Derived))
     outputs, logits = judged(sizes)
-    heads, found = (*outputs, *logits), adjoint(model, (t.name for t in wanted))
+    heads = (*outputs, *logits)
+    if _size(sizes, heads) > _MOST_SHOWN:
+        heads = ()
+    found = adjoint(model, (t.name for t in wanted))
     if found is not None:
         try:
             seen = _there_and_back(model, sizes, found, heads, kept)
@@ -90,9 +94,13 @@ def _there(
 
 
 def _bytes(sizes: Graph) -> int:
-    made = (sizes.shape(o) for node in sizes.nodes for o in node.output if o)
-    total = sum(4 * prod(d or 1 for d in shape or ()) for shape in made)
-    return total + sum(tensor_bytes(t) for t in sizes.constants.values())
+    made = (o for node in sizes.nodes for o in node.output if o)
+    return _size(sizes, made) + sum(tensor_bytes(t) for t in sizes.constants.values())
+
+
+def _size(sizes: Graph, names: Iterable[str]) -> int:
+    """Bytes of some tensors of float32."""
+    return sum(4 * prod(d or 1 for d in sizes.shape(name) or ()) for name in names)
 
 
 def gains_of(found: Gradients, summaries: Mapping[str, Any]) -> dict[str, float]:
