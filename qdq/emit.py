@@ -21,6 +21,7 @@ from onnx import helper, numpy_helper
 
 from qdq.affine import quantize
 from qdq.bias_scale import quantize_bias
+from qdq.forms import Follower, Rewrite
 from qdq.graph import Graph, captured_names
 from qdq.placement import Unit
 from qdq.plan import Plan
@@ -28,7 +29,7 @@ from qdq.problem import Derived
 from qdq.solve import Solution
 from qdq.spec import QuantParams
 from qdq.weights import copy_into
-from qdq.wiring import Rewrite, clamps_to_drop, wire
+from qdq.wiring import clamps_to_drop, wire
 
 __all__ = ["emit"]
 
@@ -100,8 +101,8 @@ class _Emitter:
         self.nodes.append(node)
         if node.name in self.wiring.rewritten:
             _rewrite(node, self.wiring.rewritten[node.name])
-        if node.name in self.wiring.hidden:
-            self._hide(original, node)
+        if node.name in self.wiring.followed:
+            self._follow(original, node, self.wiring.followed[node.name])
         for name in original.output:
             self._after(name)
 
@@ -121,17 +122,19 @@ class _Emitter:
             return self._constant(name)
         return name
 
-    def _hide(self, original: onnx.NodeProto, node: onnx.NodeProto) -> None:
-        """Put an identity behind a node, so that onnxruntime does not see what comes next.
-
-        A LeakyRelu with slope 1 changes nothing, is fused into the float kernel at no cost, and
-        survives the runtime's optimizer.
-        """
-        inner = self.graph.fresh(f"{original.output[0]}_float")
+    def _follow(self, original: onnx.NodeProto, node: onnx.NodeProto, follower: Follower) -> None:
+        """Put another node between a node and its readers."""
+        inner = self.graph.fresh(f"{original.output[0]}_{follower.before}")
         outer = node.output[0]
         node.output[0] = inner
-        name = self.graph.fresh(f"{original.name}_stays_float")
-        self.nodes.append(helper.make_node("LeakyRelu", [inner], [outer], name=name, alpha=1.0))
+        made = helper.make_node(
+            follower.op_type,
+            [inner],
+            [outer],
+            name=self.graph.fresh(f"{original.name}_{follower.label}"),
+            alpha=follower.alpha,
+        )
+        self.nodes.append(made)
 
     # -- activations ------------------------------------------------------------------------
 

@@ -50,10 +50,8 @@ class Target:
         weighs_costs: place integer kernels only where they pay (needs measured costs).
         saturates: sums of two products saturate at 16 bits, so weight scales have to avoid that.
         one_type: a kernel's activations must all have the same integer type.
-        one_swish: a float ``x * Sigmoid(x)`` behind an integer kernel is written as one operator
-            of the runtime's own, QuickGelu of com.microsoft.
-        separate_norms: a float Add in front of a LayerNormalization is written as a Sum, since
-            the kernel that the runtime makes of both is slow.
+        tunes_float: float nodes are written in the form that the runtime runs fastest, with
+            operators of its own among them (``qdq.forms``).
     """
 
     name: str
@@ -64,8 +62,7 @@ class Target:
     weighs_costs: bool = True
     one_type: bool = True
     saturates: bool = False
-    one_swish: bool = False
-    separate_norms: bool = False
+    tunes_float: bool = False
     _portable: Kernel = field(default=Kernel(fused=""), repr=False)
 
     def kernel(self, op_type: str) -> Kernel | None:
@@ -107,8 +104,7 @@ _SAME = ("DepthToSpace", "Expand", "Flatten", "Gather", "GatherElements", "MaxPo
 
 ORT_CPU = Target(
     name="onnxruntime CPU",
-    one_swish=True,
-    separate_norms=True,
+    tunes_float=True,
     activations=frozenset({UINT8, INT8}),
     weights=frozenset({INT8, UINT8}),
     kernels={

@@ -1,20 +1,20 @@
 """Who reads what as codes, and which float nodes onnxruntime must be kept away from."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
+from qdq.forms import IDENTITY, SUM, Follower, Forms, Rewrite, tuned
 from qdq.graph import Graph
 from qdq.ops import demand_of
 from qdq.ops.demand import Demand, SameAs
 from qdq.placement import Unit
-from qdq.placement.wholes import gate_of
 from qdq.plan import Plan
 from qdq.spec import QuantParams
 from qdq.views import node_view
 
-__all__ = ["Rewrite", "Wiring", "clamps_that_stay", "clamps_to_drop", "wire"]
+__all__ = ["Wiring", "clamps_that_stay", "clamps_to_drop", "wire"]
 
 # onnxruntime quantizes these itself when a session loads, if they stand between a DQ and a Q:
 # Conv, ConvTranspose and Gemm from float constants, without any guard of the bias; AveragePool
@@ -26,23 +26,6 @@ SLOWED_BY_Q = frozenset({"MaxPool"})
 _HALF = 0.501  # of a code; a bound in the middle between two is not cut, however it is rounded
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rewrite:
-    """What a float node is written as, which computes the same.
-
-    Attributes:
-        op_type, domain: the operator.
-        slots: the inputs that it has, as slots of the node; None for all.
-        attributes: those that it has besides the node's own.
-    """
-
-    op_type: str
-    domain: str = ""
-    slots: tuple[int, ...] | None = None
-    attributes: Mapping[str, float] = field(default_factory=dict)
-
-
-_SUM = Rewrite(op_type="Sum")
 _SLOPED = Rewrite(op_type="LeakyRelu", attributes={"alpha": 0.0})
 
 
@@ -54,8 +37,8 @@ class Wiring:
         made: tensors that an integer kernel hands out as codes.
         read: tensor → names of the nodes that read it as codes.
         units: the integer units by node name.
-        hidden: nodes that need an identity behind them: it hides a Q from the runtime, which would
-            run a float node on integers, or a Clip, which would keep an integer one in float.
+        followed: node → what is written behind it. An identity hides a Q from the runtime, which
+            would run a float node on integers, or a Clip, which would keep an integer one in float.
         rewritten: float nodes that are written as another operator.
         merged: float nodes that are part of one of those, and not written.
     """
@@ -63,7 +46,7 @@ class Wiring:
     made: frozenset[str]
     read: Mapping[str, frozenset[str]]
     units: Mapping[str, Unit]
-    hidden: frozenset[str]
+    followed: Mapping[str, Follower]
     rewritten: Mapping[str, Rewrite]
     merged: frozenset[str]
 
@@ -92,16 +75,14 @@ def wire(graph: Graph, plan: Plan, floats: Mapping[str, str]) -> Wiring:
         for name, unit in units.items()
         if unit.clamp and unit.clamp not in rewritten and made.isdisjoint(unit.outputs)
     }
-    if plan.target.separate_norms:
-        rewritten |= _residuals(graph, units)
-    swishes = _swishes(graph, made, units) if plan.target.one_swish else {}
+    forms = tuned(graph, made, units) if plan.target.tunes_float else Forms()
     return Wiring(
         made=frozenset(made),
         read={k: frozenset(v) for k, v in read.items()},
         units=units,
-        hidden=frozenset(hidden | clips),
-        rewritten=rewritten | {closing: rewrite for closing, rewrite in swishes.values()},
-        merged=frozenset(swishes),
+        followed={**forms.followed, **dict.fromkeys(sorted(hidden | clips), IDENTITY)},
+        rewritten={**forms.rewritten, **rewritten},
+        merged=forms.merged,
     )
 
 
@@ -125,51 +106,8 @@ def _rewritten(graph: Graph, made: set[str], units: Mapping[str, Unit]) -> dict[
             if node.op_type == "Relu" and node.name == unit.clamp:
                 found[node.name] = _SLOPED
             elif node.op_type == "Add" and unit.view.op_type == "MatMul" and flat:
-                found[node.name] = _SUM
+                found[node.name] = SUM
     return found
-
-
-def _residuals(graph: Graph, units: Mapping[str, Unit]) -> dict[str, Rewrite]:
-    """Float sums in front of a LayerNormalization.
-
-    onnxruntime fuses the two into SkipLayerNormalization, whose kernel adds one value after the
-    other: it was measured to take three times as long as the two kernels. A Sum is not fused.
-    """
-    makers = (
-        graph.nodes[index]
-        for node in graph.nodes
-        if node.op_type == "LayerNormalization" and node.name not in units
-        for index in [graph.producer.get(node.input[0])]
-        if index is not None
-    )
-    return {n.name: _SUM for n in makers if n.op_type == "Add" and n.name not in units}
-
-
-def _swishes(
-    graph: Graph, made: set[str], units: Mapping[str, Unit]
-) -> dict[str, tuple[str, Rewrite]]:
-    """Float ``x * Sigmoid(x)`` behind an integer kernel: Sigmoid → the Mul, and what that becomes.
-
-    The runtime makes one operator of the two by itself, but gives each reader of a DQ one of its
-    own before; then they do not read the same tensor any more. As one node they are one reader.
-    """
-    found = {}
-    for index, node in enumerate(graph.nodes):
-        gate = gate_of(graph, index, "Sigmoid")
-        if gate is None or node.name in units:
-            continue
-        sigmoid = graph.nodes[gate]
-        x = sigmoid.input[0]
-        if x in made and sigmoid.name not in units and graph.only_use(sigmoid.output[0]):
-            found[sigmoid.name] = (node.name, _swish(list(node.input).index(x)))
-    return found
-
-
-def _swish(slot: int) -> Rewrite:
-    """QuickGelu: ``x * Sigmoid(alpha * x)``."""
-    return Rewrite(
-        op_type="QuickGelu", domain="com.microsoft", slots=(slot,), attributes={"alpha": 1.0}
-    )
 
 
 def _hidden(graph: Graph, made: set[str], read: set[str], units: Mapping[str, Unit]) -> set[str]:

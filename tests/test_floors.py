@@ -17,9 +17,9 @@ SPREAD = frozenset({"balancing", "placement"})
 FLOORS = (
     {"errors", "version", "balancing"},
     {"spec"},
-    {"affine", "calibrate", "data", "extent", "files", "graph", "modelio", "ops", "prepare",
-     "problem", "ranges", "rules", "scheme", "session", "statistics", "targets", "timing",
-     "views", "weights",
+    {"affine", "calibrate", "data", "extent", "files", "forms", "graph", "modelio", "ops",
+     "prepare", "problem", "ranges", "rules", "scheme", "session", "statistics", "targets",
+     "timing", "views", "weights",
      "balancing.dividing", "balancing.equalizing", "balancing.smoothing",
      "placement.cost_table", "placement.costs", "placement.harm", "placement.mincut",
      "placement.adjoint", "placement.gradients", "placement.tape",

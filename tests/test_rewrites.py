@@ -47,7 +47,7 @@ def test_it_computes_what_two_nodes_do() -> None:
     net = between(*SWISH).model()
     data = samples(net, 4)
     _, outcome = quantized(net, data, scheme=FLOATS)
-    _, apart = quantized(net, data, scheme=FLOATS, target=replace(FORCED, one_swish=False))
+    _, apart = quantized(net, data, scheme=FLOATS, target=replace(FORCED, tunes_float=False))
     assert (apart.ops["QuickGelu"], apart.ops["DequantizeLinear"]) == (0, 3)
     np.testing.assert_allclose(outcome.fused, apart.fused, atol=2e-2)
     assert abs(outcome.sqnr - apart.sqnr) < 0.5
@@ -113,7 +113,7 @@ def test_the_plan_pays_for_one_dq() -> None:
         make_plan(
             prepare(net),
             FLOATS,
-            replace(ORT_CPU, one_swish=one),
+            replace(ORT_CPU, tunes_float=one),
             Weighing(noise=0, least=0),
         )
         for one in (True, False)
@@ -152,7 +152,7 @@ def test_a_residual_sum_is_not_fused_into_its_norm() -> None:
     assert outcome.ops["LayerNormalization"] == 1
     assert outcome.steps_apart <= 1
     assert outcome.sqnr > 35
-    _, fused = quantized(net, data, scheme=KEPT, target=replace(FORCED, separate_norms=False))
+    _, fused = quantized(net, data, scheme=KEPT, target=replace(FORCED, tunes_float=False))
     assert fused.ops["SkipLayerNormalization"] == 1
     np.testing.assert_allclose(outcome.fused, fused.fused, atol=1e-5)
 
@@ -173,3 +173,71 @@ def test_an_integer_sum_keeps_its_kernel() -> None:
     assert "Add_s" in result.plan.quantized
     assert "Sum" not in written(result.model)
     assert outcome.ops["QLinearAdd"] == 1
+
+
+def attention(mask: float, readers: str = "MatMul") -> onnx.ModelProto:
+    """Scores + relative bias + mask → Reshape → Softmax → product, as windowed attention has it."""
+    r = np.random.default_rng(5)
+    hidden = np.where(r.random((2, 1, 16, 16)) < 0.4, np.float32(mask), np.float32(0))
+    constants = {
+        "w": weights(16, 16),
+        "bias": r.standard_normal((1, 1, 16, 16)).astype(np.float32),
+        "mask": hidden.astype(np.float32),
+        "shape": np.array([4, 16, 16], np.int64),
+    }
+    nodes = [
+        node("MatMul", ["x", "w"], "scores"),
+        node("Add", ["scores", "mask"], "masked"),
+        node("Add", ["masked", "bias"], "shifted"),
+        node("Reshape", ["shifted", "shape"], "flat"),
+        node("Softmax", ["flat"], "p", axis=-1),
+        node(readers, ["p", "v"] if readers == "MatMul" else ["p"], "y"),
+    ]
+    inputs = {"x": [2, 2, 16, 16], "v": [4, 16, 8]}
+    shape = [4, 16, 8] if readers == "MatMul" else [4, 16, 16]
+    if readers != "MatMul":
+        del inputs["v"]
+    return model(nodes, inputs, {"y": shape}, constants)
+
+
+def inputs_of(net: onnx.ModelProto, count: int) -> list[dict[str, np.ndarray]]:
+    r = np.random.default_rng(3)
+    shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in net.graph.input}
+    return [
+        {n: r.standard_normal(s).astype(np.float32) for n, s in shapes.items()}
+        for _ in range(count)
+    ]
+
+
+FLOAT_ONLY = Scheme(rules=(Rule(nodes=".*", keep_float=True),))
+
+
+def test_what_a_mask_leaves_of_a_probability_is_zero() -> None:
+    net = attention(-100.0)
+    result, outcome = quantized(net, inputs_of(net, 3), scheme=FLOAT_ONLY)
+    assert written(result.model).count("ThresholdedRelu") == 1
+    np.testing.assert_allclose(outcome.fused, outcome.exact, rtol=1e-6, atol=1e-12)
+    np.testing.assert_allclose(outcome.unfused, outcome.exact, rtol=1e-5, atol=1e-6)
+    (made,) = [n for n in result.model.graph.node if n.op_type == "ThresholdedRelu"]
+    assert (made.name, list(made.input), list(made.output)) == (
+        "Softmax_p_cleaned",
+        ["p_all"],
+        ["p"],
+    )
+
+
+@pytest.mark.parametrize(
+    "net",
+    [attention(-10.0), attention(-1e4), attention(-3.4e38), attention(-100.0, readers="Abs")],
+    ids=["shallow", "deep", "deepest", "no product"],
+)
+def test_other_masks_leave_no_denormals_or_do_no_harm(net: onnx.ModelProto) -> None:
+    result, outcome = quantized(net, inputs_of(net, 3), scheme=FLOAT_ONLY)
+    assert "ThresholdedRelu" not in written(result.model)
+    np.testing.assert_allclose(outcome.fused, outcome.exact, rtol=1e-5, atol=1e-6)
+
+
+def test_the_portable_target_has_standard_forms() -> None:
+    for net in (attention(-100.0), residual_norm()):
+        made = run(net, inputs_of(net, 2), target=PORTABLE, scheme=FLOAT_ONLY).model
+        assert not {"ThresholdedRelu", "Sum", "QuickGelu"} & set(written(made))

@@ -32,7 +32,7 @@ def plain_network(
     merged = frozenset(
         closing
         for closing, gate in gates.items()
-        if target.one_swish and graph.only_use(units[gate - FIRST].outputs[0])
+        if target.tunes_float and graph.only_use(units[gate - FIRST].outputs[0])
     )
     fused = _fused(graph, units, producer, sizes, weighing)
     fused |= _turned(graph, units, sizes, weighing)

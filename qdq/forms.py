@@ -1,0 +1,134 @@
+"""Float nodes in the form that onnxruntime runs fastest; what they compute is the same."""
+
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, field
+
+from qdq.graph import Graph
+from qdq.placement.wholes import denormal_softmax, gate_of
+
+__all__ = ["IDENTITY", "SUM", "Follower", "Forms", "Rewrite", "tuned"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rewrite:
+    """What a float node is written as, which computes the same.
+
+    Attributes:
+        op_type, domain: the operator.
+        slots: the inputs that it has, as slots of the node; None for all.
+        attributes: those that it has besides the node's own.
+    """
+
+    op_type: str
+    domain: str = ""
+    slots: tuple[int, ...] | None = None
+    attributes: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Follower:
+    """A node that is written behind another one.
+
+    Attributes:
+        op_type, alpha: the operator, and its attribute.
+        before: what is appended to the name of the tensor between the two.
+        label: what is appended to the name of the node in front.
+    """
+
+    op_type: str
+    alpha: float
+    before: str
+    label: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forms:
+    """How float nodes are written.
+
+    Attributes:
+        rewritten: node → the operator that it becomes.
+        merged: nodes that are part of one of those, and not written.
+        followed: node → what is written behind it.
+    """
+
+    rewritten: Mapping[str, Rewrite] = field(default_factory=dict)
+    merged: frozenset[str] = frozenset()
+    followed: Mapping[str, Follower] = field(default_factory=dict)
+
+
+SUM = Rewrite(op_type="Sum")
+
+IDENTITY = Follower(op_type="LeakyRelu", alpha=1.0, before="float", label="stays_float")
+"""It changes nothing, is fused into a float kernel at no cost, and survives the runtime's
+optimizer; so it hides from that what comes next."""
+
+ZEROS = Follower(op_type="ThresholdedRelu", alpha=1e-20, before="all", label="cleaned")
+"""Makes 0 of what is next to 0. Processors take a hundred times as long for denormal numbers, and
+what is masked by -100 has a probability of some 1e-44. Beside others, which are 1 together,
+anything below 1e-20 is less than a rounding."""
+
+
+def tuned(graph: Graph, made: Container[str], integer: Container[str]) -> Forms:
+    """The forms of the float nodes of a model.
+
+    Args:
+        graph: the prepared model.
+        made: tensors that an integer kernel hands out as codes.
+        integer: names of the integer nodes.
+    """
+    swishes = _swishes(graph, made, integer)
+    return Forms(
+        rewritten={
+            **_residuals(graph, integer),
+            **{closing: rewrite for closing, rewrite in swishes.values()},
+        },
+        merged=frozenset(swishes),
+        followed={
+            node.name: ZEROS
+            for index, node in enumerate(graph.nodes)
+            if node.name not in integer and denormal_softmax(graph, index)
+        },
+    )
+
+
+def _swishes(
+    graph: Graph, made: Container[str], integer: Container[str]
+) -> dict[str, tuple[str, Rewrite]]:
+    """Float ``x * Sigmoid(x)`` behind an integer kernel: Sigmoid → the Mul, and what that becomes.
+
+    The runtime makes one operator of the two by itself, but gives each reader of a DQ one of its
+    own before; then they do not read the same tensor any more. As one node they are one reader.
+    """
+    found = {}
+    for index, node in enumerate(graph.nodes):
+        gate = gate_of(graph, index, "Sigmoid")
+        if gate is None or node.name in integer:
+            continue
+        sigmoid = graph.nodes[gate]
+        x = sigmoid.input[0]
+        if x in made and sigmoid.name not in integer and graph.only_use(sigmoid.output[0]):
+            found[sigmoid.name] = (node.name, _swish(list(node.input).index(x)))
+    return found
+
+
+def _swish(slot: int) -> Rewrite:
+    """QuickGelu: ``x * Sigmoid(alpha * x)``."""
+    return Rewrite(
+        op_type="QuickGelu", domain="com.microsoft", slots=(slot,), attributes={"alpha": 1.0}
+    )
+
+
+def _residuals(graph: Graph, integer: Container[str]) -> dict[str, Rewrite]:
+    """Float sums in front of a LayerNormalization.
+
+    onnxruntime fuses the two into SkipLayerNormalization, whose kernel adds one value after the
+    other: it was measured to take three times as long as the two kernels. A Sum is not fused.
+    """
+    makers = (
+        graph.nodes[index]
+        for node in graph.nodes
+        if node.op_type == "LayerNormalization" and node.name not in integer
+        for index in [graph.producer.get(node.input[0])]
+        if index is not None
+    )
+    return {n.name: SUM for n in makers if n.op_type == "Add" and n.name not in integer}
