@@ -38,7 +38,9 @@ _FEW = 2.5  # and integer convolutions per multiplication where not one block of
 _UNBLOCKED = frozenset({"Conv.gathered", "Conv.volume"})
 _UNPACKED = 4.5  # float pointwise ones with less than one block of inputs, per multiplication
 _SHORT = 1.3  # and those with a window of three columns at most
-_FLAT = 2.5  # and dense ones over images of one column, since they take positions of a row at once
+# Dense ones sum up several positions of a row, and up to four blocks of outputs, at a time; over
+# images of one column, with few blocks, there are too few sums to fill the processor.
+_FLAT = {1: 2.9, 2: 1.9, 3: 1.6, 4: 1.3}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +126,7 @@ def float_cost(kind: str, features: Features) -> float:
     elif few and features.taps <= 3 * features.rows:
         padding = _SHORT
     elif features.flat and kind == "Conv.dense":
-        padding *= _FLAT
+        padding *= _FLAT.get(-(-features.channels_out // _BLOCK), 1.0)
     return _evaluate(found, features, macs=_macs(kind, features) * padding)
 
 
