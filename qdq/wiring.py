@@ -10,6 +10,7 @@ from qdq.graph import Graph
 from qdq.ops import demand_of
 from qdq.ops.demand import Demand, SameAs
 from qdq.placement import Unit
+from qdq.placement.weighing import kind_of
 from qdq.plan import Plan
 from qdq.spec import QuantParams
 from qdq.views import node_view
@@ -23,6 +24,8 @@ SELF_QUANTIZED = frozenset({"Conv", "ConvTranspose", "Gemm", "AveragePool"})
 # onnxruntime moves a Q backward over a float MaxPool; what it then runs, a MaxPool of uint8 in
 # channels-first layout, was measured to take fifty times as long as the float one.
 SLOWED_BY_Q = frozenset({"MaxPool"})
+# It moves them over a Transpose as well, and one of this kind is slow with codes.
+_SLOW_TRANSPOSE = "Transpose.runs"
 _HALF = 0.501  # of a code; a bound in the middle between two is not cut, however it is rounded
 
 
@@ -131,15 +134,29 @@ def _hidden(graph: Graph, made: set[str], read: set[str], units: Mapping[str, Un
             before_q.add(node.input[0])
     mixed = {t for t in before_q - made if graph.only_use(t) is None}
     products = {name for name, u in units.items() if not mixed.isdisjoint(u.view.outputs)}
-    return products | {
-        graph.nodes[i].name
-        for i in floats
-        if graph.nodes[i].output[0] in before_q
-        and (
-            graph.nodes[i].op_type in SLOWED_BY_Q
-            or (graph.nodes[i].op_type in SELF_QUANTIZED and graph.nodes[i].input[0] in behind_dq)
-        )
+    slow = {i for i in moving if kind_of(node_view(graph, i), graph.shape) == _SLOW_TRANSPOSE}
+    makers = {
+        graph.producer[graph.nodes[i].input[0]]
+        for i in slow
+        if graph.nodes[i].input[0] in behind_dq
     }
+    return (
+        products
+        | {graph.nodes[i].name for i in makers & moving}
+        | {
+            graph.nodes[i].name
+            for i in floats
+            if graph.nodes[i].output[0] in before_q
+            and (
+                i in slow
+                or graph.nodes[i].op_type in SLOWED_BY_Q
+                or (
+                    graph.nodes[i].op_type in SELF_QUANTIZED
+                    and graph.nodes[i].input[0] in behind_dq
+                )
+            )
+        }
+    )
 
 
 def _moves(graph: Graph, index: int) -> bool:

@@ -19,7 +19,7 @@ from qdq.placement.costs import (
     quantize_cost,
     reorder_cost,
 )
-from qdq.placement.weighing import features_of
+from qdq.placement.weighing import features_of, kind_of
 
 sizes = st.integers(1, 1 << 20)
 
@@ -287,3 +287,28 @@ def test_recurrent_kernels_read_all_weights_at_each_step(op, x, hidden, micros):
     }
     cost = float_cost(op, features_of(view, ("y",), shapes.get))
     assert cost == pytest.approx(1e3 * micros, rel=0.25)
+
+
+@pytest.mark.parametrize(
+    ("shape", "order", "kind"),
+    [
+        ((64, 2, 16, 2), (0, 2, 1, 3), "Transpose.runs"),
+        ((64, 8, 2, 2), (1, 0, 2, 3), "Transpose.runs"),
+        ((64, 2, 16, 3), (0, 2, 1, 3), "Transpose"),
+        ((1, 64, 4, 32), (0, 2, 1, 3), "Transpose"),
+        ((1, 64, 2, 2), (0, 1, 3, 2), "Transpose"),
+        ((2, 2), None, "Transpose"),
+    ],
+)
+def test_transposes_of_short_runs(shape, order, kind):
+    attributes = {} if order is None else {"perm": list(order)}
+    view = NodeView(
+        name="t",
+        op_type="Transpose",
+        inputs=(TensorView(name="x", shape=shape),),
+        outputs=("y",),
+        attributes=attributes,
+    )
+    assert kind_of(view, {"x": shape, "y": shape}.get) == kind
+    features = Features(inputs=1 << 16, outputs=1 << 16)
+    assert (int8_cost(kind, features) > 5 * float_cost(kind, features)) == (kind != "Transpose")

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import pytest
-from chains import between, samples
+from chains import Net, between, samples
 from harness import FORCED, compare, quantized
 from models import model, node, weights
 
@@ -241,3 +241,21 @@ def test_the_portable_target_has_standard_forms() -> None:
     for net in (attention(-100.0), residual_norm()):
         made = run(net, inputs_of(net, 2), target=PORTABLE, scheme=FLOAT_ONLY).model
         assert not {"ThresholdedRelu", "Sum", "QuickGelu"} & set(written(made))
+
+
+def test_short_runs_are_not_moved_as_codes() -> None:
+    """The runtime would move the DQ and the Q over what only moves values."""
+    net = Net().linear("x", "a")
+    net.op("Reshape", "a split", "s").op("Transpose", "s", "t", perm=[0, 2, 1, 3])
+    net.op("Reshape", "t whole", "m").linear("m", "y")
+    net.constants["split"] = np.array([32, 2, 4, 2], np.int64)
+    net.constants["whole"] = np.array([1, 8, 8, 8], np.int64)
+    exact = net.model()
+    data = samples(exact, 4)
+    scheme = Scheme(rules=(Rule(op_types=("Conv",), only=True),))
+    result, outcome = quantized(exact, data, scheme=scheme)
+    names = {n.name for n in result.model.graph.node if n.op_type == "LeakyRelu"}
+    assert names == {"Reshape_s_stays_float", "Transpose_t_stays_float"}
+    assert (outcome.ops["QLinearConv"], outcome.ops["LeakyRelu"]) == (2, 2)
+    assert outcome.steps_apart <= 1
+    assert outcome.sqnr > 35

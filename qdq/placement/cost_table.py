@@ -134,7 +134,7 @@ FLOAT: Mapping[str, Coefficients] = {
     "Split": _elementwise(0.075, fixed=800),
     **_each(_elementwise(0.05), "Slice", "Gather", "Expand", "Tile"),
     "Pad": _elementwise(0.06),
-    "Transpose": _serial(0.15),
+    **_each(_serial(0.15), "Transpose", "Transpose.runs"),
     "DepthToSpace": _serial(0.2),
     "Resize": _elementwise(0.09),
     "Resize.last": _serial(0.6),
@@ -199,6 +199,7 @@ INT8: Mapping[str, Coefficients] = {
     "Concat": _serial(0.25),  # inputs with scales of their own, as nearly all, are looked up
     "Slice": _serial(0.05),
     "Transpose": _serial(0.12),
+    "Transpose.runs": _serial(4.0),  # 5 to 35 ns for each 2 or 4 codes that stay together
     "DepthToSpace": _serial(0.15),
     "Resize": _serial(0.09),
     "MaxPool": Coefficients(tap=0.8),

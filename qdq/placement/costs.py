@@ -22,6 +22,7 @@ from qdq.placement.cost_table import (
 
 __all__ = [
     "RECURRENT",
+    "SLOW_RUNS",
     "Features",
     "conv_kind",
     "dequantize_cost",
@@ -32,6 +33,7 @@ __all__ = [
 ]
 
 RECURRENT = frozenset({"GRU", "LSTM", "RNN"})
+SLOW_RUNS = frozenset({2, 4})  # codes that a Transpose keeps side by side, and moves slowly
 _BLOCK = 16  # channels that the convolution kernels work on at once
 _RAGGED = 2.0  # integer depthwise kernels are this much slower where blocks are not full
 _FEW = 2.5  # and integer convolutions per multiplication where not one block of outputs is full

@@ -42,6 +42,8 @@ def kind_of(view: NodeView, shapes: Shapes, *, silu: bool = False) -> str:
         )
     if view.op_type == "MatMul" and not view.inputs[1].constant:
         return "MatMul.dynamic"
+    if view.op_type == "Transpose" and _run(view, shapes) in costs.SLOW_RUNS:
+        return "Transpose.runs"
     if view.op_type in ("Add", "Mul") and len(view.inputs) == 2:
         if silu:
             return "Mul.silu"
@@ -51,6 +53,16 @@ def kind_of(view: NodeView, shapes: Shapes, *, silu: bool = False) -> str:
             return f"{view.op_type}.scalar"
         return f"{view.op_type}.channel" if small < large else view.op_type
     return view.op_type
+
+
+def _run(view: NodeView, shapes: Shapes) -> int:
+    """How many values a Transpose keeps side by side: the product of the last axes that stay."""
+    shape = _known(shapes(view.inputs[0].name) or ())
+    order = view.attributes.get("perm")
+    if not isinstance(order, list | tuple) or len(order) != len(shape):
+        return 1
+    moved = [axis for axis, source in enumerate(order) if axis != source]
+    return prod(shape[moved[-1] + 1 :]) if moved else prod(shape)
 
 
 def _known(dims: tuple[int | None, ...]) -> tuple[int, ...]:
