@@ -11,7 +11,7 @@ import onnx
 
 from qdq.calibrate import MSE, Calibrator
 from qdq.choice import Wish, choose
-from qdq.emit import emit
+from qdq.emit import stamp
 from qdq.errors import ConfigError
 from qdq.evidence import make_problem
 from qdq.history import (
@@ -128,8 +128,8 @@ def run(
         "equalized": equalization_history(evidence.equalizations),
         "changes": scale_history(solution.changes, {n.weight for n in plan.linears}),
     }
-    emitted = emit(evidence.model, plan, solution, metadata)
-    model = verify(emitted, start.first, start.prepared)
+    stamp(chosen.model, evidence.model, metadata)
+    model = verify(chosen.model, start.first, start.prepared)
     return Result(model=model, plan=plan, solution=solution, harm=evidence.noise)
 
 

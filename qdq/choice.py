@@ -3,7 +3,8 @@
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import onnx
@@ -95,10 +96,11 @@ def _check_number(option: str, value: object, above: float, wanted: str) -> None
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chosen:
-    """A plan, with the parameters of its tensors, and by what it was chosen."""
+    """A plan, with the parameters of its tensors, what was emitted, and by what it was chosen."""
 
     plan: Plan
     solution: Solution
+    model: onnx.ModelProto
     by: Mapping[str, object]
 
 
@@ -116,33 +118,37 @@ def choose(
     """
     solver = _Solver(evidence, steps)
     if not start.rated:
-        plan = evidence.plan
-        return Chosen(plan=plan, solution=solver.solution(plan), by={"by": "elements"})
+        return solver.chosen(evidence.plan, {"by": "elements"})
     frontier = Frontier(evidence.plan_for, evidence.plan, evidence.noise)
     found = frontier.widest
     if found.plan.quantized:
-        found = _found(wish, frontier, model, start, evidence, solver.emitted)
+        emitted = partial(_emitted, solver)
+        found = _found(wish, frontier, model, start, evidence, emitted)
     for name in sorted(evidence.plan.ruled - found.plan.tensors.keys()):
         log.warning("the rules for tensor '%s' do nothing: the nodes around it stay float", name)
-    by = {"by": "noise", "worth": found.worth}
-    return Chosen(plan=found.plan, solution=solver.solution(found.plan), by=by)
+    return solver.chosen(found.plan, {"by": "noise", "worth": found.worth})
 
 
 @dataclass(slots=True)
 class _Solver:
-    """Solves plans, none of them twice in a row."""
+    """Solves and emits plans, none of them twice in a row."""
 
     evidence: Evidence
     steps: Sequence[Step]
-    last: tuple[Plan, Solution] | None = field(default=None, init=False)
+    last: Chosen | None = field(default=None, init=False)
 
-    def solution(self, plan: Plan) -> Solution:
-        if self.last is None or self.last[0] is not plan:
-            self.last = plan, solved(self.evidence, plan, self.steps)
-        return self.last[1]
+    def chosen(self, plan: Plan, by: Mapping[str, object]) -> Chosen:
+        if self.last is not None and self.last.plan is plan:
+            return replace(self.last, by=by)
+        self.last = None  # one model at a time
+        solution = solved(self.evidence, plan, self.steps)
+        model = emit(self.evidence.model, plan, solution)
+        self.last = Chosen(plan=plan, solution=solution, model=model, by=by)
+        return self.last
 
-    def emitted(self, candidate: Candidate) -> onnx.ModelProto:
-        return emit(self.evidence.model, candidate.plan, self.solution(candidate.plan), {})
+
+def _emitted(solver: _Solver, candidate: Candidate) -> onnx.ModelProto:
+    return solver.chosen(candidate.plan, {}).model
 
 
 def _found(

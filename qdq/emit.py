@@ -31,7 +31,7 @@ from qdq.spec import QuantParams
 from qdq.weights import copy_into
 from qdq.wiring import clamps_to_drop, wire
 
-__all__ = ["emit"]
+__all__ = ["emit", "stamp"]
 
 
 def emit(
@@ -80,7 +80,7 @@ class _Emitter:
         for tensor in (*kept, *self.constants):
             # extend() would serialize and parse each one
             copy_into(result.graph.initializer.add(), tensor)
-        _stamp(result, self.model, metadata)
+        stamp(result, self.model, metadata)
         return result
 
     # -- nodes ------------------------------------------------------------------------------
@@ -242,9 +242,14 @@ def _shell(model: onnx.ModelProto) -> onnx.ModelProto:
     return shell
 
 
-def _stamp(
-    result: onnx.ModelProto, source: onnx.ModelProto, metadata: Mapping[str, object]
-) -> None:
+def stamp(result: onnx.ModelProto, source: onnx.ModelProto, metadata: Mapping[str, object]) -> None:
+    """Give an emitted model its metadata, in place, instead of those that it has.
+
+    Args:
+        result: the emitted model.
+        source: the float model, whose own metadata it gets too.
+        metadata: as for ``emit``.
+    """
     props = {p.key: p.value for p in source.metadata_props}
     if source.producer_name:
         props["qdq.source_producer"] = source.producer_name

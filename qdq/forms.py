@@ -3,10 +3,15 @@
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 
+from onnx import TensorProto
+
 from qdq.graph import Graph
-from qdq.placement.wholes import denormal_softmax, gate_of
+from qdq.placement.wholes import PASSED, gate_of
 
 __all__ = ["IDENTITY", "SUM", "Follower", "Forms", "Rewrite", "tuned"]
+
+_UNMASKING = PASSED | {"Add"}  # on the way back from a Softmax to what masks its scores
+_SOFT, _DEEP = -80.0, -130.0  # a mask between these leaves denormal probabilities
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +91,7 @@ def tuned(graph: Graph, made: Container[str], integer: Container[str]) -> Forms:
         followed={
             node.name: ZEROS
             for index, node in enumerate(graph.nodes)
-            if node.name not in integer and denormal_softmax(graph, index)
+            if node.name not in integer and _denormal_softmax(graph, index)
         },
     )
 
@@ -124,11 +129,43 @@ def _residuals(graph: Graph, integer: Container[str]) -> dict[str, Rewrite]:
     onnxruntime fuses the two into SkipLayerNormalization, whose kernel adds one value after the
     other: it was measured to take three times as long as the two kernels. A Sum is not fused.
     """
-    makers = (
-        graph.nodes[index]
-        for node in graph.nodes
-        if node.op_type == "LayerNormalization" and node.name not in integer
-        for index in [graph.producer.get(node.input[0])]
-        if index is not None
-    )
-    return {n.name: SUM for n in makers if n.op_type == "Add" and n.name not in integer}
+    found = {}
+    for node in graph.nodes:
+        maker = graph.producer.get(node.input[0]) if node.op_type == "LayerNormalization" else None
+        if maker is None or node.name in integer:
+            continue
+        before = graph.nodes[maker]
+        if before.op_type == "Add" and before.name not in integer:
+            found[before.name] = SUM
+    return found
+
+
+def _denormal_softmax(graph: Graph, index: int) -> bool:
+    """Whether a node is a Softmax in front of a MatMul whose probabilities may be denormal.
+
+    That is where a constant mask of some -100 is added to the scores: exp(-88) is the smallest
+    normal number. What is masked by far more is 0 in onnxruntime.
+    """
+    node = graph.nodes[index]
+    if node.op_type != "Softmax":
+        return False
+    if not any(graph.nodes[use.node].op_type == "MatMul" for use in graph.uses(node.output[0])):
+        return False
+    name = node.input[0]
+    while (maker := graph.producer.get(name)) is not None:
+        before = graph.nodes[maker]
+        constants = [n for n in before.input if n in graph.constants]
+        open_ends = [n for n in before.input if n not in graph.constants]
+        if before.op_type not in _UNMASKING or len(open_ends) != 1:
+            return False
+        if before.op_type == "Add" and _masks_softly(graph, constants[0]):
+            return True
+        name = open_ends[0]
+    return False
+
+
+def _masks_softly(graph: Graph, name: str) -> bool:
+    if graph.elem_type(name) != TensorProto.FLOAT:
+        return False
+    values = graph.floats(name)
+    return bool(((values > _DEEP) & (values < _SOFT)).any())

@@ -28,7 +28,6 @@ SLOWED_BY_Q = frozenset({"MaxPool"})
 _SLOW_TRANSPOSE = "Transpose.runs"
 _HALF = 0.501  # of a code; a bound in the middle between two is not cut, however it is rounded
 
-
 _SLOPED = Rewrite(op_type="LeakyRelu", attributes={"alpha": 0.0})
 
 
@@ -140,23 +139,16 @@ def _hidden(graph: Graph, made: set[str], read: set[str], units: Mapping[str, Un
         for i in slow
         if graph.nodes[i].input[0] in behind_dq
     }
-    return (
-        products
-        | {graph.nodes[i].name for i in makers & moving}
-        | {
-            graph.nodes[i].name
-            for i in floats
-            if graph.nodes[i].output[0] in before_q
-            and (
-                i in slow
-                or graph.nodes[i].op_type in SLOWED_BY_Q
-                or (
-                    graph.nodes[i].op_type in SELF_QUANTIZED
-                    and graph.nodes[i].input[0] in behind_dq
-                )
-            )
-        }
-    )
+
+    def harmed(i: int) -> bool:
+        """Whether a Q that follows would harm this float node."""
+        node = graph.nodes[i]
+        if i in slow or node.op_type in SLOWED_BY_Q:
+            return True
+        return node.op_type in SELF_QUANTIZED and node.input[0] in behind_dq
+
+    behind = {i for i in floats if graph.nodes[i].output[0] in before_q and harmed(i)}
+    return products | {graph.nodes[i].name for i in behind | (makers & moving)}
 
 
 def _moves(graph: Graph, index: int) -> bool:

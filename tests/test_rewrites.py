@@ -7,7 +7,7 @@ import onnx
 import pytest
 from chains import Net, between, samples
 from harness import FORCED, compare, quantized
-from models import model, node, weights
+from models import feeds, model, node, weights
 
 from qdq import Rule, Scheme
 from qdq.api import run
@@ -19,6 +19,7 @@ from qdq.targets import ORT_CPU, PORTABLE
 SWISH = (("Sigmoid", "a", "g"), ("Mul", "a g", "m"))
 TURNED = (("Sigmoid", "a", "g"), ("Mul", "g a", "m"))
 FLOATS = Scheme(rules=(Rule(op_types=("Sigmoid", "Mul"), keep_float=True),))
+FLOAT_ONLY = Scheme(rules=(Rule(nodes=".*", keep_float=True),))
 
 
 def written(net: onnx.ModelProto) -> list[str]:
@@ -159,9 +160,7 @@ def test_a_residual_sum_is_not_fused_into_its_norm() -> None:
 
 def test_a_model_that_stays_float_gains_too() -> None:
     net = residual_norm()
-    result, outcome = quantized(
-        net, samples(net, 4), scheme=Scheme(rules=(Rule(nodes=".*", keep_float=True),))
-    )
+    result, outcome = quantized(net, samples(net, 4), scheme=FLOAT_ONLY)
     assert not result.plan.quantized
     assert outcome.ops["SkipLayerNormalization"] == 0
     np.testing.assert_allclose(outcome.fused, outcome.exact, atol=1e-5)
@@ -201,15 +200,8 @@ def attention(mask: float, readers: str = "MatMul") -> onnx.ModelProto:
 
 
 def inputs_of(net: onnx.ModelProto, count: int) -> list[dict[str, np.ndarray]]:
-    r = np.random.default_rng(3)
     shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in net.graph.input}
-    return [
-        {n: r.standard_normal(s).astype(np.float32) for n, s in shapes.items()}
-        for _ in range(count)
-    ]
-
-
-FLOAT_ONLY = Scheme(rules=(Rule(nodes=".*", keep_float=True),))
+    return feeds(shapes, count, seed=3)
 
 
 def test_what_a_mask_leaves_of_a_probability_is_zero() -> None:

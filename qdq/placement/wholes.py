@@ -4,19 +4,11 @@ from onnx import TensorProto
 
 from qdq.graph import Graph
 
-__all__ = [
-    "denormal_softmax",
-    "gate_of",
-    "inside_whole",
-    "judged",
-    "logits_of",
-    "softmax_input",
-]
+__all__ = ["PASSED", "gate_of", "inside_whole", "judged", "logits_of", "softmax_input"]
 
 # on the way back from an output to the Softmax or Sigmoid that made its values
-_PASSED = frozenset({"Cast", "Concat", "Flatten", "Identity", "Reshape", "Slice", "Split",
-                     "Squeeze", "Transpose", "Unsqueeze"})  # fmt: skip
-_SOFT, _DEEP = -80.0, -130.0  # a mask between these leaves denormal probabilities
+PASSED = frozenset({"Cast", "Concat", "Flatten", "Identity", "Reshape", "Slice", "Split",
+                    "Squeeze", "Transpose", "Unsqueeze"})  # fmt: skip
 _FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16})
 _SATURATING = frozenset({"HardSigmoid", "LogSoftmax", "Sigmoid", "Softmax"})
 
@@ -97,37 +89,6 @@ def _shifts(graph: Graph, index: int) -> bool:
     )
 
 
-def denormal_softmax(graph: Graph, index: int) -> bool:
-    """Whether a node is a Softmax in front of a MatMul whose probabilities may be denormal.
-
-    That is where a constant mask of some -100 is added to the scores: exp(-88) is the smallest
-    normal number. What is masked by far more is 0 in onnxruntime.
-    """
-    node = graph.nodes[index]
-    if node.op_type != "Softmax":
-        return False
-    if not any(graph.nodes[use.node].op_type == "MatMul" for use in graph.uses(node.output[0])):
-        return False
-    name = node.input[0]
-    while (maker := graph.producer.get(name)) is not None:
-        before = graph.nodes[maker]
-        constants = [n for n in before.input if n in graph.constants]
-        open_ends = [n for n in before.input if n not in graph.constants]
-        if before.op_type not in _PASSED | {"Add"} or len(open_ends) != 1:
-            return False
-        if before.op_type == "Add" and _masks_softly(graph, constants[0]):
-            return True
-        name = open_ends[0]
-    return False
-
-
-def _masks_softly(graph: Graph, name: str) -> bool:
-    if graph.elem_type(name) != TensorProto.FLOAT:
-        return False
-    values = graph.floats(name)
-    return bool(((values > _DEEP) & (values < _SOFT)).any())
-
-
 def logits_of(graph: Graph) -> tuple[str, ...]:
     """Tensors whose Softmax or Sigmoid is (a part of) a model output."""
     found: dict[str, None] = {}
@@ -140,7 +101,7 @@ def logits_of(graph: Graph) -> tuple[str, ...]:
         made_of = node.input[0] if node.op_type in _SATURATING else softmax_input(graph, index)
         if made_of is not None and made_of not in graph.constants:
             found[made_of] = None
-        elif node.op_type in _PASSED:
+        elif node.op_type in PASSED:
             behind = [n for n in node.input if n and n not in graph.constants and n not in seen]
             seen.update(behind)
             waiting.extend(behind)
