@@ -14,6 +14,7 @@ import qdq
 from qdq.api import collect_statistics
 from qdq.placement import gains
 from qdq.placement.adjoint import adjoint
+from qdq.placement.harm import LONE
 from qdq.session import run
 from qdq.statistics.gradients import SAMPLES, Gradients
 from qdq.statistics.observe import Observer
@@ -267,6 +268,18 @@ def test_outputs_that_are_alike_or_opposite_count_by_themselves() -> None:
     for op in ("Neg", "Identity"):
         model = build(f"y = Exp(x) z = {op}(y)", x.shape, {}, out="float[] y, float[] z")
         assert energies(model, {"x": x}, "x")["x"] == pytest.approx(alone, rel=0.25)
+
+
+@pytest.mark.parametrize("bias", [-9.0, 0.5])
+def test_a_lone_logit_is_weighed_by_itself(bias: float) -> None:
+    """Its probability, close to 0 or not, does not count; see ``harm``."""
+    w = np.random.default_rng(0).standard_normal((6, 1)).astype(np.float32)
+    x = np.random.default_rng(1).standard_normal((3, 6)).astype(np.float32) * np.float32(0.1)
+    constants = {"w": w, "b": np.float32(bias)}
+    model = build("m = MatMul(x, w) z = Add(m, b) y = Sigmoid(z)", x.shape, constants)
+    signal = (np.maximum(np.abs(x @ w + bias), LONE) ** 2).sum()
+    found = energies(model, {"x": x}, "x")["x"]
+    assert found == pytest.approx(3 * float((w**2).sum()) / signal, rel=1e-4)
 
 
 BRANCHES = """then_branch = taken () => (float[4,6] u) {u = Tanh(t)},

@@ -13,9 +13,9 @@ from models import feeds, model, node, residual, weights
 import qdq
 from qdq.errors import ConfigError
 from qdq.graph import Graph
-from qdq.placement.harm import decibels, read, relative_error
+from qdq.placement.harm import LONE, Judged, decibels, read, relative_error
 from qdq.placement.trial import Trial
-from qdq.placement.wholes import logits_of
+from qdq.placement.wholes import judged, logits_of
 from qdq.prepare import prepare
 from qdq.statistics.keeping import keep_few
 
@@ -52,22 +52,27 @@ def test_what_cannot_be_compared_is_lost() -> None:
 
 def test_logits_count_around_their_mean() -> None:
     z = np.array([[1.0, -1.0, 2.0]])
+    judged_by = Judged(outputs=("y",), weighed=("y",), logits=("z",))
     for offset in (0.0, 1e4):
-        a = read({"y": z, "z": z + offset}, {"y": z, "z": z + offset + 0.1}, ["y"], ["z"])
+        before, after = {"y": z, "z": z + offset}, {"y": z, "z": z + offset + 0.1}
+        a = read(before, after, judged_by)
         middle = z - z.mean()
         assert a.harm == pytest.approx(0.5 * 0.03 / (middle**2).sum(), rel=1e-3)
+
+
+BOTH = Judged(outputs=("a", "b"), weighed=("a", "b"))
 
 
 def test_decibels_are_those_of_the_worst_output() -> None:
     x = {"a": np.ones(100), "b": np.ones(100)}
     y = {"a": np.full(100, 1.1), "b": np.full(100, 1.01)}
-    assert decibels([read(x, y, ["a", "b"], [])]) == pytest.approx(20, abs=1e-6)
-    assert decibels([read(x, x, ["a", "b"], [])]) == math.inf
+    assert decibels([read(x, y, BOTH)]) == pytest.approx(20, abs=1e-6)
+    assert decibels([read(x, x, BOTH)]) == math.inf
 
 
 def test_decibels_of_an_error_beyond_all_measure() -> None:
     x, lost = {"a": np.ones(3)}, {"a": np.full(3, np.nan)}
-    assert decibels([read(x, lost, ["a"], [])]) < -2900
+    assert decibels([read(x, lost, Judged(outputs=("a",), weighed=("a",)))]) < -2900
 
 
 # -- logits -----------------------------------------------------------------------------------
@@ -91,6 +96,35 @@ def test_logits_behind_movement_and_concat() -> None:
     ]
     net = prepare(model(nodes, {"x": [1, 4, 3, 3]}, {"y": [1, 36]}, {"w": weights(4, 4, 1, 1)}))
     assert logits_of(Graph(net)) == ("cls",)
+
+
+def test_a_probability_that_stands_alone_is_judged_by_its_logit() -> None:
+    def net(*nodes: onnx.NodeProto, out: list[int]) -> Graph:
+        made = model([node("MatMul", ["x", "w"], "z"), *nodes], {"x": [2, 4]}, {"y": out},
+                     {"w": weights(4, out[1]), "to": np.int64([2, out[1]])})  # fmt: skip
+        return Graph(onnx.shape_inference.infer_shapes(made))
+
+    direct = net(node("Sigmoid", ["z"], "y"), out=[2, 1])
+    assert judged(direct) == Judged(outputs=("y",), weighed=(), lone=("z",))
+    assert judged(direct).names == ("y", "z")
+    moved = net(node("Sigmoid", ["z"], "p"), node("Reshape", ["p", "to"], "y"), out=[2, 1])
+    assert judged(moved) == Judged(outputs=("y",), weighed=(), lone=("z",))
+    several = net(node("Sigmoid", ["z"], "y"), out=[2, 3])
+    assert judged(several) == Judged(outputs=("y",), weighed=("y",), logits=("z",))
+    for other in ("Tanh", "Softmax"):
+        assert judged(net(node(other, ["z"], "y"), out=[2, 1])).weighed == ("y",)
+
+
+@pytest.mark.parametrize("logit", [-9.0, -1.0, 0.0, 3.0, 20.0])
+def test_a_lone_logit_has_a_signal_of_its_own(logit: float) -> None:
+    z = np.full((2, 1), logit)
+    only = Judged(outputs=("y",), weighed=(), lone=("z",))
+    found = read({"y": z, "z": z}, {"y": z, "z": z + 0.1}, only)
+    assert found.harm == pytest.approx((0.1 / max(abs(logit), LONE)) ** 2)
+    # at least what the probability moves
+    p, q = (1 / (1 + math.exp(-v)) for v in (logit, logit + 0.1))
+    assert math.sqrt(found.harm) >= abs(p - q) * 0.99 or abs(logit) > LONE
+    assert read({"y": z, "z": z}, {"y": z, "z": np.zeros(2)}, only).harm == 1
 
 
 # -- trials -----------------------------------------------------------------------------------
@@ -140,6 +174,27 @@ def test_logits_count_in_a_trial() -> None:
     trial = Trial(net(0.0), [{"x": np.float32([[60, 0, 0, 0]])}])
     assert trial.sqnr(net(5.0)) > 100  # the probabilities are the same
     assert trial.amplitude(net(5.0)) > 0.05
+
+
+def test_a_classifier_with_one_probability_goes_to_integers() -> None:
+    """Of one logit nothing is left around its mean, so any error was taken for a loss."""
+    nodes = [
+        node("Conv", ["x", "w"], "c", pads=[1] * 4),
+        node("Relu", ["c"], "r"),
+        node("Conv", ["r", "v"], "d", pads=[1] * 4),
+        node("Relu", ["d"], "s"),
+        node("GlobalAveragePool", ["s"], "g"),
+        node("Flatten", ["g"], "f"),
+        node("Gemm", ["f", "m", "b"], "z"),
+        node("Sigmoid", ["z"], "y"),
+    ]
+    constants = {"w": weights(64, 64, 3, 3), "v": weights(64, 64, 3, 3, seed=1),
+                 "m": weights(64, 1), "b": np.float32([-6])}  # fmt: skip
+    net = model(nodes, SHAPE, {"y": [1, 1]}, constants)
+    made = qdq.quantize(net, feeds(SHAPE, 8))
+    found = compare(net, made, feeds(SHAPE, 4, seed=3))
+    assert sum(n.op_type == "QuantizeLinear" for n in made.graph.node) >= 2
+    assert found.sqnr > 20
 
 
 def test_no_floating_point_output_is_an_error() -> None:

@@ -11,7 +11,7 @@ that blows up what is near 0, an average that takes noise out, a gate that is cl
 """
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -22,8 +22,9 @@ from onnx import TensorProto
 import qdq.placement.transposes  # noqa: F401 -- registers its rules
 from qdq.graph import Graph, captured_names
 from qdq.placement.gradients import RULES, Grads
+from qdq.placement.harm import LONE
 from qdq.placement.tape import Tape, UnknownWayError
-from qdq.placement.wholes import logits_of
+from qdq.placement.wholes import judged
 
 __all__ = ["Adjoint", "adjoint"]
 
@@ -63,16 +64,20 @@ def adjoint(model: onnx.ModelProto, tensors: Iterable[str]) -> Adjoint | None:
         nodes without a rule behind each of the tensors.
     """
     graph = Graph(model)
-    outputs = [v.name for v in model.graph.output if graph.elem_type(v.name) == TensorProto.FLOAT]
-    if graph.opset < _OPSET or not outputs:
+    by = judged(graph)
+    if graph.opset < _OPSET or not by.outputs:
         return None
     wanted = [n for n in tensors if n in graph.producer or n in graph.inputs]
     tape = Tape(graph, _live(graph, wanted))
-    logits = [n for n in logits_of(graph) if n not in outputs and n in tape.live]
-    heads = [*(n for n in outputs if n in tape.live), *logits]
+    signals = {
+        **dict.fromkeys(by.weighed, _signal),
+        **dict.fromkeys(by.logits, _differences),
+        **dict.fromkeys(by.lone, _lone),
+    }
+    heads = [n for n in signals if n in tape.live and graph.elem_type(n) in (0, TensorProto.FLOAT)]
     grads: dict[str, list[str]] = {}
     for k, name in enumerate(heads):
-        seed = _seed(tape, name, (k, len(heads)), centred=name in logits)
+        seed = _seed(tape, name, (k, len(heads)), signals[name])
         grads.setdefault(name, []).append(seed)
     dark = _walk(tape, grads)
     known = [n for n in wanted if n in grads and n not in dark and graph.shape(n)]
@@ -147,27 +152,42 @@ def _energies(tape: Tape, values: Sequence[str]) -> str:
     return tape.node("Concat", *found, axis=0)
 
 
-def _seed(tape: Tape, name: str, head: tuple[int, int], *, centred: bool) -> str:
+def _seed(
+    tape: Tape, name: str, head: tuple[int, int], signal_of: Callable[[Tape, str, str], str]
+) -> str:
     """Signs over the root of the signal's energy: the mean relative error of ``harm``.
 
     Args:
         tape: to write on.
         name: the output, or logit.
         head: which one of how many; each counts the same.
-        centred: only differences count, and channels not by themselves: a logit.
+        signal_of: writes the energies of its signal, from its name and its finite values.
     """
     finite = tape.node("Equal", tape.node("Sub", name, name), tape.real(0))
-    value = tape.where(finite, name)
-    rank = len(tape.graph.shape(name) or ())
-    channels = not centred and rank > 2
-    if centred:
-        value = tape.node("Sub", value, tape.node("ReduceMean", value, keepdims=1))
-    axes = [tape.whole(*(k for k in range(rank) if k != 1))] if channels else []
-    signal = tape.node("ReduceSumSquare", value, *axes, keepdims=1)
+    signal = signal_of(tape, name, tape.where(finite, name))
     count = tape.node("Cast", tape.node("Size", signal), to=1)
     whole = tape.times(tape.times(signal, count), tape.real(head[1]))
     weight = tape.where(finite, tape.node("Sqrt", tape.inverse(whole)))
     return tape.times(_signs(tape, name, head[0]), weight)
+
+
+def _signal(tape: Tape, name: str, value: str) -> str:
+    """The energy of each channel."""
+    rank = len(tape.graph.shape(name) or ())
+    axes = [tape.whole(*(k for k in range(rank) if k != 1))] if rank > 2 else []
+    return tape.node("ReduceSumSquare", value, *axes, keepdims=1)
+
+
+def _differences(tape: Tape, _: str, value: str) -> str:
+    """That of logits around their mean."""
+    middle = tape.node("ReduceMean", value, keepdims=1)
+    return tape.node("ReduceSumSquare", tape.node("Sub", value, middle), keepdims=1)
+
+
+def _lone(tape: Tape, _: str, value: str) -> str:
+    """That of logits that stand alone."""
+    least = tape.node("Max", tape.node("Abs", value), tape.real(LONE))
+    return tape.node("ReduceSumSquare", least, keepdims=1)
 
 
 def _signs(tape: Tape, name: str, head: int) -> str:

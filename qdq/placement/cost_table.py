@@ -18,7 +18,8 @@ What the numbers say:
 * A first convolution (3 or 1 input channels) loses with a 3x3 window and gains with a 7x7 one;
   a depthwise one loses: the blocked float kernel is faster.
 * Grouped convolutions lose where groups have fewer than some 16 channels: integer kernels gather
-  the window of each group by itself. Few output channels gain less, since they fill no block.
+  the window of each group by itself. Few output channels gain less, since they fill no block;
+  so do channels that are no multiple of four, since windows are copied then.
 * Depthwise convolutions over one dimension, or with channels that are no multiple of four, gain:
   the float kernel has no blocks there. Over volumes only wide convolutions gain.
 * Add and Sigmoid cost about the same on both sides, so they follow their neighbours; Concat is

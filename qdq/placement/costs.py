@@ -37,6 +37,10 @@ SLOW_RUNS = frozenset({2, 4})  # codes that a Transpose keeps side by side, and 
 _BLOCK = 16  # channels that the convolution kernels work on at once
 _RAGGED = 2.0  # integer depthwise kernels are this much slower where blocks are not full
 _FEW = 2.5  # and integer convolutions per multiplication where not one block of outputs is full
+# The fast integer convolutions read windows where they lie. They want at least a block of outputs,
+# and channels in fours; for others each window is copied, ns per value.
+_LANES = 4
+_COPIED = 0.055
 _UNBLOCKED = frozenset({"Conv.gathered", "Conv.volume"})
 _UNPACKED = 4.5  # float pointwise ones with less than one block of inputs, per multiplication
 _SHORT = 1.3  # and those with a window of three columns at most
@@ -89,19 +93,33 @@ def conv_kind(*, channels_in: int, channels_out: int, groups: int, taps: int, ra
 
     The blocked float kernels want four dimensions, and depthwise ones a multiple of four channels;
     else they are ``.plain``. Over volumes, integer kernels gather the window tap by tap, in one
-    thread unless they have a multiple of four channels (``.volume``, ``.gathered``).
+    thread unless they have multiples of four channels (``.volume``, ``.gathered``).
     """
     if groups == channels_in == channels_out:
         blocked = rank == 4 and (channels_out % 4 == 0 or channels_out == 1)
         plain = "Conv.depthwise.volume" if rank == 5 else "Conv.depthwise.plain"
         return "Conv.depthwise" if blocked else plain
     if rank == 5 and taps > 1:
-        return "Conv.volume" if groups == 1 and channels_in % 4 == 0 else "Conv.gathered"
+        in_place = groups == 1 and _reads_in_place(channels_in, channels_out)
+        return "Conv.volume" if in_place else "Conv.gathered"
     if groups > 1:
         return "Conv.grouped" if rank == 4 else "Conv.grouped.plain"
     if taps == 1:
         return "Conv.pointwise"
     return "Conv.narrow" if channels_in < _BLOCK else "Conv.dense"
+
+
+def _copy_cost(f: Features) -> float:
+    """What an integer convolution takes to copy its windows, in ns."""
+    if _reads_in_place(f.channels_in, f.channels_out):
+        return 0.0
+    return _COPIED * (f.outputs // f.channels_out) * f.taps * f.channels_in
+
+
+def _reads_in_place(channels_in: int, channels_out: int) -> bool:
+    """Whether the fast integer kernels take a convolution of one group."""
+    in_fours = channels_in % _LANES == 0 and channels_out % _LANES == 0
+    return in_fours and channels_out >= _BLOCK
 
 
 def float_cost(kind: str, features: Features) -> float:
@@ -148,6 +166,8 @@ def int8_cost(kind: str, features: Features) -> float:
     slower = 1.0
     if kind.startswith("Conv.depthwise"):
         slower = _RAGGED if features.channels_in % _BLOCK != 0 else 1.0
+    elif kind == "Conv.dense":
+        return _evaluate(found, features, macs=_macs(kind, features), more=_copy_cost(features))
     elif kind.startswith("Conv.") and features.channels_out // features.groups < _BLOCK:
         slower = _FEW
     return _evaluate(found, features, macs=_macs(kind, features) * slower)
@@ -189,9 +209,10 @@ def _per_element(c: Coefficients, elements: int) -> float:
     return _evaluate(c, Features(inputs=elements, outputs=elements), macs=0.0)
 
 
-def _evaluate(c: Coefficients, f: Features, *, macs: float) -> float:
+def _evaluate(c: Coefficients, f: Features, *, macs: float, more: float = 0.0) -> float:
     work = (
-        c.mac * macs
+        more
+        + c.mac * macs
         + (c.window * f.taps + c.row * f.rows + c.gather * f.taps * f.groups)
         * (f.outputs / f.channels_out)
         + c.tap * f.outputs * f.taps

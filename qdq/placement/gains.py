@@ -54,8 +54,7 @@ def gradients(
     if _bytes(sizes) > _MOST_BYTES:
         return Gradients(), []
     wanted = (t for t in plan.tensors.values() if not isinstance(t.source, Constant | Derived))
-    outputs, logits = judged(sizes)
-    heads = (*outputs, *logits)
+    heads = judged(sizes).names
     if _size(sizes, heads) > _MOST_SHOWN:
         heads = ()
     found = adjoint(model, (t.name for t in wanted))

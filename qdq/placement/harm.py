@@ -1,14 +1,44 @@
 """What rounding does to a model's outputs: the records, and how an error is weighed. Numpy only."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Reading", "decibels", "read", "relative_error"]
+__all__ = ["LONE", "Judged", "Reading", "decibels", "read", "relative_error"]
 
 Values = Mapping[str, NDArray[np.generic]]
+
+LONE = 4.0
+"""Least signal of a logit that stands alone: its probability moves by a quarter of what it does."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """The tensors that a model is judged by.
+
+    A probability near 0 or 1 hides an error that the next sample will show; its logit does not. So
+    logits count beside the outputs that are made of them, and in place of those that are one
+    probability for each entry of the batch: the relative error of 0.001 says nothing of a decision.
+
+    Attributes:
+        outputs: the model's floating-point outputs.
+        weighed: those whose relative error counts.
+        logits: other tensors whose Softmax or Sigmoid is an output. Only differences count.
+        lone: logits of a Sigmoid, one for each entry of the batch, which have nothing to differ
+            from.
+    """
+
+    outputs: tuple[str, ...]
+    weighed: tuple[str, ...]
+    logits: tuple[str, ...] = ()
+    lone: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All that has to be seen of a run."""
+        return tuple(dict.fromkeys((*self.outputs, *self.logits, *self.lone)))
 
 
 def relative_error(reference: NDArray[np.generic], value: NDArray[np.generic]) -> float:
@@ -69,34 +99,46 @@ class Reading:
     signal: Mapping[str, float]
 
 
-def read(
-    reference: Values, value: Values, outputs: Sequence[str], logits: Sequence[str]
-) -> Reading:
+def read(reference: Values, value: Values, judged: Judged) -> Reading:
     """Compare a run with the float model's run.
 
     Args:
         reference: the float model's tensors.
         value: those of the model with rounding.
-        outputs: names of the model's floating-point outputs.
-        logits: names of tensors whose Softmax or Sigmoid is an output. A probability near 0 or 1
-            hides an error that the next sample will show; its logit does not. Only differences of
-            logits count, so their signal is taken around its mean.
+        judged: which tensors count, and how.
     """
-    harm = [relative_error(reference[n], value[n]) for n in outputs]
-    for name in logits:
-        if reference[name].shape != value[name].shape:
-            harm.append(1.0)
-            continue
-        middle = _centred(reference[name])
-        shift = reference[name].reshape(-1).astype(np.float64) - middle
-        harm.append(relative_error(middle, value[name].reshape(-1).astype(np.float64) - shift))
+    harm = [relative_error(reference[n], value[n]) for n in judged.weighed]
+    harm += [_difference_error(reference[n], value[n]) for n in judged.logits]
+    harm += [_lone_error(reference[n], value[n]) for n in judged.lone]
     noise, signal = {}, {}
-    for name in outputs:
+    for name in judged.outputs:
         same = reference[name].shape == value[name].shape
         other = value[name] if same else np.zeros_like(reference[name])
         error, energy = _energies(reference[name], other, channels=False)
         noise[name], signal[name] = float(error), float(energy)
     return Reading(float(np.mean(harm)), noise, signal)
+
+
+def _difference_error(reference: NDArray[np.generic], value: NDArray[np.generic]) -> float:
+    """The relative error of logits of which only differences count: around their mean."""
+    if reference.shape != value.shape:
+        return 1.0
+    middle = _centred(reference)
+    shift = reference.reshape(-1).astype(np.float64) - middle
+    return relative_error(middle, value.reshape(-1).astype(np.float64) - shift)
+
+
+def _lone_error(reference: NDArray[np.generic], value: NDArray[np.generic]) -> float:
+    """The relative error of logits that stand alone: each has a signal of at least ``LONE``.
+
+    sigmoid' is at most 1/4, so over a signal of 4 an error is at least what the probability moves.
+    """
+    if reference.shape != value.shape:
+        return 1.0
+    error, _ = _energies(reference, value, channels=False)
+    x = reference.astype(np.float64)
+    signal = (np.maximum(np.abs(x[np.isfinite(x)]), LONE) ** 2).sum()
+    return float(min(error, signal) / signal) if signal else 0.0
 
 
 def decibels(readings: Iterable[Reading]) -> float:

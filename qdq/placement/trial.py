@@ -40,23 +40,22 @@ class Trial:
             ConfigError: the model has no output of floating-point numbers.
             ModelError: onnxruntime cannot run the model.
         """
-        self._outputs, self._logits = judged(Graph(model))
-        if not self._outputs:
+        self._judged = judged(Graph(model))
+        if not self._judged.outputs:
             raise ConfigError(
                 "the model has no output of floating-point numbers, so no error can be measured; "
                 "leave out measured=True and target_sqnr"
             )
-        self._names = [*self._outputs, *self._logits]
         self._feeds = list(feeds)
         self._exact = list(exact)
         if not exact:
-            observer = Observer(model, self._names)
+            observer = Observer(model, self._judged.names)
             self._exact = [observer.run(feed) for feed in self._feeds]
 
     def _read(self, model: onnx.ModelProto) -> list[Reading]:
-        rounded = Observer(model, self._names)
+        rounded = Observer(model, self._judged.names)
         pairs = zip(self._exact, (rounded.run(feed) for feed in self._feeds), strict=True)
-        return [read(a, b, self._outputs, self._logits) for a, b in pairs]
+        return [read(a, b, self._judged) for a, b in pairs]
 
     def amplitude(self, model: onnx.ModelProto) -> float:
         """Square root of the harm (see ``harm.read``) in the median sample.

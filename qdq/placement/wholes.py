@@ -3,6 +3,7 @@
 from onnx import TensorProto
 
 from qdq.graph import Graph
+from qdq.placement.harm import Judged
 
 __all__ = ["PASSED", "gate_of", "inside_whole", "judged", "logits_of", "softmax_input"]
 
@@ -10,7 +11,8 @@ __all__ = ["PASSED", "gate_of", "inside_whole", "judged", "logits_of", "softmax_
 PASSED = frozenset({"Cast", "Concat", "Flatten", "Identity", "Reshape", "Slice", "Split",
                     "Squeeze", "Transpose", "Unsqueeze"})  # fmt: skip
 _FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16})
-_SATURATING = frozenset({"HardSigmoid", "LogSoftmax", "Sigmoid", "Softmax"})
+_GATES = frozenset({"HardSigmoid", "Sigmoid"})
+_SATURATING = _GATES | {"LogSoftmax", "Softmax"}
 
 
 def gate_of(graph: Graph, index: int, op_type: str) -> int | None:
@@ -108,8 +110,36 @@ def logits_of(graph: Graph) -> tuple[str, ...]:
     return tuple(n for n in found if graph.elem_type(n) in (0, TensorProto.FLOAT))
 
 
-def judged(graph: Graph) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def judged(graph: Graph) -> Judged:
     """What a model is judged by: its outputs of floating-point numbers, and further logits."""
     values = graph.model.graph.output
     outputs = tuple(v.name for v in values if v.type.tensor_type.elem_type in _FLOATS)
-    return outputs, tuple(n for n in logits_of(graph) if n not in outputs)
+    lone = {n: logit for n in outputs if (logit := _lone_logit(graph, n)) is not None}
+    return Judged(
+        outputs=outputs,
+        weighed=tuple(n for n in outputs if n not in lone),
+        logits=tuple(n for n in logits_of(graph) if n not in (*outputs, *lone.values())),
+        lone=tuple(dict.fromkeys(lone.values())),
+    )
+
+
+def _lone_logit(graph: Graph, output: str) -> str | None:
+    """The logit of an output that is one probability for each entry of the batch, or None."""
+    name = output
+    while _is_lone(graph, name):
+        index = graph.producer.get(name)
+        if index is None:
+            return None
+        node = graph.nodes[index]
+        name = node.input[0]
+        if node.op_type in _GATES:
+            return name if name not in graph.constants else None
+        if node.op_type not in PASSED:
+            return None
+    return None
+
+
+def _is_lone(graph: Graph, name: str) -> bool:
+    """Whether a tensor has one value for each index of its first axis."""
+    shape = graph.shape(name)
+    return shape is not None and all(d == 1 for d in shape[1:])
