@@ -510,3 +510,49 @@ def test_dimensions_of_minus_one_are_unknown_ones() -> None:
         assert not value.type.tensor_type.shape.dim[0].HasField("dim_value")
     placement = make_plan(done, seen={"x": (1, 32, 24, 24)}).placement
     assert 0 < placement.time < placement.float_time
+
+
+class TestTinyWeights:
+    """Numbers next to 0 that cost a hundred times as long as others."""
+
+    @staticmethod
+    def net(w: np.ndarray, b: np.ndarray) -> onnx.ModelProto:
+        nodes = [node("Conv", ["x", "w", "b"], "c"), node("Conv", ["c", "v", "b"], "y")]
+        shape = [1, 4, 3, 3]
+        constants = {"w": w, "b": b, "v": weights(4, 4, 1, 1, seed=1)}
+        return model(nodes, {"x": shape}, {"y": shape}, constants)
+
+    def test_a_dead_channel_becomes_zero_and_no_bit_of_the_output_changes(self) -> None:
+        w, b = weights(4, 4, 1, 1), vec(1, -1, 1e-42, 2)
+        w[2], w[0, 1], w[1, 3] = 1e-41, -1e-25, 1e-19
+        net = self.net(w, b)
+        made = check(net, tol=0)
+        found = constant(made, "w_cleaned")
+        assert (found[2] == 0).all()
+        assert found[0, 1] == 0
+        assert found[1, 3] == np.float32(1e-19)
+        np.testing.assert_array_equal(found[found != 0], w[found != 0])
+        biases = [n.input[2] for n in made.graph.node]
+        assert [constant(made, name)[2] for name in biases] == [0, 0]
+
+    @pytest.mark.parametrize("factor", [1e-30, 1e30])
+    def test_weights_that_are_all_tiny_or_huge_stay(self, factor: float) -> None:
+        """Another scale is none of our business: it is large beside its like."""
+        w = (weights(4, 4, 1, 1) * np.float32(factor)).astype(np.float32)
+        w[0, 0] = w.max() * 1e-10
+        made = check(self.net(w, vec(0, 0, 0, 0)), tol=1)
+        np.testing.assert_array_equal(constant(made, "w"), w)
+
+    def test_what_is_no_weight_stays(self) -> None:
+        """An offset that keeps a logarithm finite, say."""
+        net = model([node("Add", ["x", "tiny"], "a"), node("Log", ["a"], "y")],
+                    {"x": [2]}, {"y": [2]}, {"tiny": vec(1e-40)})  # fmt: skip
+        assert constant(prepare(net), "tiny") == np.float32(1e-40)
+
+    def test_a_matrix_that_others_read_too_is_copied(self) -> None:
+        m = weights(4, 4)
+        m[1, 2] = 1e-40
+        nodes = [node("MatMul", ["x", "m"], "a"), node("Add", ["a", "m"], "y")]
+        made = check(model(nodes, {"x": [4, 4]}, {"y": [4, 4]}, {"m": m}), tol=0)
+        assert constant(made, only(made, "MatMul").input[1])[1, 2] == 0
+        assert constant(made, only(made, "Add").input[1])[1, 2] == np.float32(1e-40)

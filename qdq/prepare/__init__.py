@@ -26,6 +26,7 @@ from qdq.prepare.resize import whole_resize
 from qdq.prepare.shifts import affine_in_blocks
 from qdq.prepare.shuffle import channel_shuffles
 from qdq.prepare.softmax import split_softmax
+from qdq.prepare.tiny import drop_tiny_weights
 
 __all__ = ["PASSES", "prepare"]
 
@@ -58,6 +59,7 @@ PASSES: tuple[Pass, ...] = (
     merge_reshapes,
     spell_out_bias,
     split_roles,
+    drop_tiny_weights,
 )
 
 
