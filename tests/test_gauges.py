@@ -1,5 +1,8 @@
 """Readings of tensors taken inside of the runtime are those that numpy takes of the arrays."""
 
+import json
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -7,14 +10,17 @@ import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from models import conv_chain, feeds, model, node
 from onnx import TensorProto, helper
 
+from qdq import session
 from qdq.calibrate import Summaries
 from qdq.calibrate.mse import MSE
 from qdq.calibrate.reading import SAMPLED, Channels, Reading
 from qdq.errors import CalibrationError
+from qdq.prepare import prepare
 from qdq.statistics.gauges import gauges_of
-from qdq.statistics.observe import Readout, Seen
+from qdq.statistics.observe import Observer, Readout, Seen
 
 
 def passing(shape: Any, opset: int = 21, kind: int = TensorProto.FLOAT) -> onnx.ModelProto:
@@ -224,3 +230,45 @@ def test_some_tensors_from_inside_and_some_from_outside() -> None:
     assert found.channels.names == ("x", "z", "y")
     for name, values, axis in (("x", x, 1), ("y", x, -1), ("z", -x, 1)):
         assert_same(found, name, values, axis)
+
+
+def test_a_tensor_is_read_as_soon_as_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not when the model has run: until then all would have to be kept, in and out of caches."""
+    made: list[Any] = []
+
+    def profiled(*args: Any, **kwargs: Any) -> Any:
+        options = ort_options(*args, **kwargs)
+        options.enable_profiling = True
+        made.append(options)
+        return options
+
+    ort_options = session._options
+    net = prepare(conv_chain(channels=32, size=40, depth=4))
+    convolutions = [n for n in net.graph.node if n.op_type == "Conv"]
+    names = [n.input[0] for n in convolutions[1:]] + [v.name for v in net.graph.output]
+    with tempfile.TemporaryDirectory() as folder:
+        monkeypatch.setattr(session, "_options", profiled)
+        monkeypatch.chdir(folder)
+        readout = Readout(net, dict.fromkeys(names, 1), counted=frozenset(names))
+        readout.run(feeds({"x": [1, 32, 40, 40]}, 1)[0])
+        opened: Any = readout._observer._session
+        events = json.loads(Path(opened._session.end_profiling()).read_text())
+    run = sorted((e["ts"], e["args"]["op_name"]) for e in events if "op_name" in e.get("args", {}))
+    order = [op for _, op in run if "Conv" in op or op in ("ReduceMin", "ReduceMean", "Slice")]
+    assert len([op for op in order if "Conv" in op]) == 4
+    assert len([op for op in order if op == "Slice"]) == 4
+    # behind each of the first two convolutions come its readings
+    assert all("Conv" not in op for op in order[1:4])
+    assert all("Conv" not in op for op in order[5:8])
+
+
+def test_what_a_reading_does_not_need_is_not_run() -> None:
+    constants = {"to": np.int64([3]), "w": np.ones((2, 2), np.float32)}
+    nodes = [node("Relu", ["x"], "a"), node("MatMul", ["a", "w"], "b"),
+             node("Reshape", ["b", "to"], "y")]  # fmt: skip
+    net = model(nodes, {"x": [1, 2]}, {"y": [3]}, constants)
+    x = np.float32([[-1, 2]])
+    found = Observer(net, ["a"]).run({"x": x})["a"]  # the Reshape is impossible
+    np.testing.assert_array_equal(found, [[0, 2]])
+    with pytest.raises(CalibrationError):
+        Observer(net, ["y"]).run({"x": x})

@@ -5,7 +5,7 @@ the runtime reduces it with all that its kernels can do.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +23,8 @@ _SMALL = (
     1 << 13
 )  # values; up to here numpy is as fast, and the runtime starts earlier without nodes
 
+_ENDS = ("ReduceMin", "ReduceMax", "ReduceMean")
+
 Shape = tuple[int | None, ...]
 
 
@@ -30,29 +32,30 @@ Shape = tuple[int | None, ...]
 class Gauges:
     """What is read of some tensors, and where it is found in what the runtime hands out.
 
-    All ends, means and steps are in one output each, one tensor behind the other: a runtime that
-    hands out thousands of small outputs takes long for that.
+    All numbers are in one output, so that the runtime reads each tensor as soon as it is made,
+    while the caches have it, and lets go of it: its order comes from walking back from the last
+    node, the node that was added last first. With an output for each kind of reading it runs the
+    whole model first, and keeps all that is to be read until then.
 
     Attributes:
         names: of the tensors, those with channels first.
         sizes: how many ends and means each has: one for each channel, or one.
         with_channels: how many of the tensors have channels.
-        low: output with the smallest values.
-        high: with the largest values.
-        mean: with the means of the same values; NaN where one is.
-        values: tensor → output with evenly spaced values of it.
+        readings: output with all smallest values, all largest ones, all means (NaN where a value
+            is), one tensor behind the other; and then evenly spaced values of those in ``counted``.
+        counted: the tensors of which there are values, in their order.
+        lengths: output with the number of these values, by tensor; or "".
         steps: tensor → how many values each of them stands for, where that is known.
-        found_steps: output with that of the other tensors of ``values``, in its order; or "".
+        found_steps: output with that of the other tensors of ``counted``, in its order; or "".
         added: the nodes and constants that make all that.
     """
 
     names: tuple[str, ...]
     sizes: tuple[int, ...]
     with_channels: int
-    low: str
-    high: str
-    mean: str
-    values: Mapping[str, str]
+    readings: str
+    counted: tuple[str, ...]
+    lengths: str
     steps: Mapping[str, int]
     found_steps: str
     added: onnx.GraphProto
@@ -60,8 +63,7 @@ class Gauges:
     @property
     def outputs(self) -> list[str]:
         """Names of all outputs."""
-        ends = (self.low, self.high, self.mean, self.found_steps)
-        return [n for n in (*ends, *self.values.values()) if n]
+        return [n for n in (self.readings, self.lengths, self.found_steps) if n]
 
 
 def gauges_of(
@@ -79,31 +81,39 @@ def gauges_of(
         channels are known. The others have none, nor have small ones.
     """
     graph = Graph(model)
+    sizes = {
+        name: size
+        for name, axis in sorted(axes.items(), key=lambda item: item[1] is None)
+        if (size := _size(graph, name, axis))
+    }
     build = _Builder(graph)
-    sizes: dict[str, int] = {}
-    for name, axis in sorted(axes.items(), key=lambda item: item[1] is None):
-        shape = graph.shape(name)
-        real = graph.elem_type(name) == onnx.TensorProto.FLOAT
-        if shape is None or not real or graph.opset < _OPSET or _is_small(shape):
-            continue
-        size = 1 if axis is None else shape[axis] if shape else None
-        if size:  # neither unknown nor 0
-            sizes[name] = size
-            build.reduce(name, shape, axis)
-            if name in counted:
-                build.spread(name, shape)
+    # what is added last is run first, so the last tensors come first
+    for name in sorted(sizes, key=lambda n: graph.producer.get(n, -1), reverse=True):
+        shape = graph.shape(name) or ()
+        build.reduce(name, shape, axes[name])
+        if name in counted:
+            build.spread(name, shape)
+    values = tuple(n for n in sizes if n in counted)
     return Gauges(
         names=tuple(sizes),
         sizes=tuple(sizes.values()),
         with_channels=sum(axes[name] is not None for name in sizes),
-        low=build.joined("ReduceMin"),
-        high=build.joined("ReduceMax"),
-        mean=build.joined("ReduceMean"),
-        values=build.values,
+        counted=values,
+        found_steps=build.joined(build.found_steps, values),
+        lengths=build.lengths(values),
+        readings=build.readings(tuple(sizes), values),
         steps=build.steps,
-        found_steps=build.joined("Gather"),
         added=build.added,
     )
+
+
+def _size(graph: Graph, name: str, axis: int | None) -> int | None:
+    """How many ends a gauge of the tensor has; neither None nor 0 where there can be one."""
+    shape = graph.shape(name)
+    real = graph.elem_type(name) == onnx.TensorProto.FLOAT
+    if shape is None or not real or graph.opset < _OPSET or _is_small(shape):
+        return None
+    return 1 if axis is None else shape[axis] if shape else None
 
 
 def _is_small(shape: Shape) -> bool:
@@ -116,10 +126,11 @@ class _Builder:
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
         self._constants: dict[tuple[int, ...], str] = {}
-        self._results: dict[str, list[str]] = {}  # operator → what is to be joined
         self._flats: dict[str, str] = {}
-        self.values: dict[str, str] = {}
+        self._ends: dict[str, dict[str, str]] = {op: {} for op in _ENDS}
+        self._values: dict[str, str] = {}
         self.steps: dict[str, int] = {}
+        self.found_steps: dict[str, str] = {}
         self.added = onnx.GraphProto()
 
     def reduce(self, name: str, shape: Shape, axis: int | None) -> None:
@@ -129,29 +140,39 @@ class _Builder:
         else:
             source, keep = name, 0
             others = [i for i in range(len(shape)) if i != axis % len(shape)]
-        for op in ("ReduceMin", "ReduceMax", "ReduceMean"):
-            axes = self._constant(*others)
+        axes = self._constant(*others)
+        for op in _ENDS:
             made = self._node(op, source, axes, keepdims=keep, noop_with_empty_axes=1)
-            self._results.setdefault(op, []).append(made)
+            self._ends[op][name] = made
 
     def spread(self, name: str, shape: Shape) -> None:
         """Take evenly spaced values."""
         entry = [d for d in shape[1:] if d is not None]
         if None in shape[1:]:
-            start = self._step(name)
-            self._results.setdefault("Gather", []).append(start)
+            start = self.found_steps[name] = self._step(name)
         else:
             self.steps[name] = step_for(math.prod(entry))
             if self.steps[name] == 1:
-                self.values[name] = name
+                self._values[name] = self._flat(name)
                 return
             start = self._constant(self.steps[name])
         begin, end = self._constant(0), self._constant(_NEVER)
-        self.values[name] = self._node("Slice", self._flat(name), begin, end, begin, start)
+        self._values[name] = self._node("Slice", self._flat(name), begin, end, begin, start)
 
-    def joined(self, op: str) -> str:
-        """The output with all results of an operator; "" if there are none."""
-        parts = self._results.get(op)
+    def readings(self, names: Sequence[str], counted: Sequence[str]) -> str:
+        """The output with everything; "" if there is nothing."""
+        ends = [found[name] for found in self._ends.values() for name in names]
+        return self._joined([*ends, *(self._values[name] for name in counted)])
+
+    def lengths(self, counted: Sequence[str]) -> str:
+        """The output with the numbers of values."""
+        return self._joined([self._node("Shape", self._values[name]) for name in counted])
+
+    def joined(self, found: Mapping[str, str], order: Iterable[str]) -> str:
+        """The output with results by tensor, in the order given."""
+        return self._joined([found[name] for name in order if name in found])
+
+    def _joined(self, parts: Sequence[str]) -> str:
         return self._node("Concat", *parts, axis=0) if parts else ""
 
     def _step(self, name: str) -> str:

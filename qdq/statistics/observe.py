@@ -157,35 +157,28 @@ class Readout:
         own = {name: axis for name, axis in self._arrays.items() if axis is not None}
         channels = Channels.of(arrays, own)
         if self._gauges.names:
-            low, high, mean = self._ends(found)
-            readings |= self._readings(found, low, high)
+            whole = found[self._gauges.readings]
+            size = self._starts[-1]
+            low, high, mean = _ends(*whole[: 3 * size].reshape(3, size))
+            readings |= self._readings(found, low, high, whole[3 * size :])
             channels = self._channels(low, high, mean).with_(channels)
         return Seen(readings, channels, {name: found[name] for name in self._whole})
 
-    def _ends(self, found: Observation) -> tuple[Floats, Floats, Floats]:
-        """Smallest and largest values and means, of all gauges."""
-        gauges = self._gauges
-        low, high, mean = (found[n] for n in (gauges.low, gauges.high, gauges.mean))
-        nan = np.isnan(mean)
-        if nan.any():
-            # The runtime's ends do not show NaN. Of huge values of either sign the sum may overflow
-            # both ways, which is none.
-            nan &= ~((low < -_HUGE) & (high > _HUGE))
-            low, high = (np.where(nan, np.float32(np.nan), end) for end in (low, high))
-        return low, high, mean
-
-    def _readings(self, found: Observation, low: Floats, high: Floats) -> dict[str, Reading]:
+    def _readings(
+        self, found: Observation, low: Floats, high: Floats, values: Floats
+    ) -> dict[str, Reading]:
         """Readings of the tensors that have gauges."""
         gauges, starts = self._gauges, self._starts[:-1]
         lows, highs = np.minimum.reduceat(low, starts), np.maximum.reduceat(high, starts)
-        steps = dict(gauges.steps)
+        steps, parts = dict(gauges.steps), dict[str, Floats]()
         if gauges.found_steps:
-            unknown = [n for n in gauges.values if n not in steps]
+            unknown = [n for n in gauges.counted if n not in steps]
             steps |= zip(unknown, found[gauges.found_steps].tolist(), strict=True)
+        if gauges.counted:
+            borders = np.cumsum(found[gauges.lengths])[:-1]
+            parts |= zip(gauges.counted, np.split(values, borders), strict=True)
         return {
-            name: Reading(least, most, found[gauges.values[name]], steps[name])
-            if name in steps
-            else Reading(least, most, _NONE)
+            name: Reading(least, most, parts.get(name, _NONE), steps.get(name, 1))
             for name, least, most in zip(gauges.names, lows.tolist(), highs.tolist(), strict=True)
         }
 
@@ -195,6 +188,17 @@ class Readout:
         end = self._starts[count]
         names, sizes = self._gauges.names[:count], self._gauges.sizes[:count]
         return Channels(names, sizes, low[:end], high[:end], mean[:end])
+
+
+def _ends(low: Floats, high: Floats, mean: Floats) -> tuple[Floats, Floats, Floats]:
+    """Smallest and largest values and means, NaN where a value is."""
+    nan = np.isnan(mean)
+    if nan.any():
+        # The runtime's ends do not show NaN. Of huge values of either sign the sum may overflow
+        # both ways, which is none.
+        nan &= ~((low < -_HUGE) & (high > _HUGE))
+        low, high = (np.where(nan, np.float32(np.nan), end) for end in (low, high))
+    return low, high, mean
 
 
 def _aligned(feed: Feed) -> Feed:
