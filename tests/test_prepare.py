@@ -527,7 +527,7 @@ class TestTinyWeights:
         w[2], w[0, 1], w[1, 3] = 1e-41, -1e-25, 1e-19
         net = self.net(w, b)
         made = check(net, tol=0)
-        found = constant(made, "w_cleaned")
+        found = constant(made, "w")
         assert (found[2] == 0).all()
         assert found[0, 1] == 0
         assert found[1, 3] == np.float32(1e-19)
@@ -542,6 +542,24 @@ class TestTinyWeights:
         w[0, 0] = w.max() * 1e-10
         made = check(self.net(w, vec(0, 0, 0, 0)), tol=1)
         np.testing.assert_array_equal(constant(made, "w"), w)
+
+    @pytest.mark.parametrize("size", [4, 160])
+    def test_the_name_stays_so_rules_find_it(self, size: int) -> None:
+        """Large weights are copied late."""
+        w = weights(size, size, 1, 1)
+        w[0] = 1e-39
+        shape = [1, size, 3, 3]
+        net = model([node("Conv", ["x", "w"], "y")], {"x": shape}, {"y": shape}, {"w": w})
+        made = check(net, tol=1e-30)
+        assert only(made, "Conv").input[1] == "w"
+        np.testing.assert_array_equal(constant(made, "w"), np.where(np.abs(w) < 1e-20, 0, w))
+
+    def test_a_constant_that_is_an_output_too_stays(self) -> None:
+        w = weights(4, 4)
+        w[0] = 1e-39
+        net = model([node("MatMul", ["x", "w"], "y")], {"x": [2, 4]}, {"y": [2, 4], "w": [4, 4]},
+                    {"w": w})  # fmt: skip
+        np.testing.assert_array_equal(run(prepare(net), {"x": np.ones((2, 4), np.float32)})[1], w)
 
     def test_what_is_no_weight_stays(self) -> None:
         """An offset that keeps a logarithm finite, say."""

@@ -41,7 +41,8 @@ class Editor:
         graph = model.graph
         self.model = model
         self.constants: dict[str, onnx.TensorProto] = {t.name: t for t in graph.initializer}
-        self._borrowed = borrowed or {}
+        self._borrowed = dict(borrowed or {})
+        self._changed: dict[str, onnx.TensorProto] = {}
         self.constants.update(self._borrowed)
         self.outputs: set[str] = {v.name for v in graph.output}
         self.inputs: set[str] = {v.name for v in graph.input}
@@ -162,6 +163,12 @@ class Editor:
         self.constants[name] = onnx.numpy_helper.from_array(plain, name)
         return name
 
+    def set_constant(self, name: str, value: Array) -> None:
+        """Give an initializer another value of the same type and shape, for all that read it."""
+        changed = onnx.numpy_helper.from_array(np.asarray(value, order="C"), name)
+        self.constants[name] = self._changed[name] = changed
+        self._borrowed.pop(name, None)
+
     def add_turned(self, name: str, source: str) -> str:
         """Add the transpose of a matrix that stays in its file, without reading it."""
         name = self.fresh(name)
@@ -270,6 +277,9 @@ class Editor:
         for i in reversed(range(len(tensors))):
             if tensors[i].name not in self.constants:
                 del tensors[i]
+        for t in tensors:
+            if t.name in self._changed:
+                t.CopyFrom(self._changed[t.name])
         present = {t.name for t in tensors}
         for name, t in self.constants.items():
             if name not in present:

@@ -19,28 +19,26 @@ def drop_tiny_weights(ed: Editor) -> None:
     0.31 of its time without them, with the same output, bit for bit: beside any other weight, and
     beside the rounding of any activation, 1e-20 is nothing.
 
-    Matrices that stay in their file are left alone: they are those of language models.
+    Behind ``split_roles``, nothing else reads these constants. Matrices that stay in their file are
+    left alone: they are those of language models.
     """
-    found: dict[str, str] = {}
-    for node in ed.nodes("Conv", "ConvTranspose", "Gemm", "MatMul"):
-        for slot, name in list(enumerate(node.inputs))[1:3]:
-            if name not in ed.constants:
-                continue
-            if name not in found:
-                left_alone = node.op in ("Gemm", "MatMul") and is_reference(ed.constants[name])
-                found[name] = name if left_alone else _cleaned(ed, name)
-            if found[name] != name:
-                ed.set_input(node, slot, found[name])
+    nodes = ed.nodes("Conv", "ConvTranspose", "Gemm", "MatMul")
+    read = {name: node.op for node in nodes for name in node.inputs[1:3]}
+    for name, op in read.items():
+        if name not in ed.constants or name in ed.outputs:
+            continue
+        if not (op in ("Gemm", "MatMul") and is_reference(ed.constants[name])):
+            _clean(ed, name)
 
 
-def _cleaned(ed: Editor, name: str) -> str:
-    """The constant without tiny values, under a new name if it has any."""
+def _clean(ed: Editor, name: str) -> None:
     value = ed.array(name) if ed.dtype(name) == np.float32 else None
     if value is None or not _any_tiny(value):
-        return name
+        return
     size = np.abs(value)
-    tiny = (size < _TINY) & (size < _TINY * size.max()) & (size > 0)
-    return ed.add_constant(f"{name}_cleaned", np.where(tiny, 0, value)) if tiny.any() else name
+    tiny = (size < _TINY) & (size < _TINY * size.max())
+    if value[tiny].any():
+        ed.set_constant(name, np.where(tiny, np.float32(0), value))
 
 
 def _any_tiny(value: Array) -> bool:
