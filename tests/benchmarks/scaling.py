@@ -9,6 +9,7 @@ import argparse
 import cProfile
 import functools
 import pstats
+import sys
 import time
 from pathlib import Path
 
@@ -21,10 +22,11 @@ import qdq.plan
 import qdq.stages
 
 STAGES = {
-    qdq.stages: ("load", "prepare", "collect", "ranges_from"),
+    qdq.stages: ("load", "prepare", "collect", "gradients", "ranges_from"),
     qdq.plan: ("nominal_graph",),
     qdq.plan.Placer: ("place",),
-    qdq.api: ("solved", "emit", "verify"),
+    sys.modules["qdq.choice"]: ("solved", "emit"),
+    qdq.api: ("verify",),
 }
 
 
