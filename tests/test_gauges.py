@@ -234,12 +234,10 @@ def test_some_tensors_from_inside_and_some_from_outside() -> None:
 
 def test_a_tensor_is_read_as_soon_as_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not when the model has run: until then all would have to be kept, in and out of caches."""
-    made: list[Any] = []
 
     def profiled(*args: Any, **kwargs: Any) -> Any:
         options = ort_options(*args, **kwargs)
         options.enable_profiling = True
-        made.append(options)
         return options
 
     ort_options = session._options

@@ -11,7 +11,10 @@ __all__ = ["LONE", "Judged", "Reading", "decibels", "read", "relative_error"]
 Values = Mapping[str, NDArray[np.generic]]
 
 LONE = 4.0
-"""Least signal of a logit that stands alone: its probability moves by a quarter of what it does."""
+"""Least signal of a logit that stands alone.
+
+sigmoid' is at most 1/4, so over a signal of 4 an error is at least what the probability moves.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +44,9 @@ class Judged:
         return tuple(dict.fromkeys((*self.outputs, *self.logits, *self.lone)))
 
 
-def relative_error(reference: NDArray[np.generic], value: NDArray[np.generic]) -> float:
+def relative_error(
+    reference: NDArray[np.generic], value: NDArray[np.generic], least: float = 0.0
+) -> float:
     """Energy of the error over the energy of the signal, mean over channels, at most 1 in each.
 
     Channels are the indices of axis 1 of tensors of rank 3 and more; other tensors are one
@@ -53,19 +58,24 @@ def relative_error(reference: NDArray[np.generic], value: NDArray[np.generic]) -
         reference: the float model's tensor; values that are not finite are left out.
         value: the same tensor of a model with rounding. If its shape differs (a number of
             detections, say), all is lost.
+        least: what each element of the signal is taken for at least.
 
     Returns:
         0 (equal) to 1 (lost).
     """
     if reference.shape != value.shape:
         return 1.0
-    error, signal = _energies(reference, value, channels=True)
+    error, signal = _energies(reference, value, channels=True, least=least)
     ratio = np.minimum(error, signal) / np.where(signal > 0, signal, 1.0)
     return float(np.mean(np.where(signal > 0, ratio, error > 0))) if error.size else 0.0
 
 
 def _energies(
-    reference: NDArray[np.generic], value: NDArray[np.generic], *, channels: bool
+    reference: NDArray[np.generic],
+    value: NDArray[np.generic],
+    *,
+    channels: bool,
+    least: float = 0.0,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Energies of error and signal, () or (channels,)."""
     a, b = reference.astype(np.float64), value.astype(np.float64)
@@ -75,7 +85,8 @@ def _energies(
         error = np.where(known, a - b, 0.0) ** 2
     error = np.where(np.isfinite(error), error, 1e300 / max(error.size, 1))
     axes = tuple(i for i in range(a.ndim) if i != 1) if channels and a.ndim > 2 else None
-    return np.asarray(error.sum(axes)), np.asarray((a**2).sum(axes))
+    signal = np.where(known, np.maximum(np.abs(a), least), 0.0) ** 2
+    return np.asarray(error.sum(axes)), np.asarray(signal.sum(axes))
 
 
 def _centred(x: NDArray[np.generic]) -> NDArray[np.float64]:
@@ -109,7 +120,7 @@ def read(reference: Values, value: Values, judged: Judged) -> Reading:
     """
     harm = [relative_error(reference[n], value[n]) for n in judged.weighed]
     harm += [_difference_error(reference[n], value[n]) for n in judged.logits]
-    harm += [_lone_error(reference[n], value[n]) for n in judged.lone]
+    harm += [relative_error(reference[n], value[n], LONE) for n in judged.lone]
     noise, signal = {}, {}
     for name in judged.outputs:
         same = reference[name].shape == value[name].shape
@@ -126,19 +137,6 @@ def _difference_error(reference: NDArray[np.generic], value: NDArray[np.generic]
     middle = _centred(reference)
     shift = reference.reshape(-1).astype(np.float64) - middle
     return relative_error(middle, value.reshape(-1).astype(np.float64) - shift)
-
-
-def _lone_error(reference: NDArray[np.generic], value: NDArray[np.generic]) -> float:
-    """The relative error of logits that stand alone: each has a signal of at least ``LONE``.
-
-    sigmoid' is at most 1/4, so over a signal of 4 an error is at least what the probability moves.
-    """
-    if reference.shape != value.shape:
-        return 1.0
-    error, _ = _energies(reference, value, channels=False)
-    x = reference.astype(np.float64)
-    signal = (np.maximum(np.abs(x[np.isfinite(x)]), LONE) ** 2).sum()
-    return float(min(error, signal) / signal) if signal else 0.0
 
 
 def decibels(readings: Iterable[Reading]) -> float:

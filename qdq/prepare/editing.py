@@ -42,7 +42,6 @@ class Editor:
         self.model = model
         self.constants: dict[str, onnx.TensorProto] = {t.name: t for t in graph.initializer}
         self._borrowed = dict(borrowed or {})
-        self._changed: dict[str, onnx.TensorProto] = {}
         self.constants.update(self._borrowed)
         self.outputs: set[str] = {v.name for v in graph.output}
         self.inputs: set[str] = {v.name for v in graph.input}
@@ -166,8 +165,10 @@ class Editor:
     def set_constant(self, name: str, value: Array) -> None:
         """Give an initializer another value of the same type and shape, for all that read it."""
         changed = onnx.numpy_helper.from_array(np.asarray(value, order="C"), name)
-        self.constants[name] = self._changed[name] = changed
-        self._borrowed.pop(name, None)
+        if name in self._borrowed:  # another model's: ``fill`` will copy this one
+            self.constants[name] = self._borrowed[name] = changed
+        else:
+            self.constants[name].CopyFrom(changed)
 
     def add_turned(self, name: str, source: str) -> str:
         """Add the transpose of a matrix that stays in its file, without reading it."""
@@ -277,9 +278,6 @@ class Editor:
         for i in reversed(range(len(tensors))):
             if tensors[i].name not in self.constants:
                 del tensors[i]
-        for t in tensors:
-            if t.name in self._changed:
-                t.CopyFrom(self._changed[t.name])
         present = {t.name for t in tensors}
         for name, t in self.constants.items():
             if name not in present:

@@ -5,7 +5,7 @@ the runtime reduces it with all that its kernels can do.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -94,14 +94,16 @@ def gauges_of(
         if name in counted:
             build.spread(name, shape)
     values = tuple(n for n in sizes if n in counted)
+    found_steps, lengths = build.joined_steps(values), build.lengths(values)
+    readings = build.readings(tuple(sizes), values)  # the last one: its order counts
     return Gauges(
         names=tuple(sizes),
         sizes=tuple(sizes.values()),
         with_channels=sum(axes[name] is not None for name in sizes),
+        readings=readings,
         counted=values,
-        found_steps=build.joined(build.found_steps, values),
-        lengths=build.lengths(values),
-        readings=build.readings(tuple(sizes), values),
+        lengths=lengths,
+        found_steps=found_steps,
         steps=build.steps,
         added=build.added,
     )
@@ -130,7 +132,7 @@ class _Builder:
         self._ends: dict[str, dict[str, str]] = {op: {} for op in _ENDS}
         self._values: dict[str, str] = {}
         self.steps: dict[str, int] = {}
-        self.found_steps: dict[str, str] = {}
+        self._found_steps: dict[str, str] = {}
         self.added = onnx.GraphProto()
 
     def reduce(self, name: str, shape: Shape, axis: int | None) -> None:
@@ -149,7 +151,7 @@ class _Builder:
         """Take evenly spaced values."""
         entry = [d for d in shape[1:] if d is not None]
         if None in shape[1:]:
-            start = self.found_steps[name] = self._step(name)
+            start = self._found_steps[name] = self._step(name)
         else:
             self.steps[name] = step_for(math.prod(entry))
             if self.steps[name] == 1:
@@ -168,9 +170,9 @@ class _Builder:
         """The output with the numbers of values."""
         return self._joined([self._node("Shape", self._values[name]) for name in counted])
 
-    def joined(self, found: Mapping[str, str], order: Iterable[str]) -> str:
-        """The output with results by tensor, in the order given."""
-        return self._joined([found[name] for name in order if name in found])
+    def joined_steps(self, counted: Sequence[str]) -> str:
+        """The output with the steps that only the runtime knows."""
+        return self._joined([self._found_steps[n] for n in counted if n in self._found_steps])
 
     def _joined(self, parts: Sequence[str]) -> str:
         return self._node("Concat", *parts, axis=0) if parts else ""

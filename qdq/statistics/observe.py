@@ -157,10 +157,9 @@ class Readout:
         own = {name: axis for name, axis in self._arrays.items() if axis is not None}
         channels = Channels.of(arrays, own)
         if self._gauges.names:
-            whole = found[self._gauges.readings]
-            size = self._starts[-1]
-            low, high, mean = _ends(*whole[: 3 * size].reshape(3, size))
-            readings |= self._readings(found, low, high, whole[3 * size :])
+            ends, values = np.split(found[self._gauges.readings], [3 * self._starts[-1]])
+            low, high, mean = _ends(*ends.reshape(3, -1))
+            readings |= self._readings(found, low, high, values)
             channels = self._channels(low, high, mean).with_(channels)
         return Seen(readings, channels, {name: found[name] for name in self._whole})
 

@@ -9,7 +9,6 @@ import argparse
 import cProfile
 import functools
 import pstats
-import sys
 import time
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from table import markdown
 
 import qdq.api
+import qdq.choice
 import qdq.plan
 import qdq.stages
 
@@ -25,7 +25,7 @@ STAGES = {
     qdq.stages: ("load", "prepare", "collect", "gradients", "ranges_from"),
     qdq.plan: ("nominal_graph",),
     qdq.plan.Placer: ("place",),
-    sys.modules["qdq.choice"]: ("solved", "emit"),
+    qdq.choice: ("solved", "emit"),
     qdq.api: ("verify",),
 }
 
