@@ -15,6 +15,7 @@ from qdq.placement.costs import (
     conv_kind,
     dequantize_cost,
     float_cost,
+    in_blocks,
     int8_cost,
     quantize_cost,
     reorder_cost,
@@ -42,8 +43,8 @@ def conv(cin, cout, side, k=1, groups=1):
 def saves(cin, cout, side, k=1, groups=1):
     """What one convolution on integers saves, between float convolutions."""
     kind, f = conv(cin, cout, side, k, groups)
-    borders = quantize_cost(f.inputs, float_conv=True, int8_conv=True)
-    borders += dequantize_cost(f.outputs, float_conv=True, int8_conv=True)
+    borders = quantize_cost(f.inputs, blocked=in_blocks(f.inputs, cin), int8_conv=True)
+    borders += dequantize_cost(f.outputs, blocked=in_blocks(f.outputs, cout), int8_conv=True)
     return float_cost(kind, f) - int8_cost(kind, f) - borders
 
 
@@ -65,8 +66,13 @@ def test_an_int8_cost_is_finite_and_grows_with_the_tensor(kind, n, beside):
 @given(n=sizes)
 def test_a_border_costs_more_where_the_layout_changes(cost, n):
     plain = cost(n)
-    assert 0 < plain < cost(n, int8_conv=True) < cost(n, int8_conv=True, float_conv=True)
-    assert cost(n, float_conv=True) == plain + reorder_cost(n)
+    assert 0 < plain < cost(n, int8_conv=True) < cost(n, int8_conv=True, blocked=n)
+    assert cost(n, blocked=n) == plain + reorder_cost(n)
+
+
+@pytest.mark.parametrize(("channels", "filled"), [(1, 16), (8, 16), (16, 16), (24, 32), (72, 80)])
+def test_blocks_are_filled_up(channels, filled):
+    assert in_blocks(100 * channels, channels) == 100 * filled
 
 
 def test_no_integer_kernel_costs_infinity_and_no_float_kernel_the_default():
@@ -95,8 +101,9 @@ def test_float_output_is_the_same_float_kernel_and_a_cheaper_integer_one(kind):
         (64, 32, 1, 9, "Conv.dense"),
         (64, 32, 2, 9, "Conv.grouped"),
         (64, 32, 1, 1, "Conv.pointwise"),
+        (64, 12, 1, 1, "Conv.pointwise.few"),
         (64, 64, 64, 9, "Conv.depthwise"),
-        (64, 64, 64, 1, "Conv.depthwise"),
+        (64, 64, 64, 1, "Conv.depthwise.tap"),
         (64, 128, 64, 9, "Conv.grouped"),
         (3, 16, 1, 9, "Conv.narrow"),
         (1, 16, 1, 9, "Conv.narrow"),
@@ -198,6 +205,42 @@ def test_integer_convolutions_want_channels_in_fours(cin, cout, side, measured):
     # over volumes they gather it tap by tap
     slow, fast = volume(32, cout - cout % 4 + 17, 27), volume(32, cout - cout % 4 + 16, 27)
     assert int8_cost(*slow) > 1.5 * int8_cost(*fast)
+
+
+@pytest.mark.parametrize(
+    ("cin", "cout", "side", "measured"),
+    [(8, 8, 128, 72), (8, 1, 128, 66), (24, 4, 128, 61), (16, 16, 128, 41), (64, 1, 128, 63)],
+)
+def test_few_results_are_rounded_one_by_one(cin, cout, side, measured):
+    """Integer pointwise convolutions, µs on an Intel Xeon."""
+    assert 0.7 < int8_cost(*conv(cin, cout, side)) / 1e3 / measured < 1.5
+
+
+@pytest.mark.parametrize(
+    ("channels", "side", "k", "in_float", "on_integers"),
+    [
+        (8, 128, 3, 36, 163),
+        (24, 128, 3, 98, 276),
+        (72, 56, 3, 46, 126),
+        (80, 56, 3, 46, 61),
+        (16, 128, 1, 27, 69),  # what is left of a BatchNormalization
+        (32, 128, 5, 138, 398),
+    ],
+)
+def test_depthwise_convolutions_fill_blocks(channels, side, k, in_float, on_integers):
+    """µs on an Intel Xeon; the integer kernels have no blocks to fill, but want whole ones."""
+    kind, f = conv(channels, channels, side, k, channels)
+    assert 0.7 < float_cost(kind, f) / 1e3 / in_float < 1.3
+    assert 0.7 < int8_cost(kind, f) / 1e3 / on_integers < 1.3
+
+
+@pytest.mark.parametrize(("kind", "measured"), [("Add", 374), ("Concat", 676), ("Transpose", 472)])
+def test_beyond_the_caches_memory_sets_the_pace(kind, measured):
+    """1.6 million elements, µs on an Intel Xeon."""
+    n = 1_638_400
+    f = Features(inputs=n, outputs=2 * n if kind == "Concat" else n)
+    assert 0.6 < float_cost(kind, f) / 1e3 / measured < 1.2
+    assert float_cost(kind, f) > 1.4 * FLOAT[kind].output * f.outputs
 
 
 def test_macs():

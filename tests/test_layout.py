@@ -59,6 +59,10 @@ NETS = {
                          first=weights(32, 3, 1, 1), w=W),
     "few channels": net([conv("x", "a", "u"), conv("a", "y", "v")],
                         u=weights(12, 32, 1, 1), v=weights(32, 12, 1, 1)),
+    "few channels, depthwise": net(
+        [conv("x", "a", "u"), node("Erf", ["a"], "e"), conv("e", "b", "d", 8),
+         node("Add", ["e", "b"], "y")], u=weights(8, 32, 1, 1), d=weights(8, 1, 1, 1),
+    ),
     "ragged channels": net([conv("x", "a", "u"), conv("a", "y", "v")],
                            u=weights(18, 32, 1, 1), v=weights(32, 18, 1, 1)),
 }  # fmt: skip

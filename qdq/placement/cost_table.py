@@ -5,7 +5,8 @@ it to refit): onnxruntime 1.32.0, all optimizations, default session options, tw
 frequent was measured on two processors, an AMD EPYC (Zen 4, AVX512 with VNNI) and an Intel Xeon
 (with AMX), and the geometric mean is here: the latter multiplies 1.4 times as fast, and takes 1.5
 times as long at the borders (Q, DQ, changes of layout). The rest is the former's, with products
-brought to the mean: grouped convolutions, volumes, recurrent layers.
+brought to the mean: grouped convolutions, volumes, recurrent layers. What blocks that are not full
+and tensors beyond the caches cost (``far``, ``position``) is the latter's.
 Inside of models, where what they read has left the cache, borders, elementwise kernels and small
 convolutions take 1.3 to 2 times as long as in micro-models; the table has what lies between.
 What is compared, float against int8 on one machine, changes less than times do; without VNNI int8
@@ -34,6 +35,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 __all__ = [
+    "CACHED",
     "DEQUANTIZE",
     "FLOAT",
     "FROM_CHANNELS_LAST",
@@ -57,10 +59,13 @@ class Coefficients:
         window, row: ns per output position and tap, or row, of the window that is gathered.
         gather: ns per output position, tap and group, where groups are gathered by themselves.
         tap: ns per output element and tap (pools).
+        position: ns per output position of a convolution, whatever its channels.
         input: ns per input element.
         output: ns per output element.
         weight: ns per element of the weight, which is read once per call.
         serial: ns of work (at the speed of both threads) that are not shared out, so cost double.
+        far: ns per element read or written that a float kernel takes at least, once these are more
+            than the caches hold (``CACHED``).
     """
 
     fixed: float = 300.0
@@ -69,15 +74,21 @@ class Coefficients:
     row: float = 0.0
     gather: float = 0.0
     tap: float = 0.0
+    position: float = 0.0
     input: float = 0.0
     output: float = 0.0
     weight: float = 0.0
     serial: float = 0.0
+    far: float = 0.0
 
 
-def _elementwise(output: float, *, fixed: float = 300.0) -> Coefficients:
+CACHED = 1 << 19  #: elements, of 4 bytes
+_FAR = 0.064
+
+
+def _elementwise(output: float, *, fixed: float = 300.0, far: float = 0.0) -> Coefficients:
     """Two threads from some 50,000 elements on."""
-    return Coefficients(fixed=fixed, output=output, serial=7000.0)
+    return Coefficients(fixed=fixed, output=output, serial=7000.0, far=far)
 
 
 def _serial(output: float) -> Coefficients:
@@ -99,10 +110,18 @@ _MOVEMENT = _each(
 #: Float kernels. ``.fused``: what a convolution gets slower by, with the operator fused into it.
 #: ``.last``: on data with the channels last, between integer convolutions.
 FLOAT: Mapping[str, Coefficients] = {
-    "Conv.dense": Coefficients(fixed=3500, mac=0.0075, serial=1000),
+    "Conv.dense": Coefficients(fixed=3500, mac=0.0075, serial=1000, far=_FAR),
     "Conv.narrow": Coefficients(fixed=800, mac=0.0082, output=0.06, serial=10000),
-    "Conv.pointwise": Coefficients(fixed=2500, mac=0.0076, output=0.043, weight=0.015, serial=500),
-    "Conv.depthwise": Coefficients(fixed=1500, mac=0.0115, output=0.04, serial=4000),
+    **_each(
+        Coefficients(fixed=2500, mac=0.0076, output=0.043, weight=0.015, serial=500, far=_FAR),
+        "Conv.pointwise",
+        "Conv.pointwise.few",
+    ),
+    **_each(
+        Coefficients(fixed=1500, mac=0.0115, output=0.04, serial=4000, far=_FAR),
+        "Conv.depthwise",
+        "Conv.depthwise.tap",
+    ),
     "Conv.depthwise.plain": Coefficients(fixed=800, mac=0.07, output=0.3),
     "Conv.depthwise.volume": Coefficients(fixed=800, mac=0.105, output=0.3),
     "Conv.grouped": Coefficients(fixed=800, mac=0.008, serial=1000),
@@ -114,12 +133,12 @@ FLOAT: Mapping[str, Coefficients] = {
     "RNN": Coefficients(fixed=4000, mac=0.047),
     **_each(Coefficients(fixed=300, mac=0.008, weight=0.022, serial=2000), "Gemm", "MatMul"),
     "MatMul.dynamic": Coefficients(fixed=600, mac=0.0085, serial=2000),
-    **_each(_elementwise(0.1, fixed=800), "Add", "Sub", "Mul", "Sum"),
+    **_each(_elementwise(0.1, fixed=800, far=0.096), "Add", "Sub", "Mul", "Sum"),
     **_each(_elementwise(0.08, fixed=800), "Add.channel", "Mul.channel"),
     **_each(_elementwise(0.058, fixed=800), "Add.scalar", "Mul.scalar"),
     **_each(_elementwise(0.14, fixed=800), "Div", "Div.scalar"),
-    "Relu": _elementwise(0.058, fixed=800),
-    "Clip": _elementwise(0.065, fixed=800),
+    "Relu": _elementwise(0.058, fixed=800, far=0.032),
+    "Clip": _elementwise(0.065, fixed=800, far=0.032),
     "LeakyRelu": _elementwise(0.1, fixed=800),
     "PRelu": _serial(2.0),
     "HardSigmoid": _elementwise(0.09, fixed=800),
@@ -131,13 +150,13 @@ FLOAT: Mapping[str, Coefficients] = {
     "LayerNormalization": _elementwise(0.45, fixed=1000),
     **_each(Coefficients(input=0.045, serial=3000), "ReduceMean", "ReduceMax", "ReduceMin"),
     "Where": _serial(1.2),
-    "Concat": _elementwise(0.08, fixed=800),
+    "Concat": _elementwise(0.08, fixed=800, far=0.096),
     "ReduceSum": Coefficients(input=0.6),
     "InstanceNormalization": _elementwise(0.4),
     "Split": _elementwise(0.075, fixed=800),
     **_each(_elementwise(0.05), "Slice", "Gather", "Expand", "Tile"),
     "Pad": _elementwise(0.06),
-    **_each(_serial(0.15), "Transpose", "Transpose.runs"),
+    **_each(Coefficients(output=0.15, far=0.12), "Transpose", "Transpose.runs"),
     "DepthToSpace": _serial(0.2),
     "Resize": _elementwise(0.09),
     "Resize.last": _serial(0.6),
@@ -159,10 +178,16 @@ INT8: Mapping[str, Coefficients] = {
     ),
     "Conv.narrow": Coefficients(fixed=800, mac=0.0022, row=4.0, output=0.09, serial=2000),
     "Conv.pointwise": Coefficients(fixed=2200, mac=0.0019, output=0.07, weight=0.025, serial=1000),
+    "Conv.pointwise.few": Coefficients(
+        fixed=2200, mac=0.0019, output=0.27, weight=0.025, position=3.0, serial=1000
+    ),
     **_each(
         Coefficients(fixed=1500, mac=0.0165, window=0.46, output=0.024, serial=8000),
         "Conv.depthwise",
         "Conv.depthwise.plain",
+    ),
+    "Conv.depthwise.tap": Coefficients(
+        fixed=1500, mac=0.0165, output=0.024, position=3.3, serial=8000
     ),
     "Conv.depthwise.volume": Coefficients(
         fixed=1200, mac=0.0142, window=3.4, output=0.02, serial=8000
@@ -225,4 +250,4 @@ QUANTIZE = Coefficients(fixed=900, output=0.11, serial=4500)
 DEQUANTIZE = Coefficients(fixed=700, output=0.2)
 TO_CHANNELS_LAST = Coefficients(fixed=1000, output=0.13)
 FROM_CHANNELS_LAST = Coefficients(fixed=1000, output=0.09)
-REORDER = Coefficients(fixed=1000, output=0.14)
+REORDER = Coefficients(fixed=1000, output=0.14, far=0.11)

@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass
 
 from qdq.placement.cost_table import (
+    CACHED,
     DEQUANTIZE,
     FLOAT,
     FROM_CHANNELS_LAST,
@@ -27,6 +28,7 @@ __all__ = [
     "conv_kind",
     "dequantize_cost",
     "float_cost",
+    "in_blocks",
     "int8_cost",
     "quantize_cost",
     "reorder_cost",
@@ -35,8 +37,11 @@ __all__ = [
 RECURRENT = frozenset({"GRU", "LSTM", "RNN"})
 SLOW_RUNS = frozenset({2, 4})  # codes that a Transpose keeps side by side, and moves slowly
 _BLOCK = 16  # channels that the convolution kernels work on at once
-_RAGGED = 2.0  # integer depthwise kernels are this much slower where blocks are not full
-_FEW = 2.5  # and integer convolutions per multiplication where not one block of outputs is full
+_RAGGED = 2.3  # integer depthwise kernels are this much slower where blocks are not full
+_FEW = 2.5  # and others per multiplication where not one block of outputs is full
+_SLOW_IF_FEW = frozenset(
+    {"Conv.gathered", "Conv.grouped", "Conv.grouped.plain", "Conv.narrow", "Conv.volume"}
+)
 # The fast integer convolutions read windows where they lie. They want at least a block of outputs,
 # and channels in fours; for others each window is copied, ns per value.
 _LANES = 4
@@ -87,25 +92,29 @@ class Features:
 def conv_kind(*, channels_in: int, channels_out: int, groups: int, taps: int, rank: int = 4) -> str:
     """The kind of a Conv: ``Conv.depthwise``, grouped, pointwise, narrow or dense.
 
+    Pointwise ones with less than a block of outputs are ``.few``: integer kernels round their
+    results one by one.
+
     One channel to one (filters of a waveform) is depthwise too: integer kernels take it so, one
     lane of their sixteen. Narrow (fewer than 16 channels): the integer kernel gathers windows row
     by row, so that a 3x3 stem is faster in float and a 7x7 one on integers.
 
     The blocked float kernels want four dimensions, and depthwise ones a multiple of four channels;
-    else they are ``.plain``. Over volumes, integer kernels gather the window tap by tap, in one
-    thread unless they have multiples of four channels (``.volume``, ``.gathered``).
+    else they are ``.plain``. Those of one tap are ``.tap``: what is left of a BatchNormalization.
+    Over volumes, integer kernels gather the window tap by tap, in one thread unless they have
+    multiples of four channels (``.volume``, ``.gathered``).
     """
     if groups == channels_in == channels_out:
-        blocked = rank == 4 and (channels_out % 4 == 0 or channels_out == 1)
-        plain = "Conv.depthwise.volume" if rank == 5 else "Conv.depthwise.plain"
-        return "Conv.depthwise" if blocked else plain
+        if rank == 4 and (channels_out % 4 == 0 or channels_out == 1):
+            return "Conv.depthwise" if taps > 1 else "Conv.depthwise.tap"
+        return "Conv.depthwise.volume" if rank == 5 else "Conv.depthwise.plain"
     if rank == 5 and taps > 1:
         in_place = groups == 1 and _reads_in_place(channels_in, channels_out)
         return "Conv.volume" if in_place else "Conv.gathered"
     if groups > 1:
         return "Conv.grouped" if rank == 4 else "Conv.grouped.plain"
     if taps == 1:
-        return "Conv.pointwise"
+        return "Conv.pointwise" if channels_out >= _BLOCK else "Conv.pointwise.few"
     return "Conv.narrow" if channels_in < _BLOCK else "Conv.dense"
 
 
@@ -163,46 +172,61 @@ def int8_cost(kind: str, features: Features) -> float:
     found = found or INT8.get(kind) or INT8.get(kind.removesuffix(".fused"))
     if found is None:
         return math.inf
-    slower = 1.0
+    macs, more = _int8_work(kind, features)
+    return _evaluate(found, features, macs=macs, more=more)
+
+
+def _int8_work(kind: str, f: Features) -> tuple[float, float]:
+    """Multiply-accumulates of an integer kernel, slow ones counted more than once, and more ns."""
+    macs = _macs(kind, f)
     if kind.startswith("Conv.depthwise"):
-        slower = _RAGGED if features.channels_in % _BLOCK != 0 else 1.0
-    elif kind == "Conv.dense":
-        return _evaluate(found, features, macs=_macs(kind, features), more=_copy_cost(features))
-    elif kind.startswith("Conv.") and features.channels_out // features.groups < _BLOCK:
-        slower = _FEW
-    return _evaluate(found, features, macs=_macs(kind, features) * slower)
+        macs = float(f.macs) if f.groups > 1 else macs
+        return macs * (_RAGGED if f.channels_in % _BLOCK != 0 else 1.0), 0.0
+    if kind == "Conv.dense":
+        return macs, _copy_cost(f)
+    few = kind in _SLOW_IF_FEW and f.channels_out // f.groups < _BLOCK
+    return macs * (_FEW if few else 1.0), 0.0
 
 
-def quantize_cost(elements: int, *, float_conv: bool = False, int8_conv: bool = False) -> float:
+def quantize_cost(elements: int, *, blocked: int = 0, int8_conv: bool = False) -> float:
     """Cost of a QuantizeLinear and of the changes of layout at that border, in ns.
 
     Args:
         elements: elements of the tensor.
-        float_conv: the float side has the blocked layout of convolutions, which has to be undone.
+        blocked: its elements ``in_blocks`` if the float side has that layout, which has to be
+            undone.
         int8_conv: the integer side has the channels last.
     """
     return (
         _per_element(QUANTIZE, elements)
-        + (reorder_cost(elements) if float_conv else 0.0)
+        + (reorder_cost(blocked) if blocked else 0.0)
         + (_per_element(TO_CHANNELS_LAST, elements) if int8_conv else 0.0)
     )
 
 
-def dequantize_cost(elements: int, *, float_conv: bool = False, int8_conv: bool = False) -> float:
+def dequantize_cost(elements: int, *, blocked: int = 0, int8_conv: bool = False) -> float:
     """Cost of a DequantizeLinear, in ns: see quantize_cost."""
     return (
         _per_element(DEQUANTIZE, elements)
-        + (reorder_cost(elements) if float_conv else 0.0)
+        + (reorder_cost(blocked) if blocked else 0.0)
         + (_per_element(FROM_CHANNELS_LAST, elements) if int8_conv else 0.0)
     )
 
 
-def reorder_cost(elements: int) -> float:
+def reorder_cost(blocked: int) -> float:
     """Cost in ns to bring a float tensor into the convolutions' blocked layout, or back.
 
     ``qdq.placement.layout`` finds where.
+
+    Args:
+        blocked: its elements ``in_blocks``.
     """
-    return _per_element(REORDER, elements)
+    return _per_element(REORDER, blocked)
+
+
+def in_blocks(elements: int, channels: int) -> int:
+    """Elements of a tensor whose channels are filled up to whole blocks, as float kernels do."""
+    return round(elements * _padding(channels))
 
 
 def _per_element(c: Coefficients, elements: int) -> float:
@@ -216,18 +240,22 @@ def _evaluate(c: Coefficients, f: Features, *, macs: float, more: float = 0.0) -
         + (c.window * f.taps + c.row * f.rows + c.gather * f.taps * f.groups)
         * (f.outputs / f.channels_out)
         + c.tap * f.outputs * f.taps
+        + c.position * (f.outputs / f.channels_out)
         + c.input * f.inputs
         + c.output * f.outputs
         + c.weight * f.weights
     )
-    return c.fixed + work + min(work, c.serial)
+    moved = f.inputs + f.outputs
+    least = c.far * moved if moved > CACHED else 0.0
+    return max(c.fixed + work + min(work, c.serial), least)
 
 
 def _macs(kind: str, f: Features) -> float:
     """Multiply-accumulates of kernels that work on whole blocks of a group's output channels."""
-    if kind.startswith("Conv.depthwise.") or (kind == "Conv.depthwise" and f.groups > 1):
-        # blocks run over the groups, if at all
+    if kind in ("Conv.depthwise.plain", "Conv.depthwise.volume"):
         return float(f.macs)
+    if kind.startswith("Conv.depthwise") and f.groups > 1:
+        return f.macs * _padding(f.groups)  # blocks run over the groups
     if kind == "ConvTranspose" or kind in RECURRENT:
         return float(f.macs)
     return f.macs * _padding(f.channels_out // f.groups)

@@ -13,7 +13,7 @@ from qdq.placement.units import Unit
 
 __all__ = ["Layouts", "layouts_of"]
 
-_BLOCK = 16  # a convolution with fewer input channels reads the plain layout itself
+_BLOCK = 16  # a convolution with fewer input channels, in one group, reads the plain layout itself
 _ALIGNED = 4  # channels that a blocked kernel wants a multiple of
 _ACTIVATIONS = frozenset({"Clip", "HardSigmoid", "LeakyRelu", "Relu", "Sigmoid", "Tanh"})
 _APART = frozenset({"AveragePool", "BatchNormalization", "GlobalAveragePool", "MaxPool"})
@@ -62,7 +62,7 @@ def layouts_of(
         if not unit.outputs or unit.outputs[0] not in blocked:
             plain.update((*read, *unit.others))
         elif unit.view.op_type == "Conv":
-            if _channels(unit, shape) < _BLOCK:
+            if _reads_plain(unit, shape):
                 plain.add(read[0])
             elif read[0] not in blocked:
                 wanted[read[0]] = (*wanted.get(read[0], ()), k)
@@ -109,6 +109,10 @@ def _has_blocks(unit: Unit, shape: Callable[[str], Shape]) -> bool:
     if unit.view.integer("group", 1) > 1:
         return aligned and (weight[0] or 1) % _ALIGNED == 0
     return aligned or channels < _ALIGNED
+
+
+def _reads_plain(unit: Unit, shape: Callable[[str], Shape]) -> bool:
+    return unit.view.integer("group", 1) == 1 and _channels(unit, shape) < _BLOCK
 
 
 def _channels(unit: Unit, shape: Callable[[str], Shape]) -> int:

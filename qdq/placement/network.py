@@ -7,11 +7,10 @@ from collections.abc import Mapping
 
 from qdq.graph import Graph
 from qdq.ops.demand import SameAs
-from qdq.placement.costs import reorder_cost
 from qdq.placement.layout import Layouts, layouts_of
 from qdq.placement.mincut import INFINITE, Network
 from qdq.placement.units import Unit
-from qdq.placement.weighing import Weighing, count, features_of, kind_of
+from qdq.placement.weighing import Weighing, features_of, kind_of
 from qdq.placement.wholes import gate_of
 from qdq.targets import Target
 
@@ -223,10 +222,10 @@ def _reorders(
 ) -> None:
     """Charge float nodes for a layout that is not theirs, be it for a Q or another float node."""
     for name, conv in layouts.undone.items():
-        net.edge(SOURCE, FIRST + conv, round(reorder_cost(count(sizes.shape(name)))))
+        net.edge(SOURCE, FIRST + conv, weighing.reorder(sizes.shape(name)))
     for name, convs in layouts.wanted.items():
         once = net.vertex()  # float as soon as one of them is
-        net.edge(SOURCE, once, round(reorder_cost(count(sizes.shape(name)))))
+        net.edge(SOURCE, once, weighing.reorder(sizes.shape(name)))
         for conv in convs:
             net.edge(once, FIRST + conv, INFINITE)
     for conv, resize in layouts.pushed:

@@ -60,7 +60,9 @@ TERMS = {
     ("Conv.pointwise", "float"): ("mac", "output", "weight"),
     ("Conv.pointwise", "int8"): ("mac", "output", "weight"),
     ("Conv.depthwise", "float"): ("mac", "output"),
+    ("Conv.pointwise.few", "int8"): ("mac", "output", "position"),
     ("Conv.depthwise", "int8"): ("mac", "window", "output"),
+    ("Conv.depthwise.tap", "int8"): ("mac", "output", "position"),
 }
 
 
@@ -88,8 +90,10 @@ def terms_of(part, key):
         macs *= -(-f.channels_out // BLOCK) * BLOCK / f.channels_out
         if key == "float" and f.channels_in > 4:
             macs *= -(-f.channels_in // BLOCK) * BLOCK / f.channels_in
-    elif kind == "Conv.depthwise" and key == "int8" and f.channels_in % BLOCK:
-        macs *= 2
+    elif kind.startswith("Conv.depthwise") and key == "int8" and f.channels_in % BLOCK:
+        macs *= 2.3
+    elif kind.startswith("Conv.depthwise") and key == "float":
+        macs *= -(-f.groups // BLOCK) * BLOCK / f.groups
     windows = f.outputs / f.channels_out * f.taps
     rows = f.outputs / f.channels_out * f.rows
     return {
@@ -98,6 +102,7 @@ def terms_of(part, key):
         "row": rows,
         "output": f.outputs,
         "weight": f.weights,
+        "position": f.outputs / f.channels_out,
     }
 
 
