@@ -83,7 +83,7 @@ class Coefficients:
 
 
 CACHED = 1 << 19  #: elements, of 4 bytes
-_FAR = 0.064
+_FAR = 0.064  # of float convolutions
 
 
 def _elementwise(output: float, *, fixed: float = 300.0, far: float = 0.0) -> Coefficients:

@@ -39,14 +39,12 @@ SLOW_RUNS = frozenset({2, 4})  # codes that a Transpose keeps side by side, and 
 _BLOCK = 16  # channels that the convolution kernels work on at once
 _RAGGED = 2.3  # integer depthwise kernels are this much slower where blocks are not full
 _FEW = 2.5  # and others per multiplication where not one block of outputs is full
-_SLOW_IF_FEW = frozenset(
-    {"Conv.gathered", "Conv.grouped", "Conv.grouped.plain", "Conv.narrow", "Conv.volume"}
-)
 # The fast integer convolutions read windows where they lie. They want at least a block of outputs,
 # and channels in fours; for others each window is copied, ns per value.
 _LANES = 4
 _COPIED = 0.055
 _UNBLOCKED = frozenset({"Conv.gathered", "Conv.volume"})
+_BLOCKED_DEPTHWISE = frozenset({"Conv.depthwise", "Conv.depthwise.tap"})
 _UNPACKED = 4.5  # float pointwise ones with less than one block of inputs, per multiplication
 _SHORT = 1.3  # and those with a window of three columns at most
 # Dense ones sum up several positions of a row, and up to four blocks of outputs, at a time; over
@@ -150,7 +148,9 @@ def float_cost(kind: str, features: Features) -> float:
     blocked = base == "Conv" and kind not in _UNBLOCKED and features.groups == 1
     few = blocked and features.channels_in < _BLOCK
     padding = _padding(features.channels_in) if blocked and not few else 1.0
-    if few and features.taps == 1:
+    if kind in _BLOCKED_DEPTHWISE and features.groups > 1:
+        padding = _padding(features.groups)
+    elif few and features.taps == 1:
         padding = _UNPACKED
     elif few and features.taps <= 3 * features.rows:
         padding = _SHORT
@@ -180,12 +180,12 @@ def _int8_work(kind: str, f: Features) -> tuple[float, float]:
     """Multiply-accumulates of an integer kernel, slow ones counted more than once, and more ns."""
     macs = _macs(kind, f)
     if kind.startswith("Conv.depthwise"):
-        macs = float(f.macs) if f.groups > 1 else macs
         return macs * (_RAGGED if f.channels_in % _BLOCK != 0 else 1.0), 0.0
     if kind == "Conv.dense":
         return macs, _copy_cost(f)
-    few = kind in _SLOW_IF_FEW and f.channels_out // f.groups < _BLOCK
-    return macs * (_FEW if few else 1.0), 0.0
+    slow = kind.startswith("Conv.") and kind != "Conv.pointwise.few"  # that has a row of its own
+    few = f.channels_out // f.groups < _BLOCK
+    return macs * (_FEW if slow and few else 1.0), 0.0
 
 
 def quantize_cost(elements: int, *, blocked: int = 0, int8_conv: bool = False) -> float:
@@ -252,10 +252,9 @@ def _evaluate(c: Coefficients, f: Features, *, macs: float, more: float = 0.0) -
 
 def _macs(kind: str, f: Features) -> float:
     """Multiply-accumulates of kernels that work on whole blocks of a group's output channels."""
-    if kind in ("Conv.depthwise.plain", "Conv.depthwise.volume"):
+    if kind.startswith("Conv.depthwise") and (f.groups > 1 or kind not in _BLOCKED_DEPTHWISE):
+        # blocks run over the groups, if at all
         return float(f.macs)
-    if kind.startswith("Conv.depthwise") and f.groups > 1:
-        return f.macs * _padding(f.groups)  # blocks run over the groups
     if kind == "ConvTranspose" or kind in RECURRENT:
         return float(f.macs)
     return f.macs * _padding(f.channels_out // f.groups)

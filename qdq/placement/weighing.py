@@ -26,7 +26,7 @@ def count(shape: Shape) -> int:
     return UNKNOWN_COUNT if shape is None else prod(d or 1 for d in shape)
 
 
-def in_blocks(shape: Shape) -> int:
+def _in_blocks(shape: Shape) -> int:
     """Number of elements in the blocked layout of float convolutions."""
     channels = (shape[1] or 1) if shape is not None and len(shape) > 1 else 1
     return costs.in_blocks(count(shape), channels)
@@ -169,15 +169,15 @@ class Weighing:
     def quantize(self, shape: Shape, *, behind_conv: bool) -> int:
         """A QuantizeLinear; ``behind_conv``: its float input comes from a blocked Conv."""
         image = shape is not None and len(shape) == 4
-        blocked = in_blocks(shape) if behind_conv else 0
+        blocked = _in_blocks(shape) if behind_conv else 0
         return round(costs.quantize_cost(count(shape), blocked=blocked, int8_conv=image))
 
     def dequantize(self, shape: Shape, *, before_conv: bool) -> int:
         """A DequantizeLinear; ``before_conv``: a float Conv reads it."""
         image = shape is not None and len(shape) == 4
-        blocked = in_blocks(shape) if before_conv else 0
+        blocked = _in_blocks(shape) if before_conv else 0
         return round(costs.dequantize_cost(count(shape), blocked=blocked, int8_conv=image))
 
     def reorder(self, shape: Shape) -> int:
         """A change between the plain layout and that of the float convolutions."""
-        return round(costs.reorder_cost(in_blocks(shape)))
+        return round(costs.reorder_cost(_in_blocks(shape)))
