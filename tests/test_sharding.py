@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from models import conv_chain, feeds
+from models import conv_chain, feeds, model, node
 from numpy.typing import NDArray
 
 from qdq.calibrate import CALIBRATORS, Calibrator, MinMax
@@ -129,8 +129,6 @@ def test_threads_within_onnxruntime_do_not_matter() -> None:
 
 
 def test_a_tensor_that_is_empty_in_some_shards(inline: type[Inline]) -> None:
-    from models import model, node
-
     net = model([node("Relu", ["x"], "y")], {"x": ["n", 2]}, {"y": ["n", 2]})
     sizes = (0, 3, 0, 0, 2)
     data = [{"x": np.full((n, 2), n, np.float32)} for n in sizes]
@@ -321,14 +319,39 @@ def test_a_reader_that_fails(inline: type[Inline]) -> None:
 
 
 def test_channels_that_differ_between_samples(inline: type[Inline]) -> None:
-    from models import model, node
-
     net = model([node("Relu", ["x"], "y")], {"x": ["n", "c"]}, {"y": ["n", "c"]})
     data = [{"x": np.ones((2, c), np.float32)} for c in (3, 3, 4)]
     with pytest.raises(CalibrationError, match=r"'y' has . channels") as e:
         collect(net, ["y"], {"y": 1}, data, MinMax(), executor=inline(), shard_size=1)
     assert e.value.tensor == "y"
     assert e.value.sample in (0, 1, 2)
+
+
+def test_threads_go_on_with_what_they_have_gathered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each sample merged with the rest would cost more than it takes to count it."""
+    merged: list[int] = []
+    real = Statistics.merge
+    monkeypatch.setattr(
+        Statistics, "merge", lambda self, *more: merged.append(self.samples) or real(self, *more)
+    )
+    assert run(None).samples == 10
+    assert len(merged) <= 1
+
+
+def test_channels_that_differ_between_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each thread's samples agree, and the error is still that of the first one which differs."""
+    both, real = threading.Barrier(2), Readout.run
+
+    def run_both(self: Readout, feed: Feed, sample: int = 0) -> Any:
+        both.wait(60)
+        return real(self, feed, sample)
+
+    monkeypatch.setattr(Readout, "run", run_both)
+    net = model([node("Relu", ["x"], "y")], {"x": ["n", "c"]}, {"y": ["n", "c"]})
+    data = [{"x": np.ones((2, c), np.float32)} for c in (3, 4)]
+    with pytest.raises(CalibrationError, match=r"'y' has . channels") as e:
+        collect(net, ["y"], {"y": 1}, data, MinMax())
+    assert (e.value.tensor, e.value.sample) == ("y", 1)
 
 
 def test_no_samples(processes: Executor) -> None:

@@ -35,13 +35,13 @@ from qdq.statistics import Statistics
 from qdq.statistics.shipment import Shipment, fingerprint
 from qdq.statistics.worker import (
     Answer,
+    Gathering,
     Job,
     Progress,
     Shard,
+    Threads,
     forget,
-    run_here,
     run_shard,
-    summarize,
 )
 
 __all__ = ["collect"]
@@ -65,7 +65,7 @@ def collect(
     calibrator: Calibrator[Any],
     *,
     executor: Executor | None = None,
-    shard_size: int = _SHARD_SAMPLES,
+    shard_size: int | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
     layouts: Iterable[Layout] = (),
@@ -83,7 +83,7 @@ def collect(
         executor: who does the work. It stays open. A custom calibrator must be importable where
             the workers run. None: two threads of this process, so that one sample runs while
             another is summarized; a custom calibrator sees one sample after the other.
-        shard_size: samples per shard.
+        shard_size: samples per shard; None: 4 of what travels, 1 in this process.
         threads: that onnxruntime uses per sample; None lets it choose in this process, and
             shares the processors among the workers of a local pool (1 each elsewhere). The
             result does not depend on it.
@@ -97,6 +97,8 @@ def collect(
             is its index, the lowest if there are several); a shard that no worker could finish.
         ConfigError: if the executor takes no work, or shard_size is below 1.
     """
+    if shard_size is None:
+        shard_size = 1 if executor is None else _SHARD_SAMPLES
     if shard_size < 1:
         raise ConfigError(f"shard_size={shard_size}: wants a whole number from 1 up")
     if executor is not None and not callable(getattr(executor, "submit", None)):
@@ -113,19 +115,28 @@ def collect(
         calibrator=calibrator,
         threads=threads if threads is not None or executor is None else _threads(executor),
     )
-    shards = _shards(feeds, shard_size)
     if executor is not None:
-        run = partial(run_shard, job)
-        return _Dispatcher(executor, run, Shipment(model), calibrator, progress).run(shards)
+        run, merging = partial(run_shard, job), _Merging(calibrator)
+        sender = _Dispatcher(executor, run, merging.take, Shipment(model), progress)
+        sender.run(_shards(feeds, shard_size))
+        return merging.statistics()
     if type(calibrator) not in CALIBRATORS.values():
-        found = summarize(job, job.readout(model), feeds, 0, progress)
-        if not found.samples:
-            raise CalibrationError(_NO_SAMPLES)
-        return found
+        return _one_by_one(job, model, feeds, progress)
     with ThreadPoolExecutor(_THREADS) as pool:
         job = replace(job, threads=_threads(pool) if threads is None else threads)
-        run = partial(run_here, job, job.readout(model))
-        return _Dispatcher(pool, run, None, calibrator, progress).run(shards)
+        tasks = Threads(job, job.readout(model))
+        sender = _Dispatcher(pool, tasks.run_shard, int, None, progress)
+        sender.run(_shards(feeds, shard_size))
+        return tasks.statistics()
+
+
+def _one_by_one(
+    job: Job, model: onnx.ModelProto, feeds: Iterable[Feed], progress: Progress | None
+) -> Statistics:
+    gathering = Gathering(job, job.readout(model))
+    if not gathering.add(feeds, 0, progress):
+        raise CalibrationError(_NO_SAMPLES)
+    return gathering.statistics()
 
 
 def _threads(executor: Executor) -> int:
@@ -162,31 +173,51 @@ def _shards(feeds: Iterable[Feed], size: int) -> Iterator[Shard]:
         yield Shard(first, tuple(group))
 
 
+class _Merging:
+    """Merges the statistics that come back."""
+
+    def __init__(self, calibrator: Calibrator[Any]) -> None:
+        self._merged: list[Statistics] = []  # of one, once there are some
+        self._calibrator = calibrator
+
+    def take(self, answer: Statistics) -> int:
+        """The number of its samples."""
+        self._merged = [m.merge(answer, self._calibrator) for m in self._merged] or [answer]
+        return answer.samples
+
+    def statistics(self) -> Statistics:
+        """Those of all samples; there must be one."""
+        return self._merged[0]
+
+
 class _Dispatcher:
-    """Hands shards to an executor, a bounded number at a time, and merges what comes back."""
+    """Hands shards to an executor, a bounded number at a time, and their answers to ``take``.
+
+    ``take`` tells how many samples the answer is for.
+    """
 
     def __init__(
         self,
         executor: Executor,
         run: Callable[[Shard, Shipment | None], Answer],
+        take: Callable[[Any], int],
         shipment: Shipment | None,
-        calibrator: Calibrator[Any],
         progress: Progress | None,
     ) -> None:
         workers = _workers(executor)
         self._executor: Executor | None = executor  # None when it has broken
         self._run = run
+        self._taken = take
         self._shipment = shipment
-        self._calibrator = calibrator
         self._progress = progress
         self._limit = _FLIGHT_SHARDS if workers is None else 2 * workers
         self._pending: dict[Future[Any], Shard] = {}
-        self._merged: Statistics | None = None
+        self._samples = 0
         # index of the sample → its error; the lowest is the one to report
         self._failure: tuple[int, Exception] | None = None
 
-    def run(self, shards: Iterator[Shard]) -> Statistics:
-        """The merged statistics of all shards."""
+    def run(self, shards: Iterator[Shard]) -> None:
+        """Have all shards run."""
         try:
             while self._failure is None and (shard := self._next(shards)) is not None:
                 self._send(shard)
@@ -202,9 +233,8 @@ class _Dispatcher:
             forget()  # workers that are threads, or this process after a broken pool
         if self._failure is not None:
             raise self._failure[1]
-        if self._merged is None:
+        if not self._samples:
             raise CalibrationError(_NO_SAMPLES)
-        return self._merged
 
     def _next(self, shards: Iterator[Shard]) -> Shard | None:
         try:
@@ -260,16 +290,13 @@ class _Dispatcher:
             self._fail(shard.first if sample is None else sample, answer)
         else:
             try:
-                merged = answer
-                if self._merged is not None:
-                    merged = self._merged.merge(answer, self._calibrator)
+                self._samples += self._taken(answer)
             except CalibrationError as e:
                 e.sample = shard.first
                 self._fail(shard.first, e)
                 return
-            self._merged = merged
             if self._progress is not None:
-                self._progress(merged.samples)
+                self._progress(self._samples)
 
     def _again(self, shard: Shard, error: Exception) -> None:
         """Run a lost shard again, but not for ever: it may be what ends its workers."""

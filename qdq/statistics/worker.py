@@ -7,6 +7,7 @@ not have it says so, and the shard is sent again together with the model.
 import os
 import threading
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,15 +18,16 @@ from qdq.calibrate import Calibrator, Summaries, counted
 from qdq.calibrate.means import Means
 from qdq.calibrate.moments import Layout, MomentSums
 from qdq.data import Feed
-from qdq.errors import QdqError
+from qdq.errors import CalibrationError, QdqError
 from qdq.statistics import Statistics
 from qdq.statistics.observe import Readout
 from qdq.statistics.shipment import Shipment
 
-__all__ = ["Answer", "Job", "Progress", "Shard", "forget", "run_here", "run_shard", "summarize"]
+__all__ = ["Answer", "Gathering", "Job", "Progress", "Shard", "Threads", "forget", "run_shard"]
 
-Answer = Statistics | Exception | None
-"""What a worker returns: statistics, an error, or that it needs the model."""
+Answer = Statistics | int | Exception | None
+"""What a worker returns: statistics, or the number of samples that a thread has added to its own;
+an error; or that it needs the model."""
 
 Progress = Callable[[int], object]
 """Called in the caller's process, in its thread, with the number of samples done so far."""
@@ -81,37 +83,50 @@ class Shard:
         return f"sample {last}" if last == self.first else f"samples {self.first} to {last}"
 
 
-def summarize(
-    job: Job,
-    readout: Readout,
-    feeds: Iterable[Feed],
-    first: int,
-    progress: Progress | None = None,
-) -> Statistics:
-    """The statistics of some samples, whose first has the index ``first``."""
-    summaries = Summaries(job.tensors, job.calibrator)
-    means, moments = Means(), MomentSums(job.layouts)
-    done = 0
-    for sample, feed in enumerate(feeds, first):
-        seen = readout.run(feed, sample)
-        means.add(seen.channels, sample)
-        moments.add(seen.whole, sample)
-        summaries.add(seen.readings, sample)
-        done += 1
-        if progress is not None:
-            progress(done)
-    return Statistics(
-        calibrator=repr(job.calibrator),
-        fingerprint=job.fingerprint,
-        samples=done,
-        tensors=job.tensors,
-        summaries=summaries.summaries(),
-        axes=job.axes,
-        sums=means.sums(),
-        layouts=job.layouts,
-        moments=moments.sums,
-        shapes=job.shapes,
-    )
+class Gathering:
+    """Statistics in the making: of one sample after the other.
+
+    Args:
+        job: what is wanted.
+        readout: the model, opened for this job.
+        first: index of the first sample.
+    """
+
+    def __init__(self, job: Job, readout: Readout, first: int = 0) -> None:
+        self.first = first
+        self._job, self._readout = job, readout
+        self._summaries = Summaries(job.tensors, job.calibrator)
+        self._means, self._moments = Means(), MomentSums(job.layouts)
+        self._samples = 0
+
+    def add(self, feeds: Iterable[Feed], first: int, progress: Progress | None = None) -> int:
+        """Run consecutive samples, whose first has the index ``first``; their number."""
+        sample = first
+        for sample, feed in enumerate(feeds, first + 1):
+            seen = self._readout.run(feed, sample - 1)
+            self._means.add(seen.channels, sample - 1)
+            self._moments.add(seen.whole, sample - 1)
+            self._summaries.add(seen.readings, sample - 1)
+            self._samples += 1
+            if progress is not None:
+                progress(self._samples)
+        return sample - first
+
+    def statistics(self) -> Statistics:
+        """Those of all samples so far."""
+        job = self._job
+        return Statistics(
+            calibrator=repr(job.calibrator),
+            fingerprint=job.fingerprint,
+            samples=self._samples,
+            tensors=job.tensors,
+            summaries=self._summaries.summaries(),
+            axes=job.axes,
+            sums=self._means.sums(),
+            layouts=job.layouts,
+            moments=self._moments.sums,
+            shapes=job.shapes,
+        )
 
 
 _Key = tuple[object, ...]
@@ -138,17 +153,54 @@ def run_shard(job: Job, shard: Shard, shipment: Shipment | None) -> Answer:
     """
     try:
         readout = _readout(job, shipment)
+        if readout is None:
+            return None
+        gathering = Gathering(job, readout, shard.first)
+        gathering.add(shard.feeds, shard.first)
+        return gathering.statistics()
     except Exception as e:
         return _noted(e)
-    return None if readout is None else run_here(job, readout, shard)
 
 
-def run_here(job: Job, readout: Readout, shard: Shard, _: object = None) -> Answer:
-    """The task of a thread that shares the readout with others; errors are returned too."""
-    try:
-        return summarize(job, readout, shard.feeds, shard.first)
-    except Exception as e:
-        return _noted(e)
+class Threads:
+    """The tasks of threads of this process.
+
+    They share the model, and each goes on with what one of them has gathered before, so that
+    there are no more statistics to merge than threads.
+    """
+
+    def __init__(self, job: Job, readout: Readout) -> None:
+        self._job, self._readout = job, readout
+        self._idle: deque[Gathering] = deque()
+
+    def run_shard(self, shard: Shard, _: object = None) -> int | Exception:
+        """A thread's task: the number of its samples; errors are returned too."""
+        try:
+            gathering = self._idle.pop()
+        except IndexError:
+            gathering = Gathering(self._job, self._readout, shard.first)
+        try:
+            return gathering.add(shard.feeds, shard.first)
+        except Exception as e:
+            return _noted(e)
+        finally:
+            self._idle.append(gathering)
+
+    def statistics(self) -> Statistics:
+        """Those of all samples; there must be one.
+
+        Raises:
+            CalibrationError: if a tensor's number of channels differs between samples.
+        """
+        merged, *rest = sorted(self._idle, key=lambda g: g.first)
+        found = merged.statistics()
+        for gathering in rest:
+            try:
+                found = found.merge(gathering.statistics(), self._job.calibrator)
+            except CalibrationError as e:
+                e.sample = gathering.first
+                raise
+        return found
 
 
 def _noted(error: Exception) -> Exception:
