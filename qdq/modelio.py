@@ -15,7 +15,7 @@ import onnx.inliner
 from qdq.errors import ModelError
 from qdq.files import replacing
 from qdq.graph import for_checker, sort_nodes, subgraphs, tensor_bytes, without_large
-from qdq.weights import copy_into, is_reference, raw_bytes, read, refer
+from qdq.weights import copy_into, is_reference, load_light, raw_bytes, read, refer
 
 __all__ = ["load", "save"]
 
@@ -59,7 +59,7 @@ def load(model: Any, *, quantized: bool = False, lazy: bool = False) -> onnx.Mod
         model: path of an ONNX file, its bytes, an ``onnx.ModelProto`` or an ``onnx_ir.Model``.
             The caller's object or file is never changed.
         quantized: take a quantized model too.
-        lazy: leave large float32 weights in their external file: the model has references
+        lazy: leave large float32 weights in their file: the model has references
             (``qdq.weights``), which only this package can read, in place of the data. The file
             must not change as long as the model is in use.
 
@@ -178,12 +178,10 @@ def _read_file(path: Path, *, lazy: bool) -> tuple[onnx.ModelProto, str]:
         raise ModelError(f"model file {str(path)!r} {what}; give the path of an ONNX file")
     where = f"model file {str(path)!r}"
     try:
-        data = path.read_bytes()
+        own = (load_light(path) if lazy else None) or _parse(path.read_bytes(), where)
     except OSError as e:
         raise ModelError(f"{where} cannot be read: {e}") from e
-    own = _parse(data, where)
-    del data
-    left = [t for t in own.graph.initializer if lazy and refer(t, path.parent)]
+    left = [t for t in own.graph.initializer if lazy and (is_reference(t) or refer(t, path.parent))]
     for t in left:  # not for the loader
         t.data_location = onnx.TensorProto.DEFAULT
     try:

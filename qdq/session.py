@@ -45,6 +45,8 @@ _LENT_ABOVE = 1024
 # the second number become inputs. Fusions want the smaller ones to be constant.
 _HEAVY = 1 << 30
 _FED_ABOVE = 1 << 20
+# What is read as a whole by products of matrices; a convolution's weight has another order inside.
+_MATRIX = 2
 # What the runtime takes from numpy as it is; rarer types (bfloat16, 4 bit, strings) go inline.
 _LENDABLE = frozenset(
     np.dtype(k) for k in ("?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
@@ -117,6 +119,7 @@ def open_session(
     outputs: Sequence[str] = (),
     added: onnx.GraphProto | None = None,
     lean: bool = False,
+    few: bool = False,
 ) -> Session:
     """Load a model into onnxruntime on the CPU.
 
@@ -131,13 +134,15 @@ def open_session(
         lean: for a ModelProto with above 1 GiB of weights: the runtime makes no copies of them.
             That takes a third of the memory off; small batches run two to three times as long,
             since kernels have to pack the weights each time.
+        few: for a ModelProto that few samples are to be run through: no copies of large matrices,
+            which take longer to make than they would save.
 
     Raises:
         ModelError: if onnxruntime cannot load the model.
     """
     options = _options(optimize, threads, optimized_model_path)
     if isinstance(model, onnx.ModelProto):
-        return _open_proto(model, options, outputs, added, lean=lean)
+        return _open_proto(model, options, outputs, added, lean=lean, few=few)
     return _start(model if isinstance(model, bytes) else os.fspath(model), options)
 
 
@@ -168,26 +173,36 @@ def _open_proto(
     added: onnx.GraphProto | None = None,
     *,
     lean: bool = False,
+    few: bool = False,
 ) -> Session:
     """Load a ModelProto of any size; ``outputs``, where given, take the place of its own."""
     light, arrays = detached(model, _LENT_ABOVE, _LENDABLE)
     if added is not None:
-        light.graph.node.extend(added.node)
-        light.graph.initializer.extend(added.initializer)
+        _add(light, added)
     if outputs:
         _expose(light, outputs)
         _prune(light)
         left = {t.name for t in light.graph.initializer}
         arrays = {n: a for n, a in arrays.items() if n in left}
     fed: Feed = {}
-    if lean and sum(a.nbytes for a in arrays.values()) > _HEAVY:
-        handed_out = {v.name for v in light.graph.output}
-        fed = {n: a for n, a in arrays.items() if a.nbytes > _FED_ABOVE and n not in handed_out}
+    heavy = lean and sum(a.nbytes for a in arrays.values()) > _HEAVY
+    if heavy or few:
+        kept = {v.name for v in light.graph.output}
+        large = {n: a for n, a in arrays.items() if a.nbytes > _FED_ABOVE and n not in kept}
+        fed = {n: a for n, a in large.items() if heavy or a.ndim == _MATRIX}
         _make_inputs(light, fed)
     lent = {n: ort.OrtValue.ortvalue_from_numpy(a) for n, a in arrays.items() if n not in fed}
     if lent:
         options.add_external_initializers(list(lent), list(lent.values()))
     return _start(light.SerializeToString(), options, list(lent.values()), fed)
+
+
+def _add(model: onnx.ModelProto, added: onnx.GraphProto) -> None:
+    """Add nodes and initializers, and import what the nodes need."""
+    model.graph.node.extend(added.node)
+    model.graph.initializer.extend(added.initializer)
+    for domain in {n.domain for n in added.node} - {o.domain for o in model.opset_import}:
+        model.opset_import.add(domain=domain, version=1)
 
 
 def _make_inputs(model: onnx.ModelProto, names: Container[str]) -> None:

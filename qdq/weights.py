@@ -25,8 +25,18 @@ import onnx.external_data_helper
 from numpy.typing import NDArray
 
 from qdq.errors import ModelError
+from qdq.wire import without_data
 
-__all__ = ["Weights", "copy_into", "is_reference", "raw_bytes", "read", "refer", "turned"]
+__all__ = [
+    "Weights",
+    "copy_into",
+    "is_reference",
+    "load_light",
+    "raw_bytes",
+    "read",
+    "refer",
+    "turned",
+]
 
 _MARK = "qdq.state"  # size and time of the file when it was referred to
 _TURNED = "qdq.turned"  # the data is that of the transposed matrix
@@ -62,12 +72,48 @@ def refer(tensor: onnx.TensorProto, folder: Path) -> bool:
         return False
     if info.length != size or offset < 0 or offset + size > path.stat().st_size:
         return False
+    return _refer(tensor, path, offset)
+
+
+def load_light(path: Path) -> onnx.ModelProto | None:
+    """A model file with references to its own large float32 weights.
+
+    None where it has none, or is unusual: then it is to be read as a whole.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as file:
+        if sys.byteorder != "little" or os.fstat(file.fileno()).st_size <= _LARGE:
+            return None
+        try:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except OSError:  # a file system that cannot map
+            return None
+    with mapped, memoryview(mapped) as data:
+        try:
+            light, places = without_data(data, _LARGE)
+            model = onnx.load_model_from_string(light)
+        except Exception:  # what is wrong is told by who reads it as a whole
+            return None
+        for index, (offset, size) in places.items():
+            tensor = model.graph.initializer[index]
+            fits = size == 4 * math.prod(tensor.dims) and not tensor.HasField("data_location")
+            real = tensor.data_type == onnx.TensorProto.FLOAT
+            if not (fits and real and _refer(tensor, path.resolve(), offset)):
+                tensor.raw_data = bytes(data[offset : offset + size])
+    return model if places else None
+
+
+def _refer(tensor: onnx.TensorProto, path: Path, offset: int) -> bool:
+    """Make the tensor a reference, if the file can be mapped."""
     try:
         mark = _state(path.stat())
         _mapped(str(path), mark)
-    except OSError:  # a file system that cannot map
+    except OSError:
         return False
     del tensor.external_data[:]
+    tensor.data_location = onnx.TensorProto.EXTERNAL
     _note(tensor, location=str(path), offset=str(offset), **{_MARK: mark})
     return True
 
@@ -158,8 +204,7 @@ class Weights(Mapping[str, NDArray[np.floating]]):
             return self._kept[name]
         tensor = self._tensors[name]
         value = read(tensor)
-        view = is_reference(tensor) and _TURNED not in _notes(tensor)
-        if not view and value.nbytes <= self._room:
+        if not _is_view(tensor) and value.nbytes <= self._room:
             self._kept[name] = value
             self._room -= value.nbytes
         return value
@@ -175,6 +220,12 @@ class Weights(Mapping[str, NDArray[np.floating]]):
     def __len__(self) -> int:
         """The number of constants."""
         return len(self._tensors)
+
+
+def _is_view(tensor: onnx.TensorProto) -> bool:
+    """Whether ``read`` gives the pages of a file, and no copy."""
+    notes = _notes(tensor)
+    return is_reference(tensor) and _TURNED not in notes and int(notes["offset"]) % 4 == 0
 
 
 def _notes(tensor: onnx.TensorProto) -> dict[str, str]:

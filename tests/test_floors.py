@@ -19,7 +19,7 @@ FLOORS = (
     {"spec"},
     {"affine", "calibrate", "data", "extent", "files", "forms", "graph", "modelio", "ops",
      "prepare", "problem", "ranges", "rules", "scheme", "session", "statistics", "targets",
-     "timing", "views", "weights",
+     "timing", "views", "weights", "wire",
      "balancing.dividing", "balancing.equalizing", "balancing.smoothing",
      "placement.cost_table", "placement.costs", "placement.harm", "placement.mincut",
      "placement.adjoint", "placement.gradients", "placement.tape",

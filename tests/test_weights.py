@@ -60,6 +60,19 @@ def path(net: onnx.ModelProto, tmp_path: Path) -> Path:
     return in_files(net, tmp_path / "m.onnx")
 
 
+@pytest.fixture(params=["external", "inside"])
+def either(net: onnx.ModelProto, tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """A model whose weights are in another file, or in its own."""
+    save(net, tmp_path / "m.onnx", external_data=request.param == "external")
+    return tmp_path / "m.onnx"
+
+
+def file_of(model: Path) -> Path:
+    """The file that holds the weights."""
+    data = model.with_name(model.name + ".data")
+    return data if data.exists() else model
+
+
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """12 weights of 4 MiB."""
@@ -76,16 +89,16 @@ def values(net: onnx.ModelProto) -> dict[str, bytes]:
 
 
 class TestReferences:
-    def test_only_large_weights_and_only_if_asked_for(self, net, path) -> None:
-        lazy = load(path, lazy=True)
+    def test_only_large_weights_and_only_if_asked_for(self, net, either) -> None:
+        lazy = load(either, lazy=True)
         stays = {t.name for t in lazy.graph.initializer if is_reference(t)}
         assert stays == {"w0", "w1"}
         assert lazy.ByteSize() < 20_000
-        assert values(load(path)) == values(net)
+        assert values(load(either)) == values(net)
         assert load(net, lazy=True) == net
 
-    def test_values(self, net, path) -> None:
-        lazy = load(path, lazy=True)
+    def test_values(self, net, either) -> None:
+        lazy = load(either, lazy=True)
         for t in net.graph.initializer:
             np.testing.assert_array_equal(read(weight(lazy, t.name)), numpy_helper.to_array(t))
 
@@ -113,24 +126,24 @@ class TestReferences:
         assert read(t).flags.aligned
         np.testing.assert_array_equal(read(t), value)
 
-    def test_copy_into_puts_the_data_inside(self, net, path) -> None:
+    def test_copy_into_puts_the_data_inside(self, net, either) -> None:
         own = TensorProto()
-        copy_into(own, weight(load(path, lazy=True)))
+        copy_into(own, weight(load(either, lazy=True)))
         assert own == weight(net)
 
-    def test_save_puts_the_data_inside(self, net, path) -> None:
-        lazy = load(path, lazy=True)
+    def test_save_puts_the_data_inside(self, net, either) -> None:
+        lazy = load(either, lazy=True)
         for k, external in enumerate((False, True)):
-            save(lazy, path.with_name(f"{k}.onnx"), external_data=external)
-        (path.parent / "m.onnx.data").unlink()
+            save(lazy, either.with_name(f"{k}.onnx"), external_data=external)
+        file_of(either).unlink()
         for k in range(2):
-            assert values(load(path.with_name(f"{k}.onnx"))) == values(net)
+            assert values(load(either.with_name(f"{k}.onnx"))) == values(net)
 
-    def test_travels_with_its_data(self, path) -> None:
-        parcel = pickle.dumps(Shipment(prepare(load(path, lazy=True))))
-        mark = fingerprint(prepare(load(path, lazy=True)))
-        expected = prepare(load(path))
-        (path.parent / "m.onnx.data").unlink()
+    def test_travels_with_its_data(self, either) -> None:
+        parcel = pickle.dumps(Shipment(prepare(load(either, lazy=True))))
+        mark = fingerprint(prepare(load(either, lazy=True)))
+        expected = prepare(load(either))
+        file_of(either).unlink()
         found = pickle.loads(parcel).model
         assert not any(is_reference(t) for t in found.graph.initializer)
         assert fingerprint(found) == fingerprint(expected) == mark
@@ -145,13 +158,13 @@ class TestReferences:
 
 class TestFiles:
     @pytest.mark.parametrize("what", ["changed", "gone"])
-    def test_a_file_that_changes_is_an_error(self, path, what) -> None:
-        lazy, data = load(path, lazy=True), path.parent / "m.onnx.data"
+    def test_a_file_that_changes_is_an_error(self, either, what) -> None:
+        lazy, data = load(either, lazy=True), file_of(either)
         if what == "gone":
             data.unlink()
         else:
             os.utime(data, ns=(0, 0))
-        with pytest.raises(ModelError, match=r"'w0'.*m\.onnx\.data.*changed or gone") as e:
+        with pytest.raises(ModelError, match=r"'w0'.*m\.onnx.*changed or gone") as e:
             read(weight(lazy))
         assert e.value.tensor == "w0"
 
@@ -182,21 +195,21 @@ class TestFiles:
 
 
 @pytest.mark.parametrize("smooth_channel", [None, 7])
-def test_same_bytes_as_from_memory(net, path, smooth_channel) -> None:
+def test_same_bytes_as_from_memory(net, either, smooth_channel) -> None:
     data = feeds({"x0": (4, WIDTH)}, 4)
     if smooth_channel is not None:
         for feed in data:
             feed["x0"][:, smooth_channel] *= 100
-    made = [run(source, data, target=FORCED).model for source in (net, path)]
+    made = [run(source, data, target=FORCED).model for source in (net, either)]
     assert made[0].SerializeToString() == made[1].SerializeToString()
     assert not any(t.data_location for t in made[1].graph.initializer)
 
 
-def test_kept_float_weights_are_inside(net, path) -> None:
+def test_kept_float_weights_are_inside(net, either) -> None:
     data = feeds({"x0": (4, WIDTH)}, 4)
     for name, expected in (("Gemm.*", weights(WIDTH, WIDTH, seed=0).T), ("MatMul.*", None)):
         scheme = Scheme(rules=(Rule(nodes=name, keep_float=True),))
-        made = [run(source, data, scheme=scheme, target=FORCED).model for source in (net, path)]
+        made = [run(source, data, scheme=scheme, target=FORCED).model for source in (net, either)]
         assert made[0].SerializeToString() == made[1].SerializeToString()
         (kept,) = [v for n, v in values(made[1]).items() if n in ("w1", "w0_folded")]
         wanted = weights(WIDTH, WIDTH, seed=1) if expected is None else expected

@@ -77,8 +77,8 @@ def _there_and_back(
     heads: Iterable[str],
     kept: Mapping[bytes, Feed],
 ) -> list[Observation]:
-    few = len(sizes.nodes) + len(way.added.node) <= _MANY
-    back = Observer(model, [way.output, *heads], added=way.added, optimize=few)
+    small = len(sizes.nodes) + len(way.added.node) <= _MANY
+    back = Observer(model, [way.output, *heads], added=way.added, optimize=small, few=True)
     return [back.run(feed) for feed in kept.values()]
 
 
@@ -86,7 +86,7 @@ def _there(
     model: onnx.ModelProto, heads: Sequence[str], kept: Mapping[bytes, Feed]
 ) -> list[Observation]:
     try:
-        observer = Observer(model, heads)
+        observer = Observer(model, heads, few=True)
         return [observer.run(feed) for feed in kept.values()]
     except QdqError:  # what the float model cannot do is told when the result is verified
         return []

@@ -100,18 +100,18 @@ def _matmul(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]
     a, b = node.input
     made, found = node.output[0], {}
 
-    def turned(name: str) -> str:
-        rank = tape.rank(name)
-        if rank < 2:
+    def product(left: str, right: str, **turned: int) -> str:
+        if any(tape.rank(n) < 2 for n in (left, right) if n in node.input):
             raise UnknownWayError("a product with a vector")
-        return tape.node("Transpose", name, perm=[*range(rank - 2), rank - 1, rank - 2])
+        # the runtime's own operator reads a matrix turned, where a Transpose would write it first
+        return tape.node("FusedMatMul", left, right, domain="com.microsoft", **turned)
 
     if tape.rank(a) < 2 < tape.rank(b):
         raise UnknownWayError("a vector times several matrices")
     if a in tape.live:
-        found[0] = tape.summed(tape.node("MatMul", one(grads), turned(b)), a, made, batch_only=True)
+        found[0] = tape.summed(product(one(grads), b, transB=1), a, made, batch_only=True)
     if b in tape.live:
-        found[1] = tape.summed(tape.node("MatMul", turned(a), one(grads)), b, made, batch_only=True)
+        found[1] = tape.summed(product(a, one(grads), transA=1), b, made, batch_only=True)
     return found
 
 

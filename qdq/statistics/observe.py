@@ -39,6 +39,7 @@ class Observer:
         optimize: False runs a QDQ model as it is written, in float between its Q and DQ.
         added: nodes and initializers that the model gets besides its own; their outputs have names
             too.
+        few: whether few samples are to be run, see ``open_session``.
 
     Raises:
         ModelError: if a name is not in the graph, or onnxruntime cannot load the model.
@@ -52,14 +53,17 @@ class Observer:
         threads: int | None = None,
         optimize: bool = True,
         added: onnx.GraphProto | None = None,
+        few: bool = False,
     ) -> None:
         graph = Graph(model)
         more = () if added is None else (o for n in added.node for o in n.output)
         _check_known(graph, names, frozenset(more))
         self._fed = [n for n in names if n in graph.inputs]
         self._made = made = [n for n in names if n not in graph.inputs]
-        options: Any = {"threads": threads, "optimize": optimize, "added": added, "lean": True}
-        self._session = open_session(model, outputs=made, **options) if made else None
+        options: Any = {"threads": threads, "optimize": optimize, "added": added}
+        self._session = (
+            open_session(model, outputs=made, lean=True, few=few, **options) if made else None
+        )
         log.debug("observe %d tensors", len(names))
 
     def run(self, feed: Feed, sample: int = 0) -> Observation:
