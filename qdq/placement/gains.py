@@ -6,7 +6,8 @@ those of parts of the data merge to those of the whole.
 """
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -18,13 +19,13 @@ from qdq.calibrate.noise import mean_square
 from qdq.data import Feed
 from qdq.errors import QdqError
 from qdq.graph import Graph, tensor_bytes
-from qdq.placement.adjoint import Adjoint, adjoint
+from qdq.placement.adjoint import adjoint
 from qdq.placement.wholes import judged
 from qdq.plan import Plan
 from qdq.problem import Constant, Derived
 from qdq.ranges import Histogram
 from qdq.statistics.gradients import Gradients
-from qdq.statistics.observe import Observation, Observer
+from qdq.statistics.observe import Observation, observe_few
 
 __all__ = ["gains_of", "gradients"]
 
@@ -32,7 +33,8 @@ log: logging.Logger = logging.getLogger(__name__)
 
 _MOST = 1e30  # of an energy; infinity times no noise is not a number
 _MANY = 600  # nodes, of both ways; to optimize more takes longer than few samples can win
-_MOST_BYTES = 1 << 30  # of activations, which wait for the way back, and weights, which are copied
+_MOST_BYTES = 1 << 30  # of activations, which wait for the way back, and weights that are copied
+_MATRIX = 2  # dimensions of a weight that is read where it lies
 _MOST_SHOWN = 1 << 26  # of what a sample's outputs take; those of all samples are kept
 
 
@@ -51,50 +53,35 @@ def gradients(
         The energies, empty where the way back is not known; and what the model is ``judged`` by,
         of each sample. Neither where that would take too much memory.
     """
-    if _bytes(sizes) > _MOST_BYTES:
+    held = _bytes(sizes)
+    if held > _MOST_BYTES:
         return Gradients(), []
+    run = partial(observe_few, model, feeds=list(kept.values()), two=2 * held <= _MOST_BYTES)
     wanted = (t for t in plan.tensors.values() if not isinstance(t.source, Constant | Derived))
     heads = judged(sizes).names
     if _size(sizes, heads) > _MOST_SHOWN:
         heads = ()
-    found = adjoint(model, (t.name for t in wanted))
-    if found is not None:
+    way = adjoint(model, (t.name for t in wanted))
+    if way is not None:
+        small = len(sizes.nodes) + len(way.added.node) <= _MANY
         try:
-            seen = _there_and_back(model, sizes, found, heads, kept)
+            seen = run([way.output, *heads], added=way.added, optimize=small)
         except QdqError as e:  # a rule that does not fit this model: noise alone can do without
             log.info("gradients: none, since %s", e)
         else:
-            log.info("gradients: %d tensors, %d samples", len(found.tensors), len(seen))
-            rows = {d.hex(): row.pop(found.output) for d, row in zip(kept, seen, strict=True)}
-            return Gradients(tensors=found.tensors, energies=rows), seen if heads else []
-    return Gradients(), _there(model, heads, kept) if heads else []
-
-
-def _there_and_back(
-    model: onnx.ModelProto,
-    sizes: Graph,
-    way: Adjoint,
-    heads: Iterable[str],
-    kept: Mapping[bytes, Feed],
-) -> list[Observation]:
-    small = len(sizes.nodes) + len(way.added.node) <= _MANY
-    back = Observer(model, [way.output, *heads], added=way.added, optimize=small, few=True)
-    return [back.run(feed) for feed in kept.values()]
-
-
-def _there(
-    model: onnx.ModelProto, heads: Sequence[str], kept: Mapping[bytes, Feed]
-) -> list[Observation]:
+            log.info("gradients: %d tensors, %d samples", len(way.tensors), len(seen))
+            rows = {d.hex(): row.pop(way.output) for d, row in zip(kept, seen, strict=True)}
+            return Gradients(tensors=way.tensors, energies=rows), seen if heads else []
     try:
-        observer = Observer(model, heads, few=True)
-        return [observer.run(feed) for feed in kept.values()]
+        return Gradients(), run(heads) if heads else []
     except QdqError:  # what the float model cannot do is told when the result is verified
-        return []
+        return Gradients(), []
 
 
 def _bytes(sizes: Graph) -> int:
     made = (o for node in sizes.nodes for o in node.output if o)
-    return _size(sizes, made) + sum(tensor_bytes(t) for t in sizes.constants.values())
+    copied = (t for t in sizes.constants.values() if len(t.dims) != _MATRIX)
+    return _size(sizes, made) + sum(tensor_bytes(t) for t in copied)
 
 
 def _size(sizes: Graph, names: Iterable[str]) -> int:
