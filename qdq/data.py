@@ -204,9 +204,10 @@ def _check_names(named: Mapping[str, object], inputs: Mapping[str, InputSpec], i
         near = get_close_matches(str(unknown[0]), list(inputs), n=1)
         hint = f" (did you mean '{near[0]}'?)" if near else ""
         parts.append(f"has {_quote(unknown)}, which the model does not know{hint}")
+    cure = "give all of them" if not unknown else "rename yours" if missing else "leave others out"
     raise CalibrationError(
         f"Calibration sample {index} {' and '.join(parts)}; the model's inputs are "
-        f"{_quote(inputs)}",
+        f"{_quote(inputs)}: {cure}",
         tensor=(missing or [str(k) for k in unknown])[0],
         sample=index,
     )

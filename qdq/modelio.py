@@ -301,6 +301,7 @@ def _want_finite(tensor: onnx.TensorProto, name: str, where: str, is_weight: boo
         first = tuple(int(i) for i in np.argwhere(bad)[0])
         raise ModelError(
             f"weight {name!r} of {where} holds {int(bad.sum())} NaN or Inf among {value.size} "
-            f"values, the first at {first}; weights must be finite to be quantized",
+            f"values, the first at {first}; weights must be finite to be quantized: look at the "
+            "checkpoint that the model was exported from, and export it again",
             tensor=name,
         )

@@ -107,9 +107,14 @@ X = np.zeros((2, 3), np.float32)
 @pytest.mark.parametrize(
     ("sample", "inputs", "tensor", "words"),
     [
-        ({"X": X}, ONE, "x", ["lacks 'x'", "has 'X'", "inputs are 'x'"]),
-        ({"x": X, "xs": X}, ONE, "xs", ["'xs', which the model does not know", "mean 'x'"]),
-        ({}, ONE, "x", ["lacks 'x'"]),
+        ({"X": X}, ONE, "x", ["lacks 'x'", "has 'X'", "are 'x': rename yours"]),
+        (
+            {"x": X, "xs": X},
+            ONE,
+            "xs",
+            ["'xs', which the model does not know", "mean 'x'", "leave others out"],
+        ),
+        ({}, ONE, "x", ["lacks 'x'", "give all of them"]),
         ((X, 3), ONE, None, ["2 arrays", "1 input: 'x'", "leave labels out"]),
         (X, TWO, None, ["1 array;", "2 inputs: 'x', 'n'"]),
         ((X, 3), TWO, "n", ["is a int, not a numpy array", "numpy.asarray(value, numpy.int64)"]),
