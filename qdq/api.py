@@ -129,7 +129,7 @@ def run(
         "changes": scale_history(solution.changes, {n.weight for n in plan.linears}),
     }
     stamp(chosen.model, evidence.model, metadata)
-    model = verify(chosen.model, start.first, start.prepared)
+    model = verify(chosen.model, start.first, start.prepared, ran=chosen.ran)
     return Result(model=model, plan=plan, solution=solution, harm=evidence.noise)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import onnx
 
 from qdq.emit import emit
-from qdq.errors import ConfigError
+from qdq.errors import ConfigError, QdqError
 from qdq.evidence import Evidence, solved
 from qdq.modelio import load
 from qdq.placement.budget import first_within, least_cost
@@ -96,12 +96,21 @@ def _check_number(option: str, value: object, above: float, wanted: str) -> None
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chosen:
-    """A plan, with the parameters of its tensors, what was emitted, and by what it was chosen."""
+    """A plan, with the parameters of its tensors.
+
+    Attributes:
+        plan: the plan.
+        solution: the parameters.
+        model: what was emitted.
+        by: by what it was chosen.
+        ran: whether the runtime has run the model as it is, with all its outputs and no others.
+    """
 
     plan: Plan
     solution: Solution
     model: onnx.ModelProto
     by: Mapping[str, object]
+    ran: bool = False
 
 
 def choose(
@@ -122,8 +131,7 @@ def choose(
     frontier = Frontier(evidence.plan_for, evidence.plan, evidence.noise)
     found = frontier.widest
     if found.plan.quantized:
-        emitted = partial(_emitted, solver)
-        found = _found(wish, frontier, model, start, evidence, emitted)
+        found = _found(wish, frontier, model, start, evidence, solver)
     for name in sorted(evidence.plan.ruled - found.plan.tensors.keys()):
         log.warning("the rules for tensor '%s' do nothing: the nodes around it stay float", name)
     return solver.chosen(found.plan, {"by": "noise", "worth": found.worth})
@@ -146,6 +154,19 @@ class _Solver:
         self.last = Chosen(plan=plan, solution=solution, model=model, by=by)
         return self.last
 
+    def tried(self, plan: Plan, trial: Trial) -> float:
+        """The amplitude of the error that a plan has in a trial; not a number if it does not run.
+
+        Why it does not is told when it is verified.
+        """
+        chosen = self.chosen(plan, {})
+        try:
+            amplitude = trial.amplitude(chosen.model)
+        except QdqError:
+            return math.nan
+        self.last = replace(chosen, ran=trial.whole)
+        return amplitude
+
 
 def _emitted(solver: _Solver, candidate: Candidate) -> onnx.ModelProto:
     return solver.chosen(candidate.plan, {}).model
@@ -157,8 +178,9 @@ def _found(
     model: Any,
     start: Start,
     evidence: Evidence,
-    emitted: Emitted,
+    solver: _Solver,
 ) -> Candidate:
+    emitted = partial(_emitted, solver)
     if wish.worth is not None:
         return frontier.at(float(wish.worth))
     if wish.measured:
@@ -171,7 +193,7 @@ def _found(
     # what a rule gives a range or scale may err as it likes
     if found.plan.quantized and start.exact and not found.plan.ruled:
         trial = Trial(evidence.model, list(start.kept.values())[: len(start.exact)], start.exact)
-        if _surprises(found, trial.amplitude(emitted(found))):
+        if _surprises(found, solver.tried(found.plan, trial)):
             found = _by_trial(frontier.all(), trial, emitted)
     if not found.plan.quantized:
         log.warning(

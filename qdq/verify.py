@@ -17,6 +17,8 @@ def verify(
     model: onnx.ModelProto,
     feed: Mapping[str, NDArray[np.generic]] | None = None,
     source: onnx.ModelProto | None = None,
+    *,
+    ran: bool = False,
 ) -> onnx.ModelProto:
     """Return the model if it is valid, loads, and runs on ``feed`` where one is given.
 
@@ -26,6 +28,7 @@ def verify(
         source: the float model that it was made from. Exporters declare shapes that contradict
             inference, and the runtime takes such models with a warning; so what the checker
             says against the shapes of both is not held against the emitted one.
+        ran: whether the runtime has loaded and run it already.
 
     Raises:
         CalibrationError: the float model does not run on ``feed`` either.
@@ -34,8 +37,8 @@ def verify(
     """
     try:
         _check(model, source)
-        session = open_session(model)
-        if feed is not None:
+        session = None if ran else open_session(model)
+        if session is not None and feed is not None:
             session.run(feed)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, QdqError) as e:
         if feed is not None and source is not None:

@@ -1,6 +1,7 @@
 """quantize(measured=..., target_sqnr=...): placement by measured harm."""
 
 import logging
+from typing import Any
 
 import numpy as np
 import onnx
@@ -10,6 +11,8 @@ from models import feeds, model, node, weights
 
 import qdq
 from qdq.api import run
+from qdq.emit import emit
+from qdq.session import open_session
 
 SHAPE = {"x": [1, 64, 40, 40]}
 
@@ -100,3 +103,45 @@ def test_a_range_that_a_rule_sets_may_err() -> None:
     rule = qdq.Rule(tensors="s1", range=(-0.3, 0.05))
     result = run(net(), feeds(SHAPE, count=4), scheme=qdq.Scheme(rules=(rule,)))
     assert "Conv_c2" in result.plan.quantized
+
+
+def with_logits() -> onnx.ModelProto:
+    """The same in front of a softmax: it is judged by what the softmax reads, too."""
+    made = net()
+    made.graph.node.append(node("Softmax", ["s2"], "p", axis=1))
+    del made.graph.output[:]
+    made.graph.output.append(onnx.helper.make_tensor_value_info("p", 1, SHAPE["x"]))
+    return made
+
+
+@pytest.mark.parametrize(("source", "opened"), [(net, 0), (with_logits, 1)])
+def test_what_has_run_as_it_is_is_not_opened_again(
+    source: Any, opened: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To open a model takes as long as to run it ten times."""
+    made: list[onnx.ModelProto] = []
+
+    def opening(given: onnx.ModelProto) -> Any:
+        made.append(given)
+        return open_session(given)
+
+    monkeypatch.setattr("qdq.verify.open_session", opening)
+    result = run(source(), feeds(SHAPE, count=4))
+    assert result.plan.quantized
+    assert len(made) == opened
+    # who asks for a plan by other means has it opened
+    run(source(), feeds(SHAPE, count=4), worth=0.0)
+    assert len(made) == opened + 1
+
+
+def test_what_does_not_run_is_a_fault_of_qdq(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever it is noticed first."""
+
+    def broken(*given: Any) -> onnx.ModelProto:
+        made = emit(*given)
+        made.graph.node[-1].input[0] = "nothing"
+        return made
+
+    monkeypatch.setattr("qdq.choice.emit", broken)
+    with pytest.raises(qdq.VerifyError, match="fault in qdq"):
+        run(net(), feeds(SHAPE, count=4))

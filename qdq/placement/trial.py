@@ -20,6 +20,9 @@ class Trial:
     """Compares quantized models with the float model that they were made from.
 
     They run with all of the runtime's optimizations, so it is the integer kernels that count.
+
+    Attributes:
+        whole: whether they run as they are: what they are judged by are their outputs.
     """
 
     def __init__(
@@ -40,7 +43,9 @@ class Trial:
             ConfigError: the model has no output of floating-point numbers.
             ModelError: onnxruntime cannot run the model.
         """
-        self._judged = judged(Graph(model))
+        graph = Graph(model)
+        self._judged = judged(graph)
+        self.whole = set(self._judged.names) == set(graph.outputs)
         if not self._judged.outputs:
             raise ConfigError(
                 "the model has no output of floating-point numbers, so no error can be measured; "
