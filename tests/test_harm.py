@@ -220,3 +220,15 @@ def test_the_kept_samples_do_not_depend_on_the_order() -> None:
         assert len(kept) == 3
     assert np.array_equal(found[0], found[1])
     assert np.array_equal(found[0], found[2])
+
+
+def test_strings_are_kept_by_what_they_say() -> None:
+    """In memory, an array of strings has the addresses where they happen to be."""
+    words = ["north", "south", "east", "west"]
+    found = []
+    for _ in range(2):
+        again = ["".join(list(word)) for word in words]  # the same, somewhere else
+        kept: dict[bytes, dict[str, np.ndarray]] = {}
+        list(keep_few(({"x": np.array([w], object)} for w in again), kept, 2))
+        found.append((list(kept), [f["x"].tolist() for f in kept.values()]))
+    assert found[0] == found[1]

@@ -42,5 +42,6 @@ def _digest(feed: Feed) -> bytes:
     for name in sorted(feed):
         value = np.ascontiguousarray(feed[name])
         found.update(f"{name} {value.dtype.str} {value.shape}".encode())
-        found.update(value.tobytes())
+        strings = value.dtype.kind == "O"  # of objects, memory has only addresses
+        found.update(repr(value.tolist()).encode() if strings else value.data)
     return found.digest()
