@@ -84,8 +84,9 @@ def find_smoothing(
     power = np.einsum("kn,kn->k", rows, rows, dtype=np.float64)
     before = noise * power.sum() + _weight_noise(rows, weight_spec) * squares.sum()
     best: Smoothing | None = None
-    for alpha in _ALPHAS:
-        divisors = _divisors(peak, largest, float(alpha))
+    candidates = _divisors(peak, largest)
+    other = np.append(True, (candidates[1:] != candidates[:-1]).any(axis=1))
+    for alpha, divisors in zip(_ALPHAS[other], candidates[other], strict=True):
         found = TensorRange(
             np.asarray((reach.low / divisors).min()), np.asarray((reach.high / divisors).max())
         )
@@ -112,15 +113,13 @@ def _weight_noise(rows: NDArray[np.floating], spec: QuantSpec) -> float:
     return float(((2 * top / (spec.qmax - spec.qmin)) ** 2).sum() / 12)
 
 
-def _divisors(
-    peak: NDArray[np.float64], largest: NDArray[np.float64], alpha: float
-) -> NDArray[np.float64]:
-    """The formula, as powers of two, around 1."""
+def _divisors(peak: NDArray[np.float64], largest: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The formula, as powers of two, around 1: (alphas, K)."""
     tiny = np.finfo(np.float32).tiny
-    logs = alpha * np.log2(np.maximum(peak, tiny)) - (1 - alpha) * np.log2(
-        np.maximum(largest, tiny)
-    )
-    logs -= np.median(logs)
+    outer, inner = (np.log2(np.maximum(v, tiny)) for v in (peak, largest))
+    alpha = _ALPHAS[:, None]
+    logs = alpha * outer - (1 - alpha) * inner
+    logs -= np.median(logs, axis=1, keepdims=True)
     logs = np.clip(logs, -np.log2(_MOST), np.log2(_MOST))
     exponents = np.rint(logs)
     exponents[np.abs(exponents) <= _CHANCE] = 0
