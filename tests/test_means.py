@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from typing import Any
+from weakref import ref
 
 import numpy as np
 import pytest
@@ -86,6 +87,23 @@ def test_a_sample_without_finite_values_is_left_out() -> None:
     found = sums_of([np.array([[v, 1]], np.float32) for v in (0, np.nan, np.inf)])
     assert found.count == 1
     assert found.mean.tolist() == [0, 1]
+
+
+def test_means_that_wait_do_not_keep_what_they_are_a_part_of() -> None:
+    """All that was read of a sample comes in one array."""
+
+    class Array(np.ndarray):
+        """One that can be referred to weakly."""
+
+    means, alive = Means(), []
+    for k in range(40):
+        read = np.full(10_000, k, np.float32).view(Array)
+        alive.append(ref(read))
+        low, high, mean = read[:3], read[3:6], read[6:9]
+        means.add(Channels(("x",), (3,), low, high, mean), k)
+        del read, low, high, mean
+    assert not any(r() is not None for r in alive)
+    assert means.sums()["x"].mean.tolist() == [19.5] * 3
 
 
 def test_channels_must_not_change() -> None:

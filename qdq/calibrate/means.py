@@ -20,7 +20,7 @@ __all__ = ["ChannelSum", "Means"]
 _LOWEST = -176  # below float32's least subnormal, whose 24 bits start at 2**-172
 _SPAN = 16  # exponents per bin: 24 + 16 bits a term leave room for 2**23 samples in int64
 _BINS = (128 - _LOWEST) // _SPAN + 1
-_HELD = 32  # means of a tensor that wait to be added up
+_HELD = 32  # samples whose means wait to be added up
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,7 +73,8 @@ class Means:
         self._low = self._high = np.zeros(0, np.float32)
         self._bins = np.zeros((_BINS, 0), np.int64)
         self._count = np.zeros(0, np.int64)  # of each tensor
-        self._held: list[NDArray[np.float32]] = []
+        self._held = np.zeros((0, 0), np.float32)  # means that wait, one row a sample
+        self._waiting = 0
 
     def add(self, channels: Channels, sample: int = 0) -> None:
         """Add one sample; what it shows of a tensor that is empty or not finite is left out.
@@ -103,8 +104,9 @@ class Means:
             self._count += 1
         np.minimum(self._low, low, out=self._low)
         np.maximum(self._high, high, out=self._high)
-        self._held.append(mean)
-        if len(self._held) == _HELD:
+        self._held[self._waiting] = mean  # a copy: it may be a part of all that was read
+        self._waiting += 1
+        if self._waiting == _HELD:
             self._add_up()
 
     def sums(self) -> dict[str, ChannelSum]:
@@ -126,6 +128,7 @@ class Means:
         self._high = np.full(channels.low.size, -np.inf, np.float32)
         self._bins = np.zeros((_BINS, channels.low.size), np.int64)
         self._count = np.zeros(len(channels.names), np.int64)
+        self._held = np.zeros((_HELD, channels.low.size), np.float32)
 
     def _want_sizes(self, channels: Channels, sample: int) -> None:
         if channels.sizes == self._sizes:
@@ -147,6 +150,6 @@ class Means:
         return [0, *itertools.accumulate(self._sizes)][: len(self._sizes)]
 
     def _add_up(self) -> None:
-        if self._held:
-            self._bins += _binned(np.stack(self._held))
-            self._held.clear()
+        if self._waiting:
+            self._bins += _binned(self._held[: self._waiting])
+            self._waiting = 0
