@@ -6,8 +6,7 @@ those of parts of the data merge to those of the whole.
 """
 
 import logging
-from collections.abc import Iterable, Mapping
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -25,7 +24,7 @@ from qdq.plan import Plan
 from qdq.problem import Constant, Derived
 from qdq.ranges import Histogram
 from qdq.statistics.gradients import Gradients
-from qdq.statistics.observe import Observation, observe_few
+from qdq.statistics.observe import Observation, Observer
 
 __all__ = ["gains_of", "gradients"]
 
@@ -53,10 +52,8 @@ def gradients(
         The energies, empty where the way back is not known; and what the model is ``judged`` by,
         of each sample. Neither where that would take too much memory.
     """
-    held = _bytes(sizes)
-    if held > _MOST_BYTES:
+    if _bytes(sizes) > _MOST_BYTES:
         return Gradients(), []
-    run = partial(observe_few, model, feeds=list(kept.values()), two=2 * held <= _MOST_BYTES)
     wanted = (t for t in plan.tensors.values() if not isinstance(t.source, Constant | Derived))
     heads = judged(sizes).names
     if _size(sizes, heads) > _MOST_SHOWN:
@@ -65,17 +62,25 @@ def gradients(
     if way is not None:
         small = len(sizes.nodes) + len(way.added.node) <= _MANY
         try:
-            seen = run([way.output, *heads], added=way.added, optimize=small)
+            back = Observer(model, [way.output, *heads], added=way.added, optimize=small, few=True)
+            seen = [back.run(feed) for feed in kept.values()]
         except QdqError as e:  # a rule that does not fit this model: noise alone can do without
             log.info("gradients: none, since %s", e)
         else:
             log.info("gradients: %d tensors, %d samples", len(way.tensors), len(seen))
             rows = {d.hex(): row.pop(way.output) for d, row in zip(kept, seen, strict=True)}
             return Gradients(tensors=way.tensors, energies=rows), seen if heads else []
+    return Gradients(), _there(model, heads, kept) if heads else []
+
+
+def _there(
+    model: onnx.ModelProto, heads: Sequence[str], kept: Mapping[bytes, Feed]
+) -> list[Observation]:
     try:
-        return Gradients(), run(heads) if heads else []
+        observer = Observer(model, heads, few=True)
+        return [observer.run(feed) for feed in kept.values()]
     except QdqError:  # what the float model cannot do is told when the result is verified
-        return Gradients(), []
+        return []
 
 
 def _bytes(sizes: Graph) -> int:

@@ -2,9 +2,7 @@
 
 import itertools
 import logging
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
@@ -19,7 +17,7 @@ from qdq.graph import Graph
 from qdq.session import open_session, run_sample
 from qdq.statistics.gauges import gauges_of
 
-__all__ = ["Observation", "Observer", "Readout", "Seen", "observe", "observe_few"]
+__all__ = ["Observation", "Observer", "Readout", "Seen", "observe"]
 
 Floats = NDArray[np.float32]
 log: logging.Logger = logging.getLogger(__name__)
@@ -94,34 +92,6 @@ def observe(
     """
     observer = Observer(model, names, optimize=optimize)
     return (observer.run(feed, sample) for sample, feed in enumerate(feeds))
-
-
-def observe_few(
-    model: onnx.ModelProto,
-    names: Sequence[str],
-    feeds: Sequence[Feed],
-    *,
-    two: bool = True,
-    **options: Any,
-) -> list[Observation]:
-    """The named tensors of a few samples.
-
-    Args:
-        model: the model; it does not change.
-        names: of the tensors.
-        feeds: the samples.
-        two: whether two of them run at a time, which uses the processors better than one sample
-            on all of them.
-        options: ``optimize`` and ``added`` of ``Observer``.
-
-    Raises:
-        ModelError, CalibrationError: as ``Observer`` and its ``run``.
-    """
-    at_a_time = 2 if two else 1
-    threads = max(1, (os.cpu_count() or 1) // at_a_time)
-    observer = Observer(model, names, threads=threads, few=True, **options)
-    with ThreadPoolExecutor(at_a_time) as pool:
-        return list(pool.map(observer.run, feeds, itertools.count()))
 
 
 class Seen(NamedTuple):
