@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,31 @@ def test_a_sum_that_overflows_is_no_nan(sign: int) -> None:
 def test_small_tensors_come_as_they_are() -> None:
     for size, gauged in ((256, False), (257, True)):
         assert bool(gauges_of(passing([1, 2, size]), {"y": 1}, frozenset("y")).names) == gauged
+
+
+def test_many_tensors_have_few_gauges_and_no_wide_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the runtime does with a node's inputs takes the square of their number."""
+    names = [f"t{k}" for k in range(9)]
+    nodes = [node("Neg", [last], made) for last, made in pairwise(["x", *names])]
+    large, small = (
+        onnx.shape_inference.infer_shapes(model(nodes, {"x": shape}, {names[-1]: shape}))
+        for shape in ([1, 2, 5000], [1, 2, 4096])
+    )
+    x = np.random.default_rng(0).standard_normal((1, 2, 5000)).astype(np.float32)
+    axes, counted = dict.fromkeys(names, 1), frozenset(names)
+    flat = Readout(large, axes, counted=counted).run({"x": x})
+    monkeypatch.setattr("qdq.statistics.gauges._WIDEST", 4)
+    found = gauges_of(large, axes, counted)
+    assert max(len(n.input) for n in found.added.node) == 4
+    deep = Readout(large, axes, counted=counted).run({"x": x})
+    assert np.array_equal(deep.channels.mean, flat.channels.mean)
+    for name in names:
+        assert deep.readings[name].extent() == flat.readings[name].extent()
+        assert np.array_equal(deep.readings[name].values, flat.readings[name].values)
+    assert gauges_of(small, axes, counted).names
+    monkeypatch.setattr("qdq.statistics.gauges._MANY", 8)
+    assert gauges_of(large, axes, counted).names == tuple(names)
+    assert not gauges_of(small, axes, counted).names
 
 
 def test_names_of_gauges_are_new_and_the_model_stays() -> None:

@@ -22,6 +22,12 @@ _OPSET = 18
 _SMALL = 1 << 9
 """Values; up to here numpy is as fast, and the runtime starts earlier without nodes. Measured with
 two threads, of which only one can be in Python."""
+_MANY = 1 << 9
+"""Tensors; with more of them the nodes count for more: to open a graph takes the square of them."""
+_SMALL_OF_MANY = 1 << 13
+_WIDEST = 4 * _MANY
+"""Inputs of one Concat, whose time is their square; the fewer there are of these the better, since
+they take from the runtime its order."""
 
 _ENDS = ("ReduceMin", "ReduceMax", "ReduceMean")
 
@@ -81,10 +87,11 @@ def gauges_of(
         channels are known. The others have none, nor have small ones.
     """
     graph = Graph(model)
+    small = _SMALL if len(axes) <= _MANY else _SMALL_OF_MANY
     sizes = {
         name: size
         for name, axis in sorted(axes.items(), key=lambda item: item[1] is None)
-        if (size := _size(graph, name, axis))
+        if (size := _size(graph, name, axis, small))
     }
     build = _Builder(graph)
     # what is added last is run first, so the last tensors come first
@@ -109,17 +116,18 @@ def gauges_of(
     )
 
 
-def _size(graph: Graph, name: str, axis: int | None) -> int | None:
-    """How many ends a gauge of the tensor has; neither None nor 0 where there can be one."""
+def _size(graph: Graph, name: str, axis: int | None, small: int) -> int | None:
+    """How many ends a gauge of the tensor has; neither None nor 0 where there can be one.
+
+    ``small``: up to so many values it has none.
+    """
     shape = graph.shape(name)
     real = graph.elem_type(name) == onnx.TensorProto.FLOAT
-    if shape is None or not real or graph.opset < _OPSET or _is_small(shape):
+    if shape is None or not real or graph.opset < _OPSET:
+        return None
+    if None not in shape and math.prod(d for d in shape if d is not None) <= small:
         return None
     return 1 if axis is None else shape[axis] if shape else None
-
-
-def _is_small(shape: Shape) -> bool:
-    return None not in shape and math.prod(d for d in shape if d is not None) <= _SMALL
 
 
 class _Builder:
@@ -175,6 +183,11 @@ class _Builder:
         return self._joined([self._found_steps[n] for n in counted if n in self._found_steps])
 
     def _joined(self, parts: Sequence[str]) -> str:
+        while len(parts) > _WIDEST:
+            parts = [
+                self._node("Concat", *parts[k : k + _WIDEST], axis=0)
+                for k in range(0, len(parts), _WIDEST)
+            ]
         return self._node("Concat", *parts, axis=0) if parts else ""
 
     def _step(self, name: str) -> str:
