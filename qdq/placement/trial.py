@@ -45,7 +45,7 @@ class Trial:
         """
         graph = Graph(model)
         self._judged = judged(graph)
-        self.whole = set(self._judged.names) == set(graph.outputs)
+        self.whole: bool = set(self._judged.names) == set(graph.outputs)
         if not self._judged.outputs:
             raise ConfigError(
                 "the model has no output of floating-point numbers, so no error can be measured; "
