@@ -178,7 +178,8 @@ def _read_file(path: Path, *, lazy: bool) -> tuple[onnx.ModelProto, str]:
         raise ModelError(f"model file {str(path)!r} {what}; give the path of an ONNX file")
     where = f"model file {str(path)!r}"
     try:
-        own = (load_light(path) if lazy else None) or _parse(path.read_bytes(), where)
+        light = load_light(path) if lazy else None
+        own = _parse(path.read_bytes(), where) if light is None else light
     except OSError as e:
         raise ModelError(f"{where} cannot be read: {e}") from e
     left = [t for t in own.graph.initializer if lazy and (is_reference(t) or refer(t, path.parent))]

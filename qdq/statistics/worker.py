@@ -101,16 +101,16 @@ class Gathering:
 
     def add(self, feeds: Iterable[Feed], first: int, progress: Progress | None = None) -> int:
         """Run consecutive samples, whose first has the index ``first``; their number."""
-        sample = first
-        for sample, feed in enumerate(feeds, first + 1):
-            seen = self._readout.run(feed, sample - 1)
-            self._means.add(seen.channels, sample - 1)
-            self._moments.add(seen.whole, sample - 1)
-            self._summaries.add(seen.readings, sample - 1)
+        before = self._samples
+        for sample, feed in enumerate(feeds, first):
+            seen = self._readout.run(feed, sample)
+            self._means.add(seen.channels, sample)
+            self._moments.add(seen.whole, sample)
+            self._summaries.add(seen.readings, sample)
             self._samples += 1
             if progress is not None:
                 progress(self._samples)
-        return sample - first
+        return self._samples - before
 
     def statistics(self) -> Statistics:
         """Those of all samples so far."""
