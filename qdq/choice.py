@@ -4,7 +4,6 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import onnx
@@ -154,22 +153,21 @@ class _Solver:
         self.last = Chosen(plan=plan, solution=solution, model=model, by=by)
         return self.last
 
-    def tried(self, plan: Plan, trial: Trial) -> float:
-        """The amplitude of the error that a plan has in a trial; not a number if it does not run.
+    def emitted(self, candidate: Candidate) -> onnx.ModelProto:
+        return self.chosen(candidate.plan, {}).model
+
+    def tried(self, candidate: Candidate, trial: Trial) -> float:
+        """The amplitude of the error that it has in a trial; not a number if it does not run.
 
         Why it does not is told when it is verified.
         """
-        chosen = self.chosen(plan, {})
+        chosen = self.chosen(candidate.plan, {})
         try:
             amplitude = trial.amplitude(chosen.model)
         except QdqError:
             return math.nan
         self.last = replace(chosen, ran=trial.whole)
         return amplitude
-
-
-def _emitted(solver: _Solver, candidate: Candidate) -> onnx.ModelProto:
-    return solver.chosen(candidate.plan, {}).model
 
 
 def _found(
@@ -180,7 +178,7 @@ def _found(
     evidence: Evidence,
     solver: _Solver,
 ) -> Candidate:
-    emitted = partial(_emitted, solver)
+    emitted = solver.emitted
     if wish.worth is not None:
         return frontier.at(float(wish.worth))
     if wish.measured:
@@ -193,7 +191,7 @@ def _found(
     # what a rule gives a range or scale may err as it likes
     if found.plan.quantized and start.exact and not found.plan.ruled:
         trial = Trial(evidence.model, list(start.kept.values())[: len(start.exact)], start.exact)
-        if _surprises(found, solver.tried(found.plan, trial)):
+        if _surprises(found, solver.tried(found, trial)):
             found = _by_trial(frontier.all(), trial, emitted)
     if not found.plan.quantized:
         log.warning(

@@ -29,6 +29,7 @@ from qdq.graph import Graph, captured_names, detached, subgraphs
 __all__ = [
     "Session",
     "input_specs",
+    "is_large_matrix",
     "open_session",
     "optimized_op_counts",
     "run",
@@ -45,8 +46,6 @@ _LENT_ABOVE = 1024
 # the second number become inputs. Fusions want the smaller ones to be constant.
 _HEAVY = 1 << 30
 _FED_ABOVE = 1 << 20
-# What is read as a whole by products of matrices; a convolution's weight has another order inside.
-_MATRIX = 2
 # What the runtime takes from numpy as it is; rarer types (bfloat16, 4 bit, strings) go inline.
 _LENDABLE = frozenset(
     np.dtype(k) for k in ("?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
@@ -189,12 +188,17 @@ def _open_proto(
     if heavy or few:
         kept = {v.name for v in light.graph.output}
         large = {n: a for n, a in arrays.items() if a.nbytes > _FED_ABOVE and n not in kept}
-        fed = {n: a for n, a in large.items() if heavy or a.ndim == _MATRIX}
+        fed = {n: a for n, a in large.items() if heavy or is_large_matrix(a.shape, a.nbytes)}
         _make_inputs(light, fed)
     lent = {n: ort.OrtValue.ortvalue_from_numpy(a) for n, a in arrays.items() if n not in fed}
     if lent:
         options.add_external_initializers(list(lent), list(lent.values()))
     return _start(light.SerializeToString(), options, list(lent.values()), fed)
+
+
+def is_large_matrix(shape: Sequence[int], size: int) -> bool:
+    """Whether a weight of so many bytes is left where it lies, with ``few`` samples to run."""
+    return len(shape) == 2 and size > _FED_ABOVE  # a convolution's has another order inside
 
 
 def _add(model: onnx.ModelProto, added: onnx.GraphProto) -> None:

@@ -37,9 +37,10 @@ def verify(
     """
     try:
         _check(model, source)
-        session = None if ran else open_session(model)
-        if session is not None and feed is not None:
-            session.run(feed)
+        if not ran:
+            session = open_session(model)
+            if feed is not None:
+                session.run(feed)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, QdqError) as e:
         if feed is not None and source is not None:
             _require_run(source, feed)

@@ -72,50 +72,50 @@ def refer(tensor: onnx.TensorProto, folder: Path) -> bool:
         return False
     if info.length != size or offset < 0 or offset + size > path.stat().st_size:
         return False
-    return _refer(tensor, path, offset)
+    try:
+        mark = _state(path.stat())
+        _mapped(str(path), mark)
+    except OSError:  # a file system that cannot map
+        return False
+    _refer(tensor, path, offset, mark)
+    return True
 
 
 def load_light(path: Path) -> onnx.ModelProto | None:
     """A model file with references to its own large float32 weights.
 
-    None where it has none, or is unusual: then it is to be read as a whole.
-
-    Raises:
-        OSError: the file cannot be read.
+    None where it has none, is unusual or cannot be mapped: then it is to be read as a whole, and
+    what is wrong is told by who does that.
     """
-    with path.open("rb") as file:
-        if sys.byteorder != "little" or os.fstat(file.fileno()).st_size <= _LARGE:
+    path = path.resolve()
+    try:
+        found = path.stat()
+        if sys.byteorder != "little" or found.st_size <= _LARGE:
             return None
-        try:
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except OSError:  # a file system that cannot map
-            return None
-    with mapped, memoryview(mapped) as data:
+        mark = _state(found)
+        mapped = _mapped(str(path), mark)
+    except OSError:
+        return None
+    with memoryview(mapped) as data:
         try:
             light, places = without_data(data, _LARGE)
             model = onnx.load_model_from_string(light)
-        except Exception:  # what is wrong is told by who reads it as a whole
+        except Exception:
             return None
         for index, (offset, size) in places.items():
             tensor = model.graph.initializer[index]
             fits = size == 4 * math.prod(tensor.dims) and not tensor.HasField("data_location")
-            real = tensor.data_type == onnx.TensorProto.FLOAT
-            if not (fits and real and _refer(tensor, path.resolve(), offset)):
+            if fits and tensor.data_type == onnx.TensorProto.FLOAT:
+                _refer(tensor, path, offset, mark)
+            else:
                 tensor.raw_data = bytes(data[offset : offset + size])
     return model if places else None
 
 
-def _refer(tensor: onnx.TensorProto, path: Path, offset: int) -> bool:
-    """Make the tensor a reference, if the file can be mapped."""
-    try:
-        mark = _state(path.stat())
-        _mapped(str(path), mark)
-    except OSError:
-        return False
+def _refer(tensor: onnx.TensorProto, path: Path, offset: int, mark: str) -> None:
     del tensor.external_data[:]
     tensor.data_location = onnx.TensorProto.EXTERNAL
     _note(tensor, location=str(path), offset=str(offset), **{_MARK: mark})
-    return True
 
 
 def is_reference(tensor: onnx.TensorProto) -> bool:

@@ -271,7 +271,7 @@ def test_progress_on_a_terminal(files: Path) -> None:
     assert done.returncode == 0
     assert done.stdout.startswith("out.onnx: ")
     lines = [part.rstrip() for part in text.split("\r") if part.strip()]
-    assert re.fullmatch(r"calibrating: \d of 10 samples", lines[0])
+    assert re.fullmatch(r"calibrating: [1-8] of 10 samples", lines[0])
     assert re.fullmatch(r"calibrating: 10 of 10 samples, [\d.e+]+/s", lines[-1])
     assert text.endswith("\n")
 

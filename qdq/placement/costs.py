@@ -22,6 +22,7 @@ from qdq.placement.cost_table import (
 )
 
 __all__ = [
+    "RAGGED",
     "RECURRENT",
     "SLOW_RUNS",
     "Features",
@@ -37,7 +38,7 @@ __all__ = [
 RECURRENT = frozenset({"GRU", "LSTM", "RNN"})
 SLOW_RUNS = frozenset({2, 4})  # codes that a Transpose keeps side by side, and moves slowly
 _BLOCK = 16  # channels that the convolution kernels work on at once
-_RAGGED = 2.3  # integer depthwise kernels are this much slower where blocks are not full
+RAGGED = 2.3  # integer depthwise kernels are this much slower where blocks are not full
 _FEW = 2.5  # and others per multiplication where not one block of outputs is full
 # The fast integer convolutions read windows where they lie. They want at least a block of outputs,
 # and channels in fours; for others each window is copied, ns per value.
@@ -180,7 +181,7 @@ def _int8_work(kind: str, f: Features) -> tuple[float, float]:
     """Multiply-accumulates of an integer kernel, slow ones counted more than once, and more ns."""
     macs = _macs(kind, f)
     if kind.startswith("Conv.depthwise"):
-        return macs * (_RAGGED if f.channels_in % _BLOCK != 0 else 1.0), 0.0
+        return macs * (RAGGED if f.channels_in % _BLOCK != 0 else 1.0), 0.0
     if kind == "Conv.dense":
         return macs, _copy_cost(f)
     slow = kind.startswith("Conv.") and kind != "Conv.pointwise.few"  # that has a row of its own

@@ -23,6 +23,7 @@ from qdq.placement.wholes import judged
 from qdq.plan import Plan
 from qdq.problem import Constant, Derived
 from qdq.ranges import Histogram
+from qdq.session import is_large_matrix
 from qdq.statistics.gradients import Gradients
 from qdq.statistics.observe import Observation, Observer
 
@@ -33,7 +34,6 @@ log: logging.Logger = logging.getLogger(__name__)
 _MOST = 1e30  # of an energy; infinity times no noise is not a number
 _MANY = 600  # nodes, of both ways; to optimize more takes longer than few samples can win
 _MOST_BYTES = 1 << 30  # of activations, which wait for the way back, and weights that are copied
-_MATRIX = 2  # dimensions of a weight that is read where it lies
 _MOST_SHOWN = 1 << 26  # of what a sample's outputs take; those of all samples are kept
 
 
@@ -85,8 +85,8 @@ def _there(
 
 def _bytes(sizes: Graph) -> int:
     made = (o for node in sizes.nodes for o in node.output if o)
-    copied = (t for t in sizes.constants.values() if len(t.dims) != _MATRIX)
-    return _size(sizes, made) + sum(tensor_bytes(t) for t in copied)
+    weights = ((t.dims, tensor_bytes(t)) for t in sizes.constants.values())
+    return _size(sizes, made) + sum(b for dims, b in weights if not is_large_matrix(dims, b))
 
 
 def _size(sizes: Graph, names: Iterable[str]) -> int:

@@ -60,10 +60,17 @@ class Observer:
         _check_known(graph, names, frozenset(more))
         self._fed = [n for n in names if n in graph.inputs]
         self._made = made = [n for n in names if n not in graph.inputs]
-        options: Any = {"threads": threads, "optimize": optimize, "added": added}
-        self._session = (
-            open_session(model, outputs=made, lean=True, few=few, **options) if made else None
-        )
+        self._session = None
+        if made:
+            self._session = open_session(
+                model,
+                outputs=made,
+                threads=threads,
+                optimize=optimize,
+                added=added,
+                lean=True,
+                few=few,
+            )
         log.debug("observe %d tensors", len(names))
 
     def run(self, feed: Feed, sample: int = 0) -> Observation:

@@ -117,7 +117,7 @@ def collect(
     )
     if executor is not None:
         run, merging = partial(run_shard, job), _Merging(calibrator)
-        sender = _Dispatcher(executor, run, merging.take, Shipment(model), progress)
+        sender = _Dispatcher(executor, run, merging.accept, Shipment(model), progress)
         sender.run(_shards(feeds, shard_size))
         return merging.statistics()
     if type(calibrator) not in CALIBRATORS.values():
@@ -180,7 +180,7 @@ class _Merging:
         self._merged: list[Statistics] = []  # of one, once there are some
         self._calibrator = calibrator
 
-    def take(self, answer: Statistics) -> int:
+    def accept(self, answer: Statistics) -> int:
         """The number of its samples."""
         self._merged = [m.merge(answer, self._calibrator) for m in self._merged] or [answer]
         return answer.samples
@@ -191,23 +191,23 @@ class _Merging:
 
 
 class _Dispatcher:
-    """Hands shards to an executor, a bounded number at a time, and their answers to ``take``.
+    """Hands shards to an executor, a bounded number at a time, and their answers to ``accept``.
 
-    ``take`` tells how many samples the answer is for.
+    ``accept`` tells how many samples the answer is for.
     """
 
     def __init__(
         self,
         executor: Executor,
         run: Callable[[Shard, Shipment | None], Answer],
-        take: Callable[[Any], int],
+        accept: Callable[[Any], int],
         shipment: Shipment | None,
         progress: Progress | None,
     ) -> None:
         workers = _workers(executor)
         self._executor: Executor | None = executor  # None when it has broken
         self._run = run
-        self._taken = take
+        self._accept = accept
         self._shipment = shipment
         self._progress = progress
         self._limit = _FLIGHT_SHARDS if workers is None else 2 * workers
@@ -290,7 +290,7 @@ class _Dispatcher:
             self._fail(shard.first if sample is None else sample, answer)
         else:
             try:
-                self._samples += self._taken(answer)
+                self._samples += self._accept(answer)
             except CalibrationError as e:
                 e.sample = shard.first
                 self._fail(shard.first, e)

@@ -155,7 +155,7 @@ def run_shard(job: Job, shard: Shard, shipment: Shipment | None) -> Answer:
         readout = _readout(job, shipment)
         if readout is None:
             return None
-        gathering = Gathering(job, readout, shard.first)
+        gathering = Gathering(job, readout)
         gathering.add(shard.feeds, shard.first)
         return gathering.statistics()
     except Exception as e:

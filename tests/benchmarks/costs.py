@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from rows import GROUPS
 
-from qdq.placement.costs import Features, conv_kind, float_cost, int8_cost
+from qdq.placement.costs import RAGGED, Features, conv_kind, float_cost, in_blocks, int8_cost
 
 
 def merge(old, new):
@@ -85,15 +85,15 @@ def features_of(part):
 
 def terms_of(part, key):
     kind, f = features_of(part)
-    macs = float(f.macs)
+    macs = f.macs
     if f.groups == 1:
-        macs *= -(-f.channels_out // BLOCK) * BLOCK / f.channels_out
+        macs = in_blocks(macs, f.channels_out)
         if key == "float" and f.channels_in > 4:
-            macs *= -(-f.channels_in // BLOCK) * BLOCK / f.channels_in
+            macs = in_blocks(macs, f.channels_in)
     elif kind.startswith("Conv.depthwise") and key == "int8" and f.channels_in % BLOCK:
-        macs *= 2.3
+        macs *= RAGGED
     elif kind.startswith("Conv.depthwise") and key == "float":
-        macs *= -(-f.groups // BLOCK) * BLOCK / f.groups
+        macs = in_blocks(macs, f.groups)
     windows = f.outputs / f.channels_out * f.taps
     rows = f.outputs / f.channels_out * f.rows
     return {
