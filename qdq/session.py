@@ -12,7 +12,7 @@ import logging
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from qdq.data import Feed, InputSpec
 from qdq.errors import CalibrationError, ModelError, QdqError
-from qdq.graph import Graph, captured_names, detached, subgraphs
+from qdq.excerpt import add_nodes, make_inputs, reduce_to
+from qdq.graph import Graph, detached, subgraphs
 
 __all__ = [
     "Session",
@@ -177,10 +178,9 @@ def _open_proto(
     """Load a ModelProto of any size; ``outputs``, where given, take the place of its own."""
     light, arrays = detached(model, _LENT_ABOVE, _LENDABLE)
     if added is not None:
-        _add(light, added)
+        add_nodes(light, added)
     if outputs:
-        _expose(light, outputs)
-        _prune(light)
+        reduce_to(light, outputs)
         left = {t.name for t in light.graph.initializer}
         arrays = {n: a for n, a in arrays.items() if n in left}
     fed: Feed = {}
@@ -189,7 +189,7 @@ def _open_proto(
         kept = {v.name for v in light.graph.output}
         large = {n: a for n, a in arrays.items() if a.nbytes > _FED_ABOVE and n not in kept}
         fed = {n: a for n, a in large.items() if heavy or is_large_matrix(a.shape, a.nbytes)}
-        _make_inputs(light, fed)
+        make_inputs(light, fed)
     lent = {n: ort.OrtValue.ortvalue_from_numpy(a) for n, a in arrays.items() if n not in fed}
     if lent:
         options.add_external_initializers(list(lent), list(lent.values()))
@@ -199,27 +199,6 @@ def _open_proto(
 def is_large_matrix(shape: Sequence[int], size: int) -> bool:
     """Whether a weight of so many bytes is left where it lies, with ``few`` samples to run."""
     return len(shape) == 2 and size > _FED_ABOVE  # a convolution's has another order inside
-
-
-def _add(model: onnx.ModelProto, added: onnx.GraphProto) -> None:
-    """Add nodes and initializers, and import what the nodes need."""
-    model.graph.node.extend(added.node)
-    model.graph.initializer.extend(added.initializer)
-    for domain in {n.domain for n in added.node} - {o.domain for o in model.opset_import}:
-        model.opset_import.add(domain=domain, version=1)
-
-
-def _make_inputs(model: onnx.ModelProto, names: Container[str]) -> None:
-    """Turn initializers into inputs."""
-    graph = model.graph
-    given = {v.name for v in graph.input}
-    for i in reversed(range(len(graph.initializer))):
-        t = graph.initializer[i]
-        if t.name not in names:
-            continue
-        if t.name not in given:
-            graph.input.append(onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims))
-        del graph.initializer[i]
 
 
 def _start(
@@ -262,33 +241,6 @@ def run_sample(session: Session, feed: Feed, names: Sequence[str] | None, index:
         return session.run(feed, names)
     except QdqError as e:
         raise CalibrationError(f"Sample {index}: {e}", sample=index) from e
-
-
-def _expose(model: onnx.ModelProto, names: Sequence[str]) -> None:
-    """Make the named tensors the model's outputs; types are left to the runtime's inference."""
-    own = {v.name: v for v in model.graph.output}
-    values = [own.get(n, onnx.ValueInfoProto(name=n)) for n in dict.fromkeys(names)]
-    del model.graph.output[:]
-    model.graph.output.extend(values)
-
-
-def _prune(model: onnx.ModelProto) -> None:
-    """Drop the nodes that no output needs, and the initializers that only they read."""
-    graph = model.graph
-    wanted = {v.name for v in graph.output}
-    unused = []
-    for i in reversed(range(len(graph.node))):
-        node = graph.node[i]
-        if wanted.isdisjoint(node.output):
-            unused.append(i)
-        else:
-            wanted.update(n for n in node.input if n)
-            wanted |= captured_names(node)
-    for i in unused:
-        del graph.node[i]
-    for i in reversed(range(len(graph.initializer))):
-        if graph.initializer[i].name not in wanted:
-            del graph.initializer[i]
 
 
 def run(
