@@ -1,7 +1,8 @@
 """Files that are written whole or not at all."""
 
 import contextlib
-import os
+import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,21 +12,38 @@ __all__ = ["replacing"]
 
 @contextlib.contextmanager
 def replacing(target: Path) -> Iterator[Path]:
-    """A temporary file in the target's folder that replaces the target if all goes well.
+    """The path of a temporary file that replaces the target if all goes well.
 
-    On any failure, Ctrl-C included, the temporary file is removed and the target is as before.
+    It lies in a folder of its own in the target's folder. On any failure, Ctrl-C included, it is
+    removed and the target is as before. A link stays: what it leads to is replaced. A file that
+    is replaced keeps its permissions.
 
     Raises:
-        OSError: if the folder does not exist or cannot be written to.
+        OSError: the folder does not exist or cannot be written to, or the target is a folder, a
+            device, a pipe or a socket.
     """
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
-    os.close(handle)
-    temporary = Path(name)
+    real = target.resolve()
+    before = _mode_of(real)
+    if before is not None and not stat.S_ISREG(before):
+        kind = "a folder" if stat.S_ISDIR(before) else "a device, pipe or socket"
+        raise OSError(f"'{target}' is {kind} and cannot be replaced; give the path of a file")
     try:
+        folder = tempfile.mkdtemp(prefix=".qdq-", dir=real.parent)
+    except OSError as e:
+        raise type(e)(e.errno, e.strerror, str(target)) from e
+    try:
+        temporary = Path(folder) / real.name
         yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes files that only the owner can read
-        temporary.replace(target)
+        if before is not None:
+            temporary.chmod(stat.S_IMODE(before))
+        temporary.replace(real)
     finally:
-        temporary.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _mode_of(path: Path) -> int | None:
+    """Type and permissions of what is there; None for nothing."""
+    try:
+        return path.stat().st_mode
+    except FileNotFoundError:
+        return None

@@ -109,10 +109,9 @@ def save(
             temporary.write_bytes(_whole(model).SerializeToString())
         return
     data = target.with_name(target.name + ".data")
-    with replacing(data) as temporary:
-        _write_external(model, light, temporary, data.name)
-        with replacing(target) as graph_file:
-            graph_file.write_bytes(light.SerializeToString())
+    with replacing(data) as data_file, replacing(target) as graph_file:
+        _write_external(model, light, data_file, data.name)
+        graph_file.write_bytes(light.SerializeToString())
 
 
 def _whole(model: onnx.ModelProto) -> onnx.ModelProto:

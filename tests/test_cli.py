@@ -1,5 +1,6 @@
 """The command line: what it writes where, exit statuses, and nothing left behind."""
 
+import io
 import json
 import os
 import re
@@ -314,8 +315,11 @@ def test_jobs_give_the_same(files: Path, command: str) -> None:
 
 def test_jobs_want_samples(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["calibrate", "in.onnx", "s.npz", "--calib", "data.npz"]) == 0
-    assert cli.main(["quantize", "in.onnx", "out.onnx", "--stats", "s.npz", "--jobs", "2"]) == 1
-    assert "--jobs is for --calib" in capsys.readouterr().err
+    for option in ("--jobs", "--samples"):
+        assert cli.main(["quantize", "in.onnx", "out.onnx", "--stats", "s.npz", option, "2"]) == 1
+        assert f"{option} is for --calib" in capsys.readouterr().err
+    assert cli.main(["quantize", "in.onnx", "out.onnx", "--stats", "s.npz", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["samples"] == 6
     with pytest.raises(SystemExit, match="2"):
         cli.main([*BASE, "--jobs", "0"])
 
@@ -497,3 +501,15 @@ def test_a_target_sqnr(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr()
     assert json.loads(shown.out)["integer"] == {}
     assert "qdq: warning: only the float model reaches target_sqnr=400" in shown.err
+
+
+def test_closed_streams_and_letters_that_the_terminal_lacks(
+    files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stderr", None)
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, "ascii"))
+    assert cli.main([*BASE[:2], "\u00fc.onnx", *BASE[3:]]) == 0
+    assert raw.getvalue().startswith(rb"\xfc.onnx: ")
+    monkeypatch.setattr(sys, "stdout", None)
+    assert cli.main(BASE) == 0

@@ -500,6 +500,32 @@ def test_ctrl_c_ends_a_pool_at_once(tmp_path: Path) -> None:
     assert {p.name for p in tmp_path.iterdir()} <= {"endless.py", ".ses"}
 
 
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_ctrl_c_while_the_processes_of_the_command_line_start(tmp_path: Path) -> None:
+    script = tmp_path / "starting.py"
+    script.write_text(
+        "import os, signal, time\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from qdq.cli.progress import pool\n"
+        "if __name__ == '__main__':\n"
+        "    with pool(2) as executor:\n"
+        "        waiting = [executor.submit(time.sleep, 0) for _ in range(8)]\n"
+        "        try:\n"
+        "            os.killpg(0, signal.SIGINT)\n"
+        "            time.sleep(60)\n"
+        "        finally:\n"
+        "            for future in waiting:\n"
+        "                future.cancel()\n",
+        encoding="utf8",
+    )
+    done = subprocess.run(
+        [sys.executable, script],
+        capture_output=True, text=True, timeout=50, start_new_session=True, check=False,
+    )  # fmt: skip
+    assert done.stderr.count("Traceback") == 1  # that of this process, none of a worker
+    assert done.stderr.endswith("KeyboardInterrupt\n")
+
+
 # ---- constant memory -------------------------------------------------------------------------
 
 MEASURE = """

@@ -5,6 +5,7 @@ wrong usage, 130 interrupted.
 """
 
 import argparse
+import io
 import logging
 import os
 import sys
@@ -24,10 +25,13 @@ __all__ = ["main"]
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status; wrong usage raises SystemExit(2)."""
     args = _parser().parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names that the terminal has no letters for
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with _warnings():
             args.action(args)
-        sys.stdout.flush()  # a closed pipe shows here, not at exit
+        if sys.stdout is not None:
+            sys.stdout.flush()  # a closed pipe shows here, not at exit
     except KeyboardInterrupt:
         print("\nqdq: interrupted", file=sys.stderr)
         return 130

@@ -8,10 +8,11 @@ from typing import Any
 
 from qdq.api import collect_statistics
 from qdq.calibrate import CALIBRATORS, Percentile
-from qdq.cli.options import add_command, add_common, add_scheme, check_output, count, scheme_of
+from qdq.cli.options import add_command, add_common, add_scheme, count, scheme_of
 from qdq.cli.progress import Progress, pool
 from qdq.data import Feed, npz_samples
 from qdq.errors import ConfigError
+from qdq.outputs import check_output
 from qdq.targets import TARGETS
 
 __all__ = ["add", "add_calibration", "calibrator_of", "samples_of"]

@@ -5,8 +5,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from qdq.cli.options import add_command, add_common, check_output, count, count_or_none
+from qdq.cli.options import add_command, add_common, count, count_or_none
 from qdq.compare import compare
+from qdq.outputs import check_output
 
 __all__ = ["add"]
 

@@ -3,10 +3,8 @@
 import argparse
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from qdq.errors import ConfigError
 from qdq.scheme import Rule, Scheme
 from qdq.spec import INT8, INT16, UINT8, UINT16, QuantSpec
 from qdq.targets import TARGETS
@@ -15,7 +13,6 @@ __all__ = [
     "add_command",
     "add_common",
     "add_scheme",
-    "check_output",
     "count",
     "count_or_none",
     "scheme_of",
@@ -106,19 +103,3 @@ def _pattern(text: str) -> str:
     except re.error as e:
         raise argparse.ArgumentTypeError(f"'{text}' is no regular expression: {e}") from e
     return text
-
-
-def check_output(output: Path, inputs: Sequence[tuple[Path, str]]) -> None:
-    """Refuse what can be known before the work is done.
-
-    Raises:
-        ConfigError: the output is an input, a folder, or in a folder that does not exist.
-    """
-    for path, what in inputs:
-        same = output.samefile(path) if output.exists() and path.exists() else False
-        if same or output.resolve() == path.resolve():
-            raise ConfigError(f"the output '{output}' is the {what} itself; give another path")
-    if output.is_dir():
-        raise ConfigError(f"the output '{output}' is a folder; give the path of a file")
-    if not output.resolve().parent.is_dir():
-        raise ConfigError(f"the folder of the output '{output}' does not exist; make it first")

@@ -4,8 +4,10 @@ import multiprocessing
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager
+from typing import Any
 
 __all__ = ["Progress", "line", "pool"]
 
@@ -22,7 +24,7 @@ class Progress:
     def __init__(self, total: int) -> None:
         self.done: int = 0
         self._total = total
-        self._shown = sys.stderr.isatty()
+        self._shown = sys.stderr is not None and sys.stderr.isatty()
         self._start = (0, time.monotonic())  # the rate is since then
         self._last = float("-inf")
 
@@ -64,15 +66,29 @@ def line(done: int, total: int, rate: float) -> str:
     return f"{text}, {clock} left"
 
 
-def pool(jobs: int) -> AbstractContextManager[Executor | None]:
-    """So many processes to calibrate with; None for one job, which is this process."""
+@contextmanager
+def pool(jobs: int) -> Iterator[Executor | None]:
+    """So many processes to calibrate with; None for one job, which is this process.
+
+    Ctrl-C reaches every process of a terminal; the parent alone answers it.
+    """
     if jobs == 1:
-        return nullcontext()
+        yield None
+        return
     # spawned, not forked: a fork would lack the threads of what this process has opened
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(jobs, context, initializer=_leave_interrupts)
+    with ProcessPoolExecutor(jobs, context, initializer=_leave_interrupts) as executor:
+        # A process ignores from its first moment what its parent ignores when it starts it. One
+        # that Ctrl-C ends while it starts would take the executor down, at worst for good.
+        answer = _leave_interrupts()
+        try:
+            for _ in range(jobs):
+                executor.submit(int)
+        finally:
+            signal.signal(signal.SIGINT, answer)
+        yield executor
 
 
-def _leave_interrupts() -> None:
-    """Ctrl-C reaches every process of a terminal; the parent alone answers it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _leave_interrupts() -> Any:
+    """Ignore Ctrl-C from now on; returns what answered it before."""
+    return signal.signal(signal.SIGINT, signal.SIG_IGN)

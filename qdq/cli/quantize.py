@@ -6,15 +6,15 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import onnx
-
 from qdq.api import Result, run
 from qdq.cli.calibrate import add_calibration, calibrator_of, samples_of
-from qdq.cli.options import add_command, add_common, add_scheme, check_output, scheme_of
+from qdq.cli.options import add_command, add_common, add_scheme, scheme_of
 from qdq.cli.progress import Progress, pool
 from qdq.errors import ConfigError
 from qdq.modelio import save
+from qdq.outputs import check_output, data_files
 from qdq.session import optimized_op_counts
+from qdq.statistics import Statistics
 from qdq.targets import TARGETS
 
 __all__ = ["add"]
@@ -82,9 +82,11 @@ def _quantize(args: argparse.Namespace) -> None:
     data = [(args.calib, "calibration data"), (args.stats, "statistics")]
     given = [(path, what) for path, what in data if path is not None]
     check_output(args.output, ((args.model, "float model"), *given))
-    if args.stats is not None and args.jobs > 1:
-        raise ConfigError("--jobs is for --calib; with --stats there is nothing to run")
+    for option, value in (("--jobs", args.jobs > 1), ("--samples", args.samples)):
+        if args.stats is not None and value:
+            raise ConfigError(f"{option} is for --calib; with --stats there is nothing to run")
     samples = None if args.calib is None else samples_of(args)
+    statistics = None if args.stats is None else Statistics.load(args.stats)
     with pool(args.jobs) as executor, Progress(len(samples or ())) as progress:
         result = run(
             args.model,
@@ -93,7 +95,7 @@ def _quantize(args: argparse.Namespace) -> None:
             calibrator=calibrator_of(args),
             target=TARGETS[args.target],
             executor=executor,
-            statistics=args.stats,
+            statistics=statistics,
             progress=progress,
             worth=args.worth,
             measured=args.measured,
@@ -101,7 +103,7 @@ def _quantize(args: argparse.Namespace) -> None:
             target_latency=args.target_latency,
         )
     save(result.model, args.output)
-    facts = _facts(result, args, progress.done)
+    facts = _facts(result, args, progress.done if statistics is None else statistics.samples)
     print(json.dumps(facts, indent=1) if args.json else _text(facts))
 
 
@@ -129,10 +131,7 @@ def _facts(result: Result, args: argparse.Namespace, samples: int) -> dict[str, 
 
 def _bytes(path: Path) -> int:
     """Size of a model file with the files of its external data."""
-    tensors = onnx.load(path, load_external_data=False).graph.initializer
-    entries = (e for t in tensors for e in t.external_data if e.key == "location")
-    files = {path, *(path.parent / e.value for e in entries)}
-    return sum(f.stat().st_size for f in files)
+    return sum(f.stat().st_size for f in {path, *data_files(path)})
 
 
 def _text(facts: dict[str, Any]) -> str:

@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from qdq.cli.options import check_output
 from qdq.compat.static import PathLike, is_path
 from qdq.compat.types import flag
 from qdq.errors import ConfigError
 from qdq.modelio import load, save
+from qdq.outputs import check_output
 from qdq.prepare.opset import infer_types
 
 __all__ = ["quant_pre_process"]

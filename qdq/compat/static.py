@@ -12,7 +12,6 @@ import onnx
 
 from qdq.api import collect_statistics, run
 from qdq.calibrate import MSE, Calibrator, Entropy, MinMax, Percentile
-from qdq.cli.options import check_output
 from qdq.compat.options import Options, names_of, read_options
 from qdq.compat.overrides import check_axes
 from qdq.compat.types import (
@@ -29,6 +28,7 @@ from qdq.compat.types import (
 from qdq.errors import ConfigError
 from qdq.graph import Graph
 from qdq.modelio import load, save
+from qdq.outputs import check_output
 from qdq.prepare import prepare
 from qdq.scheme import Rule, Scheme
 from qdq.spec import INT8, UINT8, IntType, QuantSpec

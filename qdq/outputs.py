@@ -1,0 +1,80 @@
+"""Which paths may be written to, known before the work is done."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import onnx
+
+from qdq.errors import ConfigError
+from qdq.graph import subgraphs
+from qdq.weights import is_reference, load_light
+
+__all__ = ["check_output", "data_files"]
+
+
+def check_output(output: Path, inputs: Sequence[tuple[Path, str]]) -> None:
+    """Refuse an output that would harm an input, or that cannot be written.
+
+    Args:
+        output: the file to write; beside it there may be one more, ``<name>.data``.
+        inputs: path and what it is, of all files that are read; of models, their data files count
+            too.
+
+    Raises:
+        ConfigError: the output is an input or its data, no regular file, or in a folder that does
+            not exist.
+    """
+    for path, what in inputs:
+        if _same(output, path):
+            raise ConfigError(f"the output '{output}' is the {what} itself; give another path")
+    if output.is_dir():
+        raise ConfigError(f"the output '{output}' is a folder; give the path of a file")
+    if output.exists() and not output.is_file():
+        raise ConfigError(f"the output '{output}' is a device, pipe or socket; name a file")
+    if not output.resolve().parent.is_dir():
+        raise ConfigError(f"the folder of the output '{output}' does not exist; make it first")
+    for path, what in inputs:
+        if what.endswith("model"):
+            _spare_data(output, path)
+
+
+def _spare_data(output: Path, model: Path) -> None:
+    written = (output, output.with_name(f"{output.name}.data"))
+    for data in data_files(model):
+        if any(_same(path, data) for path in written):
+            raise ConfigError(
+                f"'{data}' holds weights of the model '{model}', which the output '{output}' would "
+                "replace; give another path"
+            )
+
+
+def data_files(model: Path) -> list[Path]:
+    """The other files that a model keeps weights in; none of what cannot be read as a model."""
+    try:
+        proto = load_light(model) or onnx.load(model, load_external_data=False)
+    except Exception:  # who loads it for use will say what is wrong
+        return []
+    places = dict.fromkeys(
+        entry.value
+        for t in _tensors(proto.graph)
+        if t.data_location == onnx.TensorProto.EXTERNAL and not is_reference(t)
+        for entry in t.external_data
+        if entry.key == "location"
+    )
+    return [model.parent / place for place in places]
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """All tensors with data, those of subgraphs too."""
+    yield from graph.initializer
+    for node in graph.node:
+        for a in node.attribute:
+            if a.type == onnx.AttributeProto.TENSOR:
+                yield a.t
+        for inner in subgraphs(node):
+            yield from _tensors(inner)
+
+
+def _same(one: Path, other: Path) -> bool:
+    both = one.exists() and other.exists()
+    return one.samefile(other) if both else one.resolve() == other.resolve()
