@@ -58,7 +58,7 @@ class _Emitter:
         self.model, self.solution, self.plan = model, solution, plan
         self.graph = Graph(model)
         self.wiring = wire(self.graph, plan, solution.floats)
-        self.behind = clamps_to_drop(plan, solution.params)
+        self.behind = clamps_to_drop(plan, solution.params, self.wiring.made)
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
         self.dequantized: dict[str, str] = {}  # tensor → the name that carries its DQ's output

@@ -83,7 +83,7 @@ def scale_history(changes: Iterable[Change], weights: Collection[str]) -> list[d
         entry: dict[str, Any] = {
             "tensor": change.tensor,
             "step": change.step,
-            "scale": float(change.after.scale.max()),
+            "scale": float(change.after.scale.max(initial=0.0)),
         }
         if change.ratio is not None:
             entry["ratio"] = change.ratio

@@ -227,6 +227,29 @@ def _apply(
 ) -> tuple[QuantSpec, Source]:
     if not _changes(rule):
         return spec, source
+    _want_own(name, source)
+    dtype = rule.dtype or spec.dtype
+    symmetric = spec.symmetric if rule.symmetric is None else rule.symmetric
+    if rule.per_channel and spec.axis is None:
+        raise ConfigError(
+            f"tensor '{name}' has no output channels to give a scale each; per_channel=True is for "
+            f"the weights of linear nodes",
+            tensor=name,
+        )
+    spec = replace(spec, dtype=dtype, symmetric=symmetric)
+    if isinstance(source, Given) and (rule.range, rule.scale) == (None, None):
+        _want_kind(name, spec, source.params.spec)
+    if rule.range is not None:
+        if not np.isfinite(rule.range).all():
+            raise ConfigError(f"tensor '{name}': a range must be finite; found {rule.range}")
+        source = Fixed(float(rule.range[0]), float(rule.range[1]))
+    if rule.scale is not None:
+        spec, source = _given(rule, name, spec, shape)
+    return spec, source
+
+
+def _want_own(name: str, source: Source) -> None:
+    """Refuse to set what follows from other tensors."""
     if isinstance(source, Derived):
         raise ConfigError(
             f"tensor '{name}' is a bias: its scale is input scale * weight scale and cannot be "
@@ -239,22 +262,20 @@ def _apply(
             f" Set those of '{source.owner}'.",
             tensor=name,
         )
-    dtype = rule.dtype or spec.dtype
-    symmetric = spec.symmetric if rule.symmetric is None else rule.symmetric
-    if rule.per_channel and spec.axis is None:
+
+
+def _want_kind(name: str, spec: QuantSpec, given: QuantSpec) -> None:
+    """Refuse another type for codes whose scale and zero point are given."""
+    if (spec.dtype, spec.symmetric) != (given.dtype, given.symmetric):
         raise ConfigError(
-            f"tensor '{name}' has no output channels to give a scale each; per_channel=True is for "
-            f"the weights of linear nodes",
+            f"tensor '{name}' was given scale and zero point as {_kind(given)} by an earlier rule, "
+            f"and is {_kind(spec)} by a later one; put all of it into one rule",
             tensor=name,
         )
-    spec = replace(spec, dtype=dtype, symmetric=symmetric)
-    if rule.range is not None:
-        if not np.isfinite(rule.range).all():
-            raise ConfigError(f"tensor '{name}': a range must be finite; found {rule.range}")
-        source = Fixed(float(rule.range[0]), float(rule.range[1]))
-    if rule.scale is not None:
-        spec, source = _given(rule, name, spec, shape)
-    return spec, source
+
+
+def _kind(spec: QuantSpec) -> str:
+    return f"{'symmetric' if spec.symmetric else 'asymmetric'} {spec.dtype}"
 
 
 def _given(

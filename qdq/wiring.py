@@ -1,6 +1,6 @@
 """Who reads what as codes, and which float nodes onnxruntime must be kept away from."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -173,11 +173,20 @@ def clamps_that_stay(plan: Plan, params: Mapping[str, QuantParams]) -> dict[str,
     }
 
 
-def clamps_to_drop(plan: Plan, params: Mapping[str, QuantParams]) -> dict[str, str]:
+def clamps_to_drop(
+    plan: Plan, params: Mapping[str, QuantParams], made: Container[str]
+) -> dict[str, str]:
     """Absorbed clamps that the runtime would keep for less than half a code.
 
     0 has a code of its own, so codes for [-1, 1] begin at -1.004 or end at 1.004. Saturation is as
-    good a clamp as that, but the runtime compares exactly, and would run the kernel in float.
+    good a clamp as that, but the runtime compares exactly, and would run the kernel in float. What
+    is handed out as float in the end, since the solver left the node or its readers float, has
+    nothing else that clamps it.
+
+    Args:
+        plan: what is integer.
+        params: parameters of the tensors.
+        made: the tensors that are handed out as codes.
 
     Returns:
         Tensor before the clamp → tensor behind it.
@@ -185,7 +194,7 @@ def clamps_to_drop(plan: Plan, params: Mapping[str, QuantParams]) -> dict[str, s
     return {
         unit.view.outputs[0]: unit.outputs[0]
         for unit, found, limits in _clamped(plan, params)
-        if not _cuts(found, limits) and _reaches_beyond(found, limits)
+        if unit.outputs[0] in made and not _cuts(found, limits) and _reaches_beyond(found, limits)
     }
 
 

@@ -1,11 +1,14 @@
 """The 16-bit pair sums of CPUs without VNNI, simulated: no input can saturate them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qdq.affine import quantize
+from qdq.errors import ConfigError
 from qdq.problem import Constant, Given, Linear, Observed, Problem, TensorPlan
 from qdq.ranges import TensorRange
 from qdq.solve import solve
@@ -96,3 +99,12 @@ def test_only_the_target_asks_for_it() -> None:
     assert names.index("ShareParams") < names.index("AvoidSaturation") < names.index("CorrectBias")
     own = (*DEFAULT_STEPS[:3], AvoidSaturation(), *DEFAULT_STEPS[3:])
     assert for_target(own, ORT_CPU_NO_VNNI) == own
+
+
+def test_asymmetric_int8_weights_are_refused() -> None:
+    """Their zero point is in every code, which no scale takes out."""
+    p = problem(np.ones((4, 6, 3, 3)))
+    spec = QuantSpec(dtype=INT8, axis=0)
+    plan = TensorPlan(name="w", spec=spec, source=Constant())
+    with pytest.raises(ConfigError, match=r"weight 'w' is asymmetric int8.*take symmetric"):
+        solve(replace(p, tensors={**p.tensors, "w": plan}), STEPS)

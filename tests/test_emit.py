@@ -168,6 +168,20 @@ class TestSolverFloats:
         assert "w1" in {t.name for t in made.graph.initializer}
         assert outcome.sqnr > 20
 
+    def test_an_input_that_was_always_0_leaves_a_node_with_a_bias_float(self) -> None:
+        nodes = [
+            node("Sub", ["x", "h"], "s"),
+            node("Relu", ["s"], "r"),
+            node("Conv", ["r", "w", "b"], "y"),
+        ]
+        bias = np.full(4, 0.003, np.float32)
+        constants = {"h": np.float32(50), "w": weights(4, 3, 1, 1), "b": bias}
+        shape = {"x": [1, 3, 8, 8]}
+        net = model(nodes, shape, {"y": [1, 4, 8, 8]}, constants)
+        result = run(net, feeds(shape), target=FORCED)
+        assert result.left_float["Conv_y"].startswith("its input 'r' was 0 in every sample")
+        assert compare(net, result.model, feeds(shape)).sqnr > 100
+
 
 def test_shapes_that_the_float_model_declares_wrongly_are_not_held_against_it() -> None:
     net = conv_chain()
@@ -191,6 +205,48 @@ class TestClampsThatStay:
     def test_calibrated_ranges_never_do(self) -> None:
         for clamp in ("Relu", "Clip"):
             assert not run(conv_chain(clamp=clamp), feeds(IMAGE), target=FORCED).left_float
+
+    def test_a_node_that_the_solver_leaves_float_is_still_clamped(self) -> None:
+        """Codes for [-1, 1] reach to -1.004, so the Clip is dropped, but only where codes are."""
+        bias = np.zeros(64, np.float32)
+        bias[1:3] = 1e6, -1e6  # per tensor, no scale holds it beside these weights
+        nodes = [
+            node("Conv", ["x", "v", "b"], "a", pads=[1] * 4),
+            node("Clip", ["a", "low", "high"], "c"),
+            node("Conv", ["c", "w"], "y", pads=[1] * 4),
+        ]
+        shape = [1, 64, 16, 16]
+        constants = {"v": weights(64, 64, 3, 3), "w": weights(64, 64, 3, 3), "b": bias,
+                     "low": np.float32(-1), "high": np.float32(1)}  # fmt: skip
+        net = model(nodes, {"x": shape}, {"c": shape, "y": shape}, constants)
+        data = [{"x": f["x"] / 1000} for f in feeds({"x": shape}, count=2)]
+        made = self.left_float(net, data, {"Conv_a"})
+        outcome = compare(net, made, data)
+        assert max(np.abs(outcome.fused).max(), np.abs(outcome.unfused).max()) <= 1.01
+
+    def test_nor_is_a_clamp_lost_whose_reader_the_solver_leaves_float(self) -> None:
+        bias = np.zeros(64, np.float32)
+        bias[1] = 3e9
+        nodes = [
+            node("Gemm", ["x", "v"], "a"),
+            node("Clip", ["a", "low", "high"], "c"),
+            node("Gemm", ["c", "w", "b"], "y"),
+        ]
+        shape = [8, 64]
+        constants = {"v": weights(64, 64) * 4, "w": weights(64, 64), "b": bias,
+                     "low": np.float32(-1), "high": np.float32(1)}  # fmt: skip
+        net = model(nodes, {"x": shape}, {"y": shape}, constants)
+        data = feeds({"x": shape}, count=2)
+        made = self.left_float(net, data, {"Gemm_y"})
+        assert len(nodes_of(made, "Clip")) == 1
+
+    def left_float(
+        self, net: onnx.ModelProto, data: list[dict], wanted: set[str]
+    ) -> onnx.ModelProto:
+        scheme = Scheme(per_channel=False, smooth=False, equalize=False)
+        result = run(net, data, scheme=scheme, calibrator=qdq.MinMax(), target=FORCED)
+        assert set(result.solution.floats) == wanted
+        return result.model
 
 
 class TestMetadata:

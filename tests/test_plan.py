@@ -475,3 +475,11 @@ def test_a_clamp_behind_an_activation_of_a_convolution(op: str, clamp: str) -> N
     shape = [1, 32, 16, 16]
     net = model(nodes, {"x": shape}, {"y": shape}, {"w": weights(32, 32, 3, 3)})
     assert len(make_plan(prepare(net)).placement.units) >= 2
+
+
+@pytest.mark.parametrize("later", [{"dtype": INT8}, {"symmetric": True}], ids=str)
+def test_a_given_scale_and_a_later_type(later: dict) -> None:
+    rules = Rule(tensors="x", scale=0.05, zero_point=100), Rule(tensors="x|r0", **later)
+    message = r"'x' was given .* as asymmetric uint8 by an earlier rule, and is .* by a later one"
+    with pytest.raises(ConfigError, match=message):
+        planned(conv_chain(), *rules, target=PORTABLE)

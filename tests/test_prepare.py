@@ -146,6 +146,16 @@ class TestConstants:
         assert ops(made) == {"Reshape": 1}
         assert [t.name for t in made.graph.initializer] == ["target"]
 
+    def test_a_slice_of_a_shape_with_steps_and_no_axes(self) -> None:
+        nodes = [
+            node("Shape", ["x"], "s"),
+            node("Slice", ["s", "one", "four", "", "two"], "odd"),
+            node("ConstantOfShape", ["odd"], "zeros"),
+            node("Add", ["zeros", "k"], "y"),
+        ]
+        constants = {"one": ints(1), "two": ints(2), "four": ints(4), "k": np.float32(1)}
+        check(model(nodes, {"x": ["N", 3, 8, 5]}, {"y": [None, None]}, constants))
+
     def test_known_dimensions_of_a_dynamic_shape_fold(self) -> None:
         nodes = [
             node("Shape", ["x"], "s"),

@@ -473,3 +473,26 @@ class TestBehindHardSwish:
         made = check(self.net(("Add", "h off", "s"), **other))
         assert ops(made)["Add"] == 1
         assert ops(made)["BatchNormalization"] == 0
+
+
+def test_a_grey_image_that_constants_widen_to_three_channels() -> None:
+    """What makes more channels of one cannot go into a Conv that then would read one."""
+    constants = {"s": f32(1, 3, 1, 1), "t": f32(1, 3, 1, 1), "w": weights(4, 3, 3, 3)}
+    nodes = [node("Mul", ["x", "s"], "a"), node("Sub", ["a", "t"], "b"),
+             node("Conv", ["b", "w"], "y")]  # fmt: skip
+    check(model(nodes, {"x": [1, 1, 8, 8]}, {"y": [1, 4, 6, 6]}, constants))
+
+
+def test_what_would_overflow_float32_stays_outside() -> None:
+    """And nothing warns: a variance below 0 gives NaN, in the model as it is too."""
+    bad = {**batchnorm(4), "bn_var": np.full(4, -1, np.float32)}
+    tails = {
+        "Mul": (node("Mul", ["h", "k"], "y"), {"k": np.float32(1e30)}),
+        "BatchNormalization": (node("BatchNormalization", bn_inputs("h"), "y"), bad),
+    }
+    for op, (tail, constants) in tails.items():
+        net = model([node("Conv", ["x", "w"], "h"), tail], {"x": [1, 3, 8, 8]}, {"y": [1, 4, 6, 6]},
+                    {"w": weights(4, 3, 3, 3) * np.float32(1e10), **constants})  # fmt: skip
+        made = prepare(net)
+        assert ops(made) == {"Conv": 1, op: 1}
+        assert all(np.isfinite(constant(made, t.name)).all() for t in made.graph.initializer)

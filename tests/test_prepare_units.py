@@ -360,3 +360,12 @@ def test_prelu_stays_with_unknown_slopes_or_where_it_fills_no_blocks() -> None:
     assert ops(check(unit(("PRelu", "x z", "y"), shape=(2, 16, 3, 3)))) == {"PRelu": 1}
     assert ops(check(prelu(slopes(0.1, 0.2, 10), shape=(2, 10, 3, 3)))) == {"PRelu": 1}
     assert ops(check(prelu(slopes(0.1, 0.2)[:, 0], shape=(2, 16, 3)))) == {"PRelu": 1}
+
+
+def test_a_gelu_whose_constants_add_an_axis_keeps_it() -> None:
+    steps = [("Div", "x root2", "d"), ("Erf", "d", "e"), ("Add", "e ones", "f"),
+             ("Mul", "x f", "g"), ("Mul", "g half", "y")]  # fmt: skip
+    net = unit(*steps, shape=(2, 3), constants={"ones": np.ones((1, 1, 1), np.float32)})
+    del net.graph.output[0].type.tensor_type.shape.dim[:]
+    net.graph.output[0].type.tensor_type.ClearField("shape")
+    assert run(check(net), {"x": np.ones((2, 3), np.float32)})[0].shape == (1, 2, 3)

@@ -6,10 +6,10 @@ from collections import Counter
 import numpy as np
 import onnx
 import pytest
-from harness import compare, fused_ops, run, sqnr
+from harness import FORCED, compare, fused_ops, run, sqnr
 from hypothesis import given
 from hypothesis import strategies as st
-from models import model, node, weights
+from models import feeds, model, node, weights
 
 import qdq
 from qdq.affine import fake_quantize, params_from_range
@@ -321,3 +321,9 @@ def test_the_model_is_not_touched_and_counts_hold() -> None:
                                  ["qdq.planned"]))  # fmt: skip
     assert planned["Gemm"] + planned["MatMul"] == 2
     assert fused_ops(result.model)["Div"] == 1
+
+
+def test_a_matrix_without_columns() -> None:
+    net = model([node("MatMul", ["x", "w"], "y")], {"x": [2, 3]}, {"y": [2, 0]},
+                {"w": np.zeros((3, 0), np.float32)})  # fmt: skip
+    assert quantize_run(net, feeds({"x": (2, 3)}), target=FORCED).model.graph.output[0].name == "y"

@@ -77,7 +77,7 @@ def find_smoothing(
     peak = np.maximum(np.abs(reach.low), np.abs(reach.high)).astype(np.float64)
     # Powers of two change no digits, so products with float32 weights stay exact in float32.
     rows = np.abs(np.concatenate(weights, axis=1))
-    largest = rows.max(axis=1).astype(np.float64)
+    largest = rows.max(axis=1, initial=0.0).astype(np.float64)
     if not energy > 0 or not peak.max() > 0 or not largest.max() > 0:
         return None
     squares = energy * peak.size * peak**2 / (peak @ peak)

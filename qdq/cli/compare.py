@@ -7,6 +7,7 @@ from typing import Any
 
 from qdq.cli.options import add_command, add_common, count, count_or_none
 from qdq.compare import compare
+from qdq.files import replacing
 from qdq.outputs import check_output
 
 __all__ = ["add"]
@@ -74,5 +75,6 @@ def _compare(args: argparse.Namespace) -> None:
         advise=args.advise,
     )
     if args.html is not None:
-        args.html.write_text(report.html(), encoding="utf8")
+        with replacing(args.html) as page:
+            page.write_text(report.html(), encoding="utf8")
     print(json.dumps(report.json(), indent=1) if args.json else report.text(args.rows))

@@ -19,7 +19,7 @@ from qdq.prepare.linear_input import fold_affine_before
 from qdq.prepare.matmul import matmul_units
 from qdq.prepare.naming import name_nodes, split_roles
 from qdq.prepare.opset import infer_types, open_dimensions, plain_constants, raise_opset
-from qdq.prepare.padding import fold_pads
+from qdq.prepare.padding import fold_pads, whole_pads
 from qdq.prepare.prelu import spell_out_prelu
 from qdq.prepare.reshapes import merge_reshapes, whole_softmax
 from qdq.prepare.resize import whole_resize
@@ -45,6 +45,7 @@ PASSES: tuple[Pass, ...] = (
     split_softmax,
     channel_shuffles,
     whole_resize,
+    whole_pads,
     split_hard_swish,
     hard_activations,
     gelus,

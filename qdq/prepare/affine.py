@@ -6,7 +6,9 @@ import numpy as np
 
 from qdq.prepare.editing import Array, Editor, Node
 
-__all__ = ["Affine", "affine_of", "batchnorm_affine"]
+__all__ = ["Affine", "affine_of", "batchnorm_affine", "is_moderate"]
+
+_HUGE = 1e18  # weights of up to 1e20 times that are finite in float32
 
 
 class Affine(NamedTuple):
@@ -31,8 +33,13 @@ def affine_of(
 
     Returns:
         The map for BatchNormalization and for Add, Sub, Mul, Div with a constant that is one
-        value or one per channel; None for everything else.
+        value or one per channel, as long as it is moderate; None for everything else.
     """
+    found = _map(ed, node, x, channels, axis, rank)
+    return found if found is not None and is_moderate(found) else None
+
+
+def _map(ed: Editor, node: Node, x: str, channels: int, axis: int, rank: int) -> Affine | None:
     if node.op == "BatchNormalization":
         bn = batchnorm_affine(ed, node) if axis == 1 and node.input(0) == x else None
         return bn if bn is not None and bn.scale.shape == (channels,) else None
@@ -57,6 +64,11 @@ def _arithmetic(op: str, first: bool, constant: Array) -> Affine | None:
     return Affine(one / constant, zero) if first and (constant != 0).all() else None
 
 
+def is_moderate(affine: Affine) -> bool:
+    """Whether constants that take it in stay finite in float32; False for NaN."""
+    return all(bool((np.abs(a) < _HUGE).all()) for a in affine)
+
+
 def batchnorm_affine(ed: Editor, node: Node) -> Affine | None:
     """BatchNormalization at inference, over constants.
 
@@ -68,8 +80,9 @@ def batchnorm_affine(ed: Editor, node: Node) -> Affine | None:
     if len(constants) != 4 or any(c is None for c in constants):
         return None
     scale, bias, mean, var = (np.asarray(c, np.float64) for c in constants)
-    factor = scale / np.sqrt(var + node.attr("epsilon", 1e-5))
-    return Affine(factor, bias - mean * factor)
+    with np.errstate(invalid="ignore", divide="ignore"):  # for is_moderate to find
+        factor = scale / np.sqrt(var + node.attr("epsilon", 1e-5))
+        return Affine(factor, bias - mean * factor)
 
 
 def _per_channel(ed: Editor, name: str, channels: int, axis: int, rank: int) -> Array | None:

@@ -10,6 +10,7 @@ import onnx.reference
 
 from qdq.prepare.editing import Array, Editor, Node
 from qdq.prepare.opset import infer_types
+from qdq.prepare.sizes import settle_size
 
 __all__ = ["constant_nodes", "fold_constants"]
 
@@ -68,6 +69,9 @@ def fold_constants(ed: Editor) -> None:
     for _ in range(_MAX_ROUNDS):
         ed.finish()
         ed.types = infer_types(ed.model)
+        while settle_size(ed):
+            ed.finish()
+            ed.types = infer_types(ed.model)
         known: dict[str, list[int | None]] = {}
         changed = False
         for node in ed.nodes():
@@ -151,15 +155,18 @@ def _known_dims(
 
 def _pick(ed: Editor, node: Node, source: Array) -> Array | None:
     """Gather or Slice on a vector of dimensions."""
-    arguments = [ed.array(i) for i in node.inputs[1:] if i]
-    if any(a is None for a in arguments):
-        return None
-    numbers = [a for a in arguments if a is not None]
+    numbers: dict[int, Array] = {}
+    for slot, name in enumerate(node.inputs):
+        if slot and name:  # what is left out in between still counts
+            value = ed.array(name)
+            if value is None:
+                return None
+            numbers[slot] = value
     if node.op == "Gather":
-        if (np.abs(numbers[0] + 0.5) > source.size).any():
+        if (np.abs(numbers[1] + 0.5) > source.size).any():
             return None  # out of range: the runtime says so
-        picked: Array = np.asarray(source[numbers[0].astype(np.int64)], object)
+        picked: Array = np.asarray(source[numbers[1].astype(np.int64)], object)
         return picked
-    start, end = int(numbers[0].item()), int(numbers[1].item())
-    step = int(numbers[3].item()) if len(numbers) > 3 else 1
+    start, end = int(numbers[1].item()), int(numbers[2].item())
+    step = int(numbers[4].item()) if 4 in numbers else 1
     return np.asarray(source[slice(start, end, step)], object) if step > 0 else None

@@ -12,10 +12,12 @@ __all__ = ["gelus"]
 _LOOSE = 1e-3  # exporters round constants such as sqrt(2) to float16 or to a few digits
 
 
-def _is(ed: Editor, name: str, wanted: float) -> bool:
-    """Whether a tensor is a one-element constant of about this value."""
+def _is(ed: Editor, name: str, wanted: float, like: str) -> bool:
+    """Whether a tensor is a one-element constant of about this value, that adds no axis to like."""
     value = ed.scalar(name)
-    return value is not None and math.isclose(value, wanted, rel_tol=_LOOSE)
+    if value is None or len(ed.constants[name].dims) > (ed.rank(like) or 0):
+        return False
+    return math.isclose(value, wanted, rel_tol=_LOOSE)
 
 
 def gelus(ed: Editor) -> None:
@@ -78,7 +80,7 @@ def _is_cube(ed: Editor, node: Node, x: str) -> bool:
 def _gelu_tail(ed: Editor, node: Node, x: str) -> list[Node] | None:
     """The nodes that make ``x / 2 (1 + e)`` of e, in any order of the product."""
     add = ed.only_user(node.output, "Add")
-    if add is None or not _is(ed, other_input(add, node.output), 1):
+    if add is None or not _is(ed, other_input(add, node.output), 1, node.output):
         return None
     first = ed.only_user(add.output, "Mul")
     if first is None:
@@ -91,7 +93,8 @@ def _gelu_tail(ed: Editor, node: Node, x: str) -> list[Node] | None:
         return None
     if factor == x and _halves(ed, second, first.output):
         return [add, first, second]
-    if _is(ed, factor, 0.5) and second.op == "Mul" and other_input(second, first.output) == x:
+    halved = _is(ed, factor, 0.5, add.output)
+    if halved and second.op == "Mul" and other_input(second, first.output) == x:
         return [add, first, second]
     return None
 

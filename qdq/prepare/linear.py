@@ -3,7 +3,7 @@
 import numpy as np
 import onnx
 
-from qdq.prepare.affine import Affine, affine_of
+from qdq.prepare.affine import Affine, affine_of, is_moderate
 from qdq.prepare.editing import Array, Editor, Node
 
 __all__ = ["fold_affine", "follow", "is_plain", "scaled_weight"]
@@ -48,9 +48,7 @@ def follow(ed: Editor, node: Node, *, axis: int, rank: int) -> tuple[list[Node],
         total = Affine(total.scale * step.scale, total.shift * step.scale + step.shift)
         chain.append(user)
         end = user.output
-    if not chain or not (np.isfinite(total.scale).all() and np.isfinite(total.shift).all()):
-        return None
-    return chain, total
+    return (chain, total) if chain and is_moderate(total) else None
 
 
 def _out_channels(ed: Editor, node: Node) -> int:

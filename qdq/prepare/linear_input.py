@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from qdq.prepare.affine import Affine, affine_of
+from qdq.prepare.affine import Affine, affine_of, is_moderate
 from qdq.prepare.editing import Array, Editor, Node
 from qdq.prepare.linear import is_plain
 
@@ -55,7 +55,7 @@ def _precede(ed: Editor, node: Node) -> tuple[list[Node], str, Affine] | None:
         maker, x, affine = step
         total = Affine(total.scale * affine.scale, total.scale * affine.shift + total.shift)
         chain.append(maker)
-    if not chain or not all(np.isfinite(a).all() for a in total):
+    if not chain or not is_moderate(total):
         return None
     return chain, x, total
 
@@ -65,8 +65,9 @@ def _step(ed: Editor, x: str, channels: int, rank: int) -> tuple[Node, str, Affi
     if maker is None or ed.only_user(x) is None:
         return None
     source = next((i for i in maker.inputs if i not in ed.constants), "")
-    if ed.rank(source) != rank:
-        return None
+    shape = ed.shape(source)
+    if shape is None or len(shape) != rank or shape[1] != channels:
+        return None  # of another rank, or widened by the constant
     affine = affine_of(ed, maker, source, channels, axis=1, rank=rank)
     return None if affine is None else (maker, source, affine)
 

@@ -7,6 +7,7 @@ import onnx.version_converter
 
 from qdq.errors import ModelError
 from qdq.graph import subgraphs, without_large
+from qdq.prepare.old import after_raising, before_raising
 
 __all__ = ["OPSET", "infer_types", "open_dimensions", "plain_constants", "raise_opset"]
 
@@ -65,6 +66,7 @@ def raise_opset(model: onnx.ModelProto) -> None:
     if have >= OPSET or have == 0:
         return
     light = without_large(model, _LARGE)
+    before_raising(light, have)
     failure = ""
     for wanted in range(OPSET, max(_LOWEST, have) - 1, -1):
         if wanted == have:
@@ -76,6 +78,7 @@ def raise_opset(model: onnx.ModelProto) -> None:
             continue
         if wanted < OPSET:
             _log.warning("opset %d reached in place of %d: %s", wanted, OPSET, failure)
+        after_raising(converted, have)
         _put_back(model, converted)
         return
     if have < _LOWEST:

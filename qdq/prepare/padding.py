@@ -4,10 +4,37 @@ import numpy as np
 
 from qdq.prepare.editing import Editor, Node
 
-__all__ = ["fold_pads"]
+__all__ = ["fold_pads", "whole_pads"]
 
 
 _WIDEST = 3
+
+
+def whole_pads(ed: Editor) -> None:
+    """Pad names every axis, as it did before opset 18 brought ``axes``; the others have 0.
+
+    onnxruntime loses count of the axes where it moves such a Pad to channels-last. A Pad whose
+    axes or rank are not known stays.
+    """
+    for node in ed.nodes("Pad"):
+        rank = ed.rank(node.input(0))
+        axes = ed.array(node.input(3)) if node.input(3) else None
+        if rank is None or axes is None:
+            continue
+        index = axes.astype(np.int64).reshape(-1) % rank
+        both = np.concatenate([index, index + rank])
+        given, none = ed.array(node.input(1)), np.zeros(2 * rank, np.int64)
+        if given is not None:
+            none[both] = given
+            pads = ed.add_constant(f"{node.name}_pads", none)
+        else:
+            base = ed.add_constant(f"{node.name}_none", none)
+            where, pads = ed.add_constant(f"{node.name}_axes", both), ed.fresh(f"{node.name}_pads")
+            inputs = [base, where, node.input(1)]
+            new = ed.new_node("ScatterElements", inputs, [pads], ed.fresh(pads), axis=0)
+            ed.add_before(node, new)
+        ed.set_input(node, 1, pads)
+        ed.set_input(node, 3, "")
 
 
 def fold_pads(ed: Editor) -> None:
@@ -49,14 +76,9 @@ def _spatial_pads(ed: Editor, node: Node) -> list[int] | None:
         return None
     if node.input(2) and ed.scalar(node.input(2)) != 0:
         return None
-    pads = np.zeros((2, rank), np.int64)
     if node.input(3):
-        axes = ed.array(node.input(3))
-        if axes is None:
-            return None
-        pads[:, axes] = given.reshape(2, -1)
-    else:
-        pads[:] = given.reshape(2, -1)
+        return None
+    pads = given.reshape(2, -1)
     return None if rank < 3 or pads[:, :2].any() else [int(p) for p in pads[:, 2:].reshape(-1)]
 
 

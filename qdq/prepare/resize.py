@@ -47,14 +47,14 @@ def _settle_policy(ed: Editor, node: Node, axes: list[int]) -> bool:
     ratios = wanted.astype(np.float32) / dims
     scale = ratios.min() if policy == "not_larger" else ratios.max()
     sizes = np.floor(scale * dims + np.float32(0.5))
-    # Scales round the sizes down, and sizes make scales of their own: either may be the same.
-    if (np.floor(scale * dims) == sizes).all():
-        scales = np.full(len(axes), scale, np.float32)
-        ed.set_input(node, SCALES, ed.add_constant(f"{node.name}_scales", scales))
-        ed.set_input(node, SIZES, "")
-    elif (sizes / dims == scale).all():
+    # Sizes make scales of their own, and scales round the sizes down: either may be the same.
+    if (sizes / dims == scale).all():
         value = sizes.astype(np.int64)
         ed.set_input(node, SIZES, ed.add_constant(f"{node.name}_sizes", value))
+    elif all((np.floor(s * dims) == sizes).all() for s in (scale, np.float64(scale))):
+        scales = np.full(len(axes), scale, np.float32)  # shape inference may count in float64
+        ed.set_input(node, SCALES, ed.add_constant(f"{node.name}_scales", scales))
+        ed.set_input(node, SIZES, "")
     else:
         return False
     node.set_attr("keep_aspect_ratio_policy", None)

@@ -91,8 +91,9 @@ def _about_tensor(match: Match, tensor: str, makers: Collection[int]) -> Candida
 def _integer_readers(match: Match, tensor: str) -> Iterator[Site]:
     pair = match.coded.get(tensor)
     if pair is not None:
-        readers = {use.node for use in match.graph.uses(pair.real)}
-        yield from (s for s in match.sites if s.index in readers and s.integer)
+        readers = sorted({use.node for use in match.graph.uses(pair.real)})
+        found = (match.site_of.get(index) for index in readers)
+        yield from (s for s in found if s is not None and s.integer)
 
 
 def without(match: Match, nodes: Collection[int]) -> onnx.ModelProto:

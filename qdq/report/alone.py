@@ -36,7 +36,6 @@ def needed_by(match: Match, site: Site) -> dict[str, tuple[str, bool]] | None:
     node = match.graph.nodes[site.index]
     if captured_names(node):
         return None
-    reals = {c.real for c in match.coded.values()}
     found: dict[str, tuple[str, bool]] = {}
     for name in node.input:
         if not name or name in match.constants or name in match.graph.constants:
@@ -44,7 +43,8 @@ def needed_by(match: Match, site: Site) -> dict[str, tuple[str, bool]] | None:
         tensor = match.meaning.get(name)
         if tensor is None:
             return None
-        found[name] = (tensor, name in reals)
+        pair = match.coded.get(tensor)
+        found[name] = (tensor, pair is not None and pair.real == name)
     return found
 
 

@@ -106,6 +106,7 @@ class Match:
         found: float tensor → the tensor of the quantized model that stands for it.
         constants: output of a DQ → the constant.
         sites: nodes that make matched tensors, in graph order.
+        site_of: the same by the index of the node.
         notes: what could not be matched.
         undivided: tensor that smoothing divided → its name in the user's model.
     """
@@ -117,6 +118,7 @@ class Match:
     found: Mapping[str, str]
     constants: Mapping[str, Constant]
     sites: tuple[Site, ...]
+    site_of: Mapping[int, Site]
     notes: tuple[str, ...]
     undivided: Mapping[str, str]
 
@@ -198,6 +200,7 @@ class _Matcher:
             found=found,
             constants=self.constants,
             sites=sites,
+            site_of={s.index: s for s in sites},
             notes=tuple(self.notes),
             undivided={divided: name for name, divided in names.items()},
         )

@@ -185,8 +185,14 @@ class Readout:
             unknown = [n for n in gauges.counted if n not in steps]
             steps |= zip(unknown, found[gauges.found_steps].tolist(), strict=True)
         if gauges.counted:
-            borders = np.cumsum(found[gauges.lengths])[:-1]
-            parts |= zip(gauges.counted, np.split(values, borders), strict=True)
+            borders = np.cumsum(found[gauges.lengths])
+            if borders[-1] != values.size:  # the runtime takes lengths from inferred shapes
+                raise ModelError(
+                    f"onnxruntime infers shapes with {borders[-1]} values for tensors of which it "
+                    f"then makes {values.size}, so they cannot be told apart; look for a pool with "
+                    "ceil_mode or a ConvTranspose with auto_pad, and export it with explicit pads"
+                )
+            parts |= zip(gauges.counted, np.split(values, borders[:-1]), strict=True)
         return {
             name: Reading(least, most, parts.get(name, _NONE), steps.get(name, 1))
             for name, least, most in zip(gauges.names, lows.tolist(), highs.tolist(), strict=True)

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qdq.bias_scale import with_scale
+from qdq.errors import ConfigError
 from qdq.problem import Constant, Fixed, Linear, Problem
 from qdq.solve import Note, State
 from qdq.spec import INT8, UINT8, QuantParams
@@ -30,6 +31,9 @@ class AvoidSaturation:
     than one. Neighbours are taken in the order in which kernels walk: taps first, then channels
     fastest; both ways to pair them up are covered. Depthwise convolutions do not pair up
     products. Given scales stay as they are.
+
+    Raises:
+        ConfigError: asymmetric int8 weights, whose sums no scale keeps in 16 bits.
     """
 
     def __call__(self, problem: Problem, state: State) -> State:
@@ -40,10 +44,17 @@ class AvoidSaturation:
             x, w = state.need(linear.input, self), state.need(linear.weight, self)
             weight = state.constant(problem, linear.weight)
             plan = problem.tensors[linear.weight]
-            pairs = x.spec.dtype == UINT8 and w.spec.dtype == INT8 and w.spec.symmetric
+            pairs = x.spec.dtype == UINT8 and w.spec.dtype == INT8
             own = isinstance(plan.source, Constant | Fixed)
             if not (pairs and own) or linear.kind == "conv_transpose" or _depthwise(linear, weight):
                 continue
+            if not w.spec.symmetric:
+                raise ConfigError(
+                    f"weight {linear.weight!r} is asymmetric int8: with a zero point, products "
+                    "leave the 16 bits of a processor without VNNI whatever the scale; take "
+                    "symmetric weights, or uint8 ones",
+                    tensor=linear.weight,
+                )
             w = found.get(linear.weight, w)
             needed = _largest_pair(linear, weight) / LARGEST
             if w.spec.axis is None:

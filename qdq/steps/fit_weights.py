@@ -11,7 +11,7 @@ from qdq.affine import fake_quantize, quantize
 from qdq.bias_scale import INT32_MAX, with_scale
 from qdq.errors import ConfigError, SolveError
 from qdq.kernel import Kernel, raise_scale
-from qdq.problem import Constant, Fixed, Linear, Problem
+from qdq.problem import Constant, Fixed, Given, Linear, Problem
 from qdq.solve import Note, State, kernel_of
 from qdq.spec import QuantParams
 
@@ -41,7 +41,8 @@ class FitWeightsToBias:
     K * abs(b_i) * 6e-8 for 8 bits, in the channel whose bias asked for it, whatever the ratio.
     Only another channel that shares the scale can be harmed. So a node stays on integers if no
     channel's error bound grows by more than the output can show (``visible_error``), else the
-    node with the greatest demand is left float and the reason put in ``State.floats``.
+    node with the greatest demand is left float and the reason put in ``State.floats``. So is a node
+    with a bias whose input was 0 in every sample: nothing tells a scale for it, nor then a bias's.
 
     Attributes:
         margin: relative reserve on raised scales.
@@ -60,12 +61,16 @@ class FitWeightsToBias:
     def __call__(self, problem: Problem, state: State) -> State:
         """Return the state with fitted weight scales and the nodes that stay float."""
         groups: dict[str, list[Linear]] = {}
+        floats = {
+            linear.node: f"its input '{linear.input}' was 0 in every sample, so no scale is known"
+            for linear in problem.linears
+            if linear.bias is not None and _is_blank(problem, state, linear.input)
+        }
         for linear in problem.linears:
-            if linear.node not in state.floats:
+            if linear.node not in state.floats and linear.node not in floats:
                 groups.setdefault(linear.weight, []).append(linear)
         found: dict[str, QuantParams] = {}
         notes: dict[str, Note] = {}
-        floats: dict[str, str] = {}
         for name, linears in groups.items():  # kernels hold weights: those of one at a time
             present = state.need(name, self)
             kernels = [kernel_of(problem, state, linear, self) for linear in linears]
@@ -139,6 +144,17 @@ class FitWeightsToBias:
                 tensor=name,
                 node=kernel.linear.node,
             )
+
+
+def _is_blank(problem: Problem, state: State, tensor: str) -> bool:
+    """Whether a tensor's scale is made up: nothing was seen of it but 0, nor of what shares it."""
+    plan, seen = problem.tensors.get(tensor), problem.ranges.get(tensor)
+    params = state.params.get(tensor)
+    if plan is None or seen is None or params is None or isinstance(plan.source, Given):
+        return False
+    least = np.finfo(np.float32).tiny * (params.spec.qmax - params.spec.qmin)
+    reach = max(-float(seen.low.min()), float(seen.high.max()))
+    return bool(reach < least) and bool((params.scale == 1).all())
 
 
 def _ratio(before: QuantParams, after: QuantParams) -> float:

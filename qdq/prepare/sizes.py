@@ -1,0 +1,94 @@
+"""Nodes whose size shape inference gets wrong, written so that it gets it right."""
+
+import math
+
+from qdq.prepare.editing import Editor, Node
+
+__all__ = ["settle_size"]
+
+_POOLS = ("AveragePool", "LpPool", "MaxPool")
+
+
+def settle_size(ed: Editor) -> bool:
+    """Give the first node whose size is inferred wrongly the padding that makes it plain.
+
+    With ``ceil_mode`` a last window may begin in the padding behind the data. Runtimes leave it
+    out; shape inference, of onnx as of onnxruntime (1.32), counts it. In place of ``ceil_mode``
+    the pool gets the padding at the end with which it has the right size. Of a ConvTranspose with
+    ``auto_pad`` of SAME the output has stride times the input's size, whatever ``output_padding``,
+    which shape inference adds.
+
+    Returns:
+        Whether there was one. The shapes behind it must then be inferred again.
+    """
+    for node in ed.nodes(*_POOLS, "ConvTranspose"):
+        pool = node.op != "ConvTranspose"
+        pads = _pool_pads(ed, node) if pool else _same_pads(ed, node)
+        if pads is not None:
+            node.set_attr("ceil_mode" if pool else "auto_pad", None)
+            node.set_attr("pads", pads)
+            return True
+    return False
+
+
+def _pool_pads(ed: Editor, node: Node) -> list[int] | None:
+    """Padding with which a pool has its real size without ``ceil_mode``, if it has that.
+
+    None where it is inferred rightly, where the size of its input is not known, and where more
+    padding would count into what it computes.
+    """
+    sizes = _sizes(ed, node)
+    usual = node.attr("auto_pad", "NOTSET") == "NOTSET"
+    if sizes is None or not (usual and node.attr("ceil_mode", 0)):
+        return None
+    rank = len(sizes)
+    pads = list(node.attr("pads", [0] * (2 * rank)))
+    wrong, ends = False, []
+    for size, kernel, stride, dilation, begin, end in zip(
+        sizes,
+        node.attr("kernel_shape"),
+        node.attr("strides", [1] * rank),
+        node.attr("dilations", [1] * rank),
+        pads[:rank],
+        pads[rank:],
+        strict=True,
+    ):
+        room = begin + size + end - (kernel - 1) * dilation - 1
+        steps = math.ceil(room / stride)
+        if steps * stride >= begin + size:
+            wrong, steps = True, steps - 1
+        ends.append(end + max(0, steps * stride - room))
+    counts = node.op == "LpPool" or node.attr("count_include_pad", 0)
+    return None if not wrong or (counts and ends != pads[rank:]) else [*pads[:rank], *ends]
+
+
+def _same_pads(ed: Editor, node: Node) -> list[int] | None:
+    """The padding that ``auto_pad`` of SAME stands for in a ConvTranspose with output_padding.
+
+    From the operator's definition: all of it is ``stride (size - 1) + output_padding + window -
+    stride size``, and its odd half is at the end (SAME_UPPER) or at the beginning (SAME_LOWER).
+    """
+    auto, added = node.attr("auto_pad", "NOTSET"), node.attr("output_padding", [])
+    sizes, weight = _sizes(ed, node), ed.shape(node.input(1))
+    if auto not in ("SAME_UPPER", "SAME_LOWER") or not any(added) or node.attr("output_shape"):
+        return None
+    if sizes is None or weight is None:
+        return None
+    rank = len(sizes)
+    kernel = node.attr("kernel_shape", weight[2:])
+    strides, dilations = (node.attr(n, [1] * rank) for n in ("strides", "dilations"))
+    totals = [
+        (k - 1) * d + 1 + a - s
+        for k, d, a, s in zip(kernel, dilations, added, strides, strict=True)
+    ]
+    if min(totals) < 0:
+        return None
+    less, more = [t // 2 for t in totals], [t - t // 2 for t in totals]
+    return [*less, *more] if auto == "SAME_UPPER" else [*more, *less]
+
+
+def _sizes(ed: Editor, node: Node) -> list[int] | None:
+    """Spatial sizes of the input, if they are known."""
+    dims = (ed.shape(node.input(0)) or ())[2:]
+    sizes = [d for d in dims if d is not None]
+    return sizes if dims and len(sizes) == len(dims) else None
