@@ -1,16 +1,20 @@
 """The emitted model must pass the full checker, load and run; nothing else leaves the library."""
 
+import logging
 from collections.abc import Mapping
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from qdq.data import Feed
 from qdq.errors import CalibrationError, QdqError, VerifyError
 from qdq.graph import for_checker
 from qdq.session import open_session
 
 __all__ = ["verify"]
+
+_log = logging.getLogger(__name__)
 
 
 def verify(
@@ -21,6 +25,8 @@ def verify(
     ran: bool = False,
 ) -> onnx.ModelProto:
     """Return the model if it is valid, loads, and runs on ``feed`` where one is given.
+
+    Outputs with NaN or Inf that the float model does not give are warned of.
 
     Args:
         model: the emitted model.
@@ -40,7 +46,7 @@ def verify(
         if not ran:
             session = open_session(model)
             if feed is not None:
-                session.run(feed)
+                _look_for_infinities(session.run(feed), source, feed)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, QdqError) as e:
         if feed is not None and source is not None:
             _require_run(source, feed)
@@ -51,6 +57,27 @@ def verify(
             f"works around it."
         ) from e
     return model
+
+
+def _look_for_infinities(
+    outputs: Feed, source: onnx.ModelProto | None, feed: Mapping[str, NDArray[np.generic]]
+) -> None:
+    """Warn of NaN and Inf that the float model does not give: a divisor became 0, for one."""
+    wrong = [n for n, x in outputs.items() if x.dtype.kind == "f" and not np.isfinite(x).all()]
+    if not wrong or source is None:
+        return
+    exact = open_session(source).run(feed)
+    for name in wrong:
+        bad, before = (int((~np.isfinite(x[name])).sum()) for x in (outputs, exact))
+        if before == 0:
+            _log.warning(
+                "output %r of the quantized model has %d NaN or Inf of %d values on the first "
+                "sample, the float model none: what divides, or has a logarithm taken, is rounded "
+                "to 0; keep it float with Rule(tensors=..., keep_float=True)",
+                name,
+                bad,
+                outputs[name].size,
+            )
 
 
 def _require_run(source: onnx.ModelProto, feed: Mapping[str, NDArray[np.generic]]) -> None:

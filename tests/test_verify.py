@@ -52,3 +52,19 @@ def test_a_sample_that_the_float_model_cannot_run_is_no_fault_of_qdq() -> None:
     with pytest.raises(CalibrationError, match=r"float model does not run.*sample 0") as caught:
         verify(strided(), {"x": low}, strided())
     assert caught.value.sample == 0
+
+
+def test_infinities_that_the_float_model_does_not_give_are_warned_of(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def net(bias: float) -> onnx.ModelProto:
+        nodes = [node("Add", ["x", "b"], "a"), node("Reciprocal", ["a"], "y")]
+        return model(nodes, {"x": [3]}, {"y": [3]}, {"b": np.float32(bias)})
+
+    feed = {"x": np.array([0, 1, 2], np.float32)}
+    verify(net(0), feed, net(1))
+    assert "'y' of the quantized model has 1 NaN or Inf of 3 values" in caplog.text
+    caplog.clear()
+    verify(net(0), feed, net(0))  # the float model gives them too
+    verify(net(1), feed, net(0))
+    assert not caplog.text
