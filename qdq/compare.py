@@ -216,7 +216,7 @@ def _sum_up(
         for name, value in outs.items():
             _add_output(sums, name, value, fused[name])
         if len(kept) < keep:
-            kept.append(feed)
+            kept.append({n: np.array(v) for n, v in feed.items()})  # readers may reuse arrays
             outputs.append(outs)
     return sums, kept, outputs
 

@@ -8,6 +8,7 @@ from functools import partial
 from itertools import chain, islice
 from typing import Any
 
+import numpy as np
 import onnx
 
 from qdq.balancing.balance import balanced, equalizations, smoothings
@@ -126,7 +127,8 @@ def begin(
     if statistics is None:
         specs = input_specs(source)
         feeds = open_feeds(calib_reader, specs)
-        first = next(feeds)  # open_feeds has made sure that there is one
+        # open_feeds has made sure that there is one; a copy, as a reader may reuse its arrays
+        first = {name: np.array(value) for name, value in next(feeds).items()}
         feeds = chain([first], feeds)
         shapes = _sizes(calib_reader, first, specs)
     else:

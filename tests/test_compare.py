@@ -408,6 +408,23 @@ def test_initializers_that_nothing_reads_do_no_harm(chain) -> None:
     assert quick(made, quantized, data).outputs == quick(exact, quantized, data).outputs
 
 
+def test_a_reader_may_use_its_buffer_again(chain) -> None:
+    """Advice is measured on samples that are kept, after all of them have been read."""
+    exact, quantized, data = chain
+
+    def one_array():
+        buffer = np.empty_like(data[0]["x"])
+        for feed in data:
+            buffer[:] = feed["x"]
+            yield {"x": buffer}
+
+    own, other = (
+        qdq.compare(exact, quantized, d, repeats=0, advise=2).advice for d in (data, one_array())
+    )
+    assert own == other
+    assert own
+
+
 # -- faults ---------------------------------------------------------------------------------------
 
 

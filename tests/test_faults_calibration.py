@@ -13,6 +13,7 @@ from models import conv_chain, feeds, model, node, rng, weights
 import qdq
 from qdq import MSE, CalibrationError, Entropy, MinMax, ModelError, Percentile, Rule, Scheme
 from qdq.api import run
+from qdq.stages import begin
 
 SHAPE = [1, 8, 6, 6]
 
@@ -168,3 +169,19 @@ def test_a_range_that_the_data_never_leaves_zero() -> None:
 def test_a_rule_sets_a_range_instead_of_the_data() -> None:
     scheme = Scheme(rules=(Rule(tensors="x", range=(0.0, 25.5)),))
     assert scales(one_conv(), feeds({"x": SHAPE}, 2), scheme=scheme)["x"] == pytest.approx(0.1)
+
+
+def test_the_first_sample_is_kept_though_a_reader_may_use_its_buffer_again() -> None:
+    """A plan is timed on it, and the result run on it, when all others have been read."""
+    data = feeds({"x": SHAPE}, 3)
+    buffer = np.empty(SHAPE, np.float32)
+
+    def one_array():
+        for feed in data:
+            buffer[:] = feed["x"]
+            yield {"x": buffer}
+
+    start = begin(one_conv(), one_array(), None, Scheme(), MinMax(), (), FORCED)
+    seen = [feed["x"].copy() for feed in start.feeds]
+    np.testing.assert_array_equal(seen, [feed["x"] for feed in data])
+    np.testing.assert_array_equal(start.first["x"], data[0]["x"])
