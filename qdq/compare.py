@@ -87,7 +87,7 @@ def compare(
             raise ConfigError(f"{name}={number}: wants {least} or more")
     source = plain(load(float_model))
     quantized = plain(load(quantized_model, quantized=True))
-    _check_inputs(source, quantized)
+    _check_ends(source, quantized)
     found = match(source, quantized)
     log.info("matched %d tensors, %d with codes", len(found.found), len(found.coded))
     feeds = islice(open_feeds(data, input_specs(source)), samples)
@@ -115,13 +115,19 @@ def compare(
     )
 
 
-def _check_inputs(source: onnx.ModelProto, quantized: onnx.ModelProto) -> None:
-    own, other = input_specs(source), input_specs(quantized)
-    if set(own) != set(other):
-        raise ModelError(
-            f"the quantized model has the inputs {sorted(other)}, the float model {sorted(own)}; "
-            "compare wants two forms of one model"
-        )
+def _check_ends(source: onnx.ModelProto, quantized: onnx.ModelProto) -> None:
+    """Both want the same inputs; the quantized model may have outputs besides the float model's."""
+    inputs = [sorted(input_specs(m)) for m in (source, quantized)]
+    outputs = [sorted(v.name for v in m.graph.output) for m in (source, quantized)]
+    for what, (own, other), fits in (
+        ("inputs", inputs, inputs[0] == inputs[1]),
+        ("outputs", outputs, set(outputs[0]) <= set(outputs[1])),
+    ):
+        if not fits:
+            raise ModelError(
+                f"the quantized model has the {what} {other}, the float model {own}; "
+                "compare wants two forms of one model"
+            )
 
 
 def _label(model: Any, otherwise: str) -> str:

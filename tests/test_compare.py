@@ -436,6 +436,22 @@ def test_models_that_do_not_belong_together(chain) -> None:
         quick(quantized, exact, data)
     with pytest.raises(qdq.ModelError, match="two forms of one model"):
         quick(model([node("Relu", ["q"], "y")], {"q": [4]}, {"y": [4]}), quantized, data)
+    other = onnx.ModelProto.FromString(quantized.SerializeToString())
+    name = other.graph.output[0].name
+    other.graph.node.append(node("Identity", [name], "other"))
+    other.graph.output[0].name = "other"
+    with pytest.raises(qdq.ModelError, match=rf"has the outputs \['other'\], .* \['{name}'\]"):
+        quick(exact, other, data)
+
+
+def test_the_quantized_model_may_have_more_outputs(chain) -> None:
+    exact, quantized, data = chain
+    other = onnx.ModelProto.FromString(quantized.SerializeToString())
+    more = other.graph.output.add()
+    more.CopyFrom(other.graph.output[0])
+    other.graph.node.append(node("Identity", [more.name], "more"))
+    more.name = "more"
+    assert quick(exact, other, data).outputs == quick(exact, quantized, data).outputs
 
 
 def test_options_and_data(chain) -> None:
