@@ -3,10 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from qdq.errors import ConfigError
 from qdq.spec import INT8, UINT8, IntType, QuantSpec
 
 __all__ = ["Rule", "Scheme"]
+
+_FLAG = "True or False"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,7 +23,7 @@ class Rule:
 
     Attributes:
         nodes: pattern on node names.
-        op_types: operator types, as ("Conv", "Gemm").
+        op_types: operator types, as ("Conv", "Gemm") or a list of them; kept as a tuple.
         tensors: pattern on tensor names (activations, weights).
         keep_float: leave the matched nodes float, or every node that would read or write the
             matched tensors as integers.
@@ -28,24 +32,35 @@ class Rule:
         dtype: integer type of the matched tensors.
         symmetric: symmetric range for the matched tensors.
         per_channel: one scale per output channel (True) or per tensor (False), for weights.
-        range: (low, high) in real units, in place of the calibrated or own range.
+        range: (low, high) in real units, in place of the calibrated or own range; kept as a tuple.
         scale: fixed scale, one value or one per channel; wants ``zero_point`` too.
-        zero_point: fixed zero point, same shape as scale.
+        zero_point: fixed zero point, same shape as scale; whole numbers.
+
+    Raises:
+        ConfigError: a value of the wrong kind, one that float32 cannot hold, or values that
+            contradict each other.
     """
 
     nodes: str | None = None
-    op_types: tuple[str, ...] = ()
+    op_types: Sequence[str] = ()
     tensors: str | None = None
     keep_float: bool = False
     only: bool = False
     dtype: IntType | None = None
     symmetric: bool | None = None
     per_channel: bool | None = None
-    range: tuple[float, float] | None = None
+    range: Sequence[float] | None = None
     scale: float | Sequence[float] | None = None
     zero_point: int | Sequence[int] | None = None
 
     def __post_init__(self) -> None:
+        _check_kinds(self)
+        object.__setattr__(self, "op_types", tuple(self.op_types))
+        if self.range is not None:
+            object.__setattr__(self, "range", tuple(self.range))
+        self._check_sense()
+
+    def _check_sense(self) -> None:
         about_nodes = self.nodes is not None or bool(self.op_types)
         if about_nodes == (self.tensors is not None):
             raise ConfigError(
@@ -71,6 +86,58 @@ class Rule:
             raise ConfigError(f"range wants low < high; found {self.range}")
 
 
+def _check_kinds(rule: Rule) -> None:
+    """Refuse values of the wrong kind, and numbers that float32 cannot hold."""
+    for option, kind, wanted in (
+        ("nodes", str, "a regular expression, as text"),
+        ("tensors", str, "a regular expression, as text"),
+        ("symmetric", bool, _FLAG),
+        ("per_channel", bool, _FLAG),
+        ("dtype", IntType, "an integer type, as qdq.INT8"),
+    ):
+        value = getattr(rule, option)
+        _want(option, value, value is None or isinstance(value, kind), wanted)
+    for option in ("keep_float", "only"):
+        _want(option, getattr(rule, option), isinstance(getattr(rule, option), bool), _FLAG)
+    types = rule.op_types
+    _want("op_types", types, _is_sequence(types, str), 'a sequence of operator types, as ("Conv",)')
+    if rule.range is not None:
+        pair = _holds(rule.range) and np.shape(rule.range) == (2,)
+        _want("range", rule.range, pair, "two numbers, (low, high), that float32 can hold")
+    if rule.scale is not None:
+        scale = _holds(rule.scale) and np.ndim(rule.scale) < 2
+        _want("scale", rule.scale, scale, "one number or one per channel, that float32 can hold")
+    if rule.zero_point is not None:
+        zero = _kind(rule.zero_point) in "iu" and np.ndim(rule.zero_point) < 2
+        _want("zero_point", rule.zero_point, zero, "one whole number or one per channel")
+
+
+def _want(option: str, value: object, right: bool, wanted: str) -> None:
+    if not right:
+        raise ConfigError(f"{option}={value!r} ({type(value).__name__}): wants {wanted}")
+
+
+def _is_sequence(value: object, kind: type) -> bool:
+    listed = isinstance(value, Sequence) and not isinstance(value, str | bytes)
+    return listed and all(isinstance(v, kind) for v in value)  # type: ignore[attr-defined]
+
+
+def _kind(value: object) -> str:
+    """Numpy's letter for the kind of numbers; "O" for what is no array of numbers."""
+    try:
+        return np.asarray(value).dtype.kind
+    except ValueError:  # lists of unequal lengths
+        return "O"
+
+
+def _holds(value: object) -> bool:
+    """Whether these are numbers within float32's range; what is not finite is for later."""
+    if _kind(value) not in "iuf":
+        return False
+    numbers = np.asarray(value, np.float64)
+    return not (np.isfinite(numbers) & (np.abs(numbers) > np.finfo(np.float32).max)).any()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scheme:
     """The user's wish for the whole model.
@@ -83,7 +150,10 @@ class Scheme:
             where that lessens the expected error (``qdq.balancing.smoothing``).
         equalize: let quiet channels between two layers grow where that lessens the expected
             error (``qdq.balancing.equalizing``).
-        rules: exceptions; later rules win.
+        rules: exceptions, in a tuple or list; later rules win. Kept as a tuple.
+
+    Raises:
+        ConfigError: a value of the wrong kind.
     """
 
     activation: QuantSpec = QuantSpec(dtype=UINT8)
@@ -91,11 +161,15 @@ class Scheme:
     per_channel: bool = True
     smooth: bool = True
     equalize: bool = True
-    rules: tuple[Rule, ...] = ()
+    rules: Sequence[Rule] = ()
 
     def __post_init__(self) -> None:
-        for option, value in (("smooth", self.smooth), ("equalize", self.equalize)):
-            if not isinstance(value, bool):
-                raise ConfigError(f"{option}={value!r}: wants True or False")
+        for option in ("per_channel", "smooth", "equalize"):
+            _want(option, getattr(self, option), isinstance(getattr(self, option), bool), _FLAG)
+        for option in ("activation", "weight"):
+            spec = getattr(self, option)
+            _want(option, spec, isinstance(spec, QuantSpec), "a qdq.QuantSpec")
+        _want("rules", self.rules, _is_sequence(self.rules, Rule), "a sequence of qdq.Rule")
+        object.__setattr__(self, "rules", tuple(self.rules))
         if self.activation.axis is not None or self.weight.axis is not None:
             raise ConfigError("a scheme's specs have axis=None: per_channel decides the weights'")

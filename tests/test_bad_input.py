@@ -202,13 +202,44 @@ def test_one_clear_error(bad: Bad, as_file: bool, tmp_path: Path, monkeypatch, c
         (lambda: Rule(tensors="a", range=(1.0, 1.0)), ("low < high",)),
         (lambda: Rule(tensors="a", range=(2.0, 1.0)), ("low < high",)),
         (lambda: Rule(tensors="a", range=(np.nan, 1.0)), ("low < high",)),
+        (lambda: Rule(nodes=3, keep_float=True), ("nodes=3 (int)", "regular expression")),
+        (lambda: Rule(tensors=b"x", symmetric=True), ("tensors=b'x'", "regular expression")),
+        (lambda: Rule(op_types="Conv", keep_float=True), ("op_types='Conv'", '("Conv",)')),
+        (lambda: Rule(op_types=("Conv", 1), keep_float=True), ("op_types", "sequence")),
+        (lambda: Rule(op_types=None, keep_float=True), ("op_types=None", "sequence")),
+        (lambda: Rule(nodes="a", keep_float="no"), ("keep_float='no'", "True or False")),
+        (lambda: Rule(nodes="a", only=1), ("only=1", "True or False")),
+        (lambda: Rule(tensors="a", symmetric="no"), ("symmetric='no'", "True or False")),
+        (lambda: Rule(tensors="a", per_channel=0), ("per_channel=0", "True or False")),
+        (lambda: Rule(tensors="a", dtype="int8"), ("dtype='int8'", "qdq.INT8")),
+        (lambda: Rule(tensors="a", range=(0, 1, 2)), ("range=(0, 1, 2)", "two numbers")),
+        (lambda: Rule(tensors="a", range="ab"), ("range='ab'", "two numbers")),
+        (lambda: Rule(tensors="a", range=3), ("range=3", "two numbers")),
+        (lambda: Rule(tensors="a", range=(0, 1e39)), ("range=(0, 1e+39)", "float32")),
+        (lambda: Rule(tensors="a", scale=1e40, zero_point=0), ("scale=1e+40", "float32")),
+        (lambda: Rule(tensors="a", scale="1", zero_point=0), ("scale='1'", "one number")),
+        (lambda: Rule(tensors="a", scale=[[1], [1, 2]], zero_point=0), ("scale", "one number")),
+        (lambda: Rule(tensors="a", scale=1, zero_point=1.5), ("zero_point=1.5", "whole")),
         (lambda: Scheme(weight=QuantSpec(axis=1)), ("axis=None",)),
+        (lambda: Scheme(weight=INT16), ("weight=", "qdq.QuantSpec")),
+        (lambda: Scheme(per_channel="no"), ("per_channel='no'", "True or False")),
+        (lambda: Scheme(rules=Rule(nodes="a", keep_float=True)), ("rules=Rule(", "sequence")),
+        (lambda: Scheme(rules=("a",)), ("rules=('a',)", "sequence of qdq.Rule")),
     ],
 )
 def test_impossible_settings_are_refused_when_they_are_made(make, words) -> None:
     with pytest.raises(ConfigError) as e:
         make()
     assert all(word in str(e.value) for word in words)
+
+
+def test_lists_will_do() -> None:
+    rule = Rule(op_types=["Conv"], keep_float=True)
+    assert rule == Rule(op_types=("Conv",), keep_float=True)
+    assert Scheme(rules=[rule]) == Scheme(rules=(rule,))
+    assert hash(Scheme(rules=[rule]))
+    wide = np.array([0, 2], np.float32)
+    assert Rule(tensors="a", range=[0, 2]) == Rule(tensors="a", range=wide)
 
 
 @pytest.mark.parametrize("word", ["calibrater", "per_channel"])
