@@ -210,7 +210,9 @@ def quantize(
             of arrays or None at the end; any iterable of dicts, of tuples in the order of the
             inputs, or of arrays for a model with one input; a mapping (one sample); or the path
             of an ``.npz`` file with one array per input whose first axis is the sample. It is
-            read once; some 30 samples are enough for most models.
+            read once; some 30 samples are enough for most models. Where the model leaves sizes
+            open, the plan is made for the largest sample of a list or tuple, but for the first
+            sample of what can be read only once.
         scheme: types, granularity, what stays float, overrides; default: uint8 activations,
             int8 weights with a scale per output channel.
         calibrator: how activation ranges are found: ``MSE`` (default), ``MinMax``,
@@ -241,7 +243,8 @@ def quantize(
     Returns:
         A new model that onnxruntime loads. What stays float is listed with its reason in its
         metadata (``qdq.left_float``). Same model and data give the same bytes, whatever the
-        order of the samples.
+        order of the samples (of data that can be read only once: as long as the first one has
+        about the same size).
 
     Raises:
         ModelError: the model cannot be read, is invalid, has NaN weights, is quantized already.

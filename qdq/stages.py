@@ -16,7 +16,7 @@ from qdq.balancing.channels import AXIS, Group, channel_groups
 from qdq.balancing.layouts import divisible, moment_layouts
 from qdq.calibrate import Calibrator, ranges_from
 from qdq.calibrate.moments import Layout
-from qdq.data import Feed, InputSpec, open_feeds
+from qdq.data import Feed, InputSpec, larger, open_feeds
 from qdq.evidence import Evidence
 from qdq.graph import Graph, without_large
 from qdq.modelio import load
@@ -64,7 +64,7 @@ class Start:
             smoothing or equalization needs → the channel axis.
         layouts: linear nodes whose second moments a step asks for.
         shapes: shapes of the inputs that the plan is made for: those of the largest sample where
-            the data is a list, else of the first.
+            the data is a list or tuple, else of the first.
         first: the first sample; None where statistics are given.
         feeds: all samples, the first one too.
         kept: the few that are kept to measure with, or to run back through the model; filled while
@@ -181,16 +181,14 @@ def _sizes(
 ) -> dict[str, tuple[int, ...]]:
     """Shapes of the inputs, whose sizes decide what pays.
 
-    Where the model leaves sizes open, a list is looked through for the largest, so that its order
-    does not matter. What can be read only once has a first sample, and no other yet.
+    Where the model leaves sizes open, a list or tuple is looked through for the largest, so that
+    its order does not matter. What can be read only once has a first sample, and no other yet.
     """
     found = {name: value.shape for name, value in first.items()}
     fixed = all(s.shape is not None and None not in s.shape for s in specs.values())
-    if isinstance(calib_reader, list) and not fixed:
+    if isinstance(calib_reader, list | tuple) and not fixed:
         for feed in open_feeds(calib_reader, specs):
-            for name, value in feed.items():
-                if len(value.shape) == len(found[name]):
-                    found[name] = tuple(map(max, found[name], value.shape))
+            found = larger(found, {name: value.shape for name, value in feed.items()})
     return found
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qdq.data import InputSpec, npz_samples, open_feeds
+from qdq.data import InputSpec, larger, npz_samples, open_feeds
 from qdq.errors import CalibrationError
 
 F32 = np.dtype(np.float32)
@@ -170,6 +170,18 @@ def test_free_rank_and_strings() -> None:
     words = {"x": InputSpec(np.dtype(object), (None,))}
     assert list(open_feeds([np.array(["a", "b"])], words))
     assert list(open_feeds([np.array(["a", "b"], object)], words))
+
+
+@given(*[st.dictionaries(st.sampled_from("ab"), st.lists(st.integers(0, 9), max_size=3))] * 3)
+def test_the_larger_shapes_are_the_same_in_any_order(
+    a: dict[str, list[int]], b: dict[str, list[int]], c: dict[str, list[int]]
+) -> None:
+    x, y, z = ({k: tuple(v) for k, v in shapes.items()} for shapes in (a, b, c))
+    assert larger(x, y) == larger(y, x)
+    assert larger(larger(x, y), z) == larger(x, larger(y, z))
+    assert larger(x, x) == x
+    assert larger({"a": (1, 9)}, {"a": (4, 3), "b": ()}) == {"a": (4, 9), "b": ()}
+    assert larger({"a": (9,)}, {"a": (1, 2)}) == {"a": (1, 2)}
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

@@ -46,13 +46,30 @@ def test_saved_statistics_stand_in_for_the_data(
 
 
 def test_sizes_that_the_model_leaves_open() -> None:
-    net = mlp(rows=64)
-    for value in (*net.graph.input, *net.graph.output):
-        value.type.tensor_type.shape.dim[0].dim_param = "n"
+    net = open_net()
     data = feeds({"x": (64, 256)}, 4)
     found = collect_statistics(net, data)
     assert qdq.quantize(net, statistics=found) == qdq.quantize(net, data)
     assert found.shapes == {"x": (64, 256)}
+
+
+def open_net() -> onnx.ModelProto:
+    """What pays of it depends on the number of rows, which is left open."""
+    net = mlp(rows=64)
+    for value in (*net.graph.input, *net.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "n"
+    return net
+
+
+ROWS = [*feeds({"x": (1, 256)}, 2), *feeds({"x": (64, 256)}, 2)]
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_the_order_of_samples_of_many_sizes_does_not_matter(kind: type) -> None:
+    net = open_net()
+    found = [qdq.quantize(net, kind(data)) for data in (ROWS, ROWS[::-1])]
+    assert found[0].SerializeToString() == found[1].SerializeToString()
+    assert collect_statistics(net, kind(ROWS)).shapes == {"x": (64, 256)}
 
 
 def test_executors_give_the_same_bytes() -> None:

@@ -72,7 +72,8 @@ class Statistics:
             empty in every sample.
         layouts: how linear nodes read their inputs, for those whose second moments were taken.
         moments: layout → sums of products; those of ``layouts`` that were not empty.
-        shapes: model input → its shape in the first sample, which the plan was made for.
+        shapes: model input → its shape that the plan was made for: that of the largest sample of a
+            list or tuple, else of the first sample; of merged statistics the larger one.
         gradients: what errors in the tensors do to the outputs, on few of the samples.
         version: of the qdq that made them.
     """
