@@ -72,6 +72,12 @@ def test_the_order_of_samples_of_many_sizes_does_not_matter(kind: type) -> None:
     assert collect_statistics(net, kind(ROWS)).shapes == {"x": (64, 256)}
 
 
+def test_parts_of_other_sizes_merge_to_the_whole() -> None:
+    net = open_net()
+    small, large = (collect_statistics(net, part) for part in (ROWS[:2], ROWS[2:]))
+    assert small.merge(large, MSE()) == large.merge(small, MSE()) == collect_statistics(net, ROWS)
+
+
 def test_executors_give_the_same_bytes() -> None:
     direct = quantized(NET, DATA).SerializeToString()
     with ThreadPoolExecutor(3) as pool:

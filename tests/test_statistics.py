@@ -95,10 +95,22 @@ def test_merging_wants_one_model_and_one_calibrator() -> None:
         found.merge(replace(found, fingerprint="other"), MinMax())
     with pytest.raises(ConfigError, match="their version differs"):
         found.merge(replace(found, version="0"), MinMax())
-    with pytest.raises(ConfigError, match=r"their shapes differs: .*\(2, 8, 8, 8\)"):
-        found.merge(replace(found, shapes={"x": (2, 8, 8, 8)}), MinMax())
-    with pytest.raises(ConfigError, match="their tensors differs"):
+    with pytest.raises(ConfigError, match=r"their tensors differs: .*'r1'.* and \(\)$"):
         found.merge(replace(found, tensors=()), MinMax())
+    sized = replace(found, axes={}, shapes={"x": (2, 8, 8, 8)})
+    with pytest.raises(ConfigError, match=r"axes differs.*\(2, 8, 8, 8\).*one list of all samples"):
+        found.merge(sized, MinMax())
+
+
+def test_shapes_merge_to_the_larger_ones() -> None:
+    a, b, c = (
+        replace(of([d], MinMax()), shapes={"x": shape})
+        for d, shape in zip(DATA[:3], [(1, 8, 9, 8), (2, 8, 8, 8), (9, 9, 9)], strict=True)
+    )
+    assert a != replace(a, shapes={})
+    whole = a.merge(b, MinMax()).merge(c, MinMax())
+    assert whole == c.merge(b.merge(a, MinMax()), MinMax())
+    assert whole.shapes == {"x": (2, 8, 9, 8)}
 
 
 def test_channels_that_differ_between_shards() -> None:

@@ -1,5 +1,8 @@
 """Calibration summaries as plain arrays, one column a field, for a file. Numpy only."""
 
+import pickle
+import zipfile
+import zlib
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -13,6 +16,7 @@ from qdq.errors import CalibrationError, ConfigError
 from qdq.ranges import Histogram, TensorRange
 
 __all__ = [
+    "UNREADABLE",
     "Arrays",
     "pack_moments",
     "pack_summaries",
@@ -23,6 +27,23 @@ __all__ = [
 ]
 
 Arrays = dict[str, NDArray[Any]]
+
+# what reading a damaged file may raise
+UNREADABLE = (
+    OSError,
+    ValueError,
+    KeyError,
+    IndexError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    EOFError,
+    zipfile.BadZipFile,
+    zlib.error,
+    NotImplementedError,
+    pickle.UnpicklingError,
+    CalibrationError,  # a record that contradicts itself
+)
 
 
 def pack_summaries(summaries: Sequence[Any], calibrator: str) -> tuple[str, Arrays]:

@@ -7,9 +7,6 @@ processes, on many machines, or in a run of its own.
 
 import json
 import os
-import pickle
-import zipfile
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -21,10 +18,12 @@ from numpy.typing import NDArray
 from qdq.calibrate import Calibrator, merge_summaries
 from qdq.calibrate.means import ChannelSum
 from qdq.calibrate.moments import Layout, MomentSum
+from qdq.data import larger
 from qdq.errors import CalibrationError, ConfigError
 from qdq.files import replacing
 from qdq.statistics.gradients import Gradients
 from qdq.statistics.packing import (
+    UNREADABLE,
     Arrays,
     pack_moments,
     pack_summaries,
@@ -38,21 +37,6 @@ from qdq.version import __version__
 __all__ = ["Statistics"]
 
 _FORMAT = "qdq statistics 3"
-_UNREADABLE = (
-    OSError,
-    ValueError,
-    KeyError,
-    IndexError,
-    TypeError,
-    AttributeError,
-    OverflowError,
-    EOFError,
-    zipfile.BadZipFile,
-    zlib.error,
-    NotImplementedError,
-    pickle.UnpicklingError,
-    CalibrationError,  # a record that contradicts itself
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -61,7 +45,7 @@ class Statistics:
 
     Attributes:
         calibrator: repr of the calibrator that made the summaries.
-        fingerprint: of the prepared model that ran, see ``qdq.statistics.sharding.fingerprint``.
+        fingerprint: of the prepared model that ran, see ``qdq.statistics.shipment.fingerprint``.
         samples: how many samples were run.
         tensors: names of the tensors that were summarized.
         summaries: tensor → what the calibrator's ``summarize`` and ``merge`` gave; a tensor that
@@ -96,6 +80,8 @@ class Statistics:
             return NotImplemented
         if self._origin != other._origin or self.samples != other.samples:
             return False
+        if dict(self.shapes) != dict(other.shapes):
+            return False
         if self.sums.keys() != other.sums.keys() or self.summaries != other.summaries:
             return False
         means = all(
@@ -124,7 +110,6 @@ class Statistics:
             "tensors": self.tensors,
             "axes": dict(self.axes),
             "layouts": self.layouts,
-            "shapes": dict(self.shapes),
         }
 
     def merge(self, other: "Statistics", calibrator: Calibrator[Any]) -> "Statistics":
@@ -136,7 +121,7 @@ class Statistics:
 
         Raises:
             ConfigError: if the calibrator is another one, or the two are of different models,
-                tensors or versions.
+                tensors or versions. Which tensors are gathered may depend on the samples' sizes.
             CalibrationError: if a tensor's number of channels differs between the two.
         """
         self._want_calibrator(calibrator)
@@ -145,7 +130,7 @@ class Statistics:
             if mine != theirs:
                 raise ConfigError(
                     f"statistics merge only if they are of one model and calibrator; their "
-                    f"{what} differs: {_short(mine)} and {_short(theirs)}"
+                    f"{what} differs: {_short(mine)} and {_short(theirs)}{self._why(other)}"
                 )
         sums = {**self.sums, **other.sums}
         for name in self.sums.keys() & other.sums.keys():
@@ -159,7 +144,18 @@ class Statistics:
             summaries=merge_summaries(self.summaries, other.summaries, calibrator),
             sums=sums,
             moments=moments,
+            shapes=larger(self.shapes, other.shapes),
             gradients=self.gradients.merge(other.gradients),
+        )
+
+    def _why(self, other: "Statistics") -> str:
+        """What may have made the plans differ, which say what to gather."""
+        if self.shapes == other.shapes:
+            return ""
+        return (
+            f". Their plans were made for inputs of other sizes, {_short(dict(self.shapes))} and "
+            f"{_short(dict(other.shapes))}: collect the statistics with one list of all samples, "
+            "or put a sample of the largest size into each part"
         )
 
     def require(
@@ -262,7 +258,7 @@ class Statistics:
             with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as opened:
                 arrays: Arrays = {k: opened[k] for k in opened.files}
             return cls._unpack(json.loads(str(arrays.pop("header"))), arrays)
-        except _UNREADABLE as e:
+        except UNREADABLE as e:
             text = " ".join(str(e).split()) or type(e).__name__
             raise CalibrationError(
                 f"'{os.fspath(path)}' cannot be read as calibration statistics of qdq "
