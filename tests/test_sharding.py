@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -444,6 +445,9 @@ def test_what_takes_no_work() -> None:
         run(pool)
     with pytest.raises(ConfigError, match=r"executor=2 \(int\): wants a concurrent"):
         run(2)
+    client = types.SimpleNamespace(submit=pool.submit, get_executor=lambda: pool)  # as dask's
+    with pytest.raises(ConfigError, match=r"wants a.*of a dask Client it is client\.get_executor"):
+        run(client)
     with pytest.raises(ConfigError, match="shard_size=0"):
         run(None, shard_size=0)
 

@@ -101,7 +101,8 @@ def collect(
         shard_size = 1 if executor is None else _SHARD_SAMPLES
     if shard_size < 1:
         raise ConfigError(f"shard_size={shard_size}: wants a whole number from 1 up")
-    if executor is not None and not callable(getattr(executor, "submit", None)):
+    takes_work = callable(getattr(executor, "submit", None))
+    if executor is not None and (not takes_work or hasattr(executor, "get_executor")):
         raise ConfigError(
             f"executor={executor!r} ({type(executor).__name__}): wants a "
             "concurrent.futures.Executor; of a dask Client it is client.get_executor()"
