@@ -430,6 +430,27 @@ def test_a_shard_that_is_always_lost(inline: type[Inline]) -> None:
     assert pool.sent == 3
 
 
+@dataclass(frozen=True)
+class Locked(MinMax):
+    """A calibrator that cannot be pickled, or whose summaries cannot."""
+
+    lock: Any = None
+
+    def summarize(self, x: NDArray[np.floating]) -> Any:
+        return threading.Lock()
+
+
+@pytest.mark.parametrize("lock", [None, threading.Lock()], ids=["summary", "calibrator"])
+def test_what_cannot_be_sent_is_told_at_once(
+    lock: Any, processes: Executor, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(ConfigError, match=r"calibrator.*cannot pickle '_thread\.lock' object"):
+        run(processes, Locked(lock=lock), shard_size=1)
+    with pytest.raises(ConfigError, match=r"calibrator.*Local.*top level"):
+        run(processes, dataclass(frozen=True)(type("Local", (MinMax,), {}))())
+    assert not caplog.records
+
+
 def test_a_pool_that_breaks(inline: type[Inline], caplog: pytest.LogCaptureFixture) -> None:
     pool = inline(lose=range(5, 100), by=BrokenProcessPool)
     assert run(pool, shard_size=1) == run(None)

@@ -32,7 +32,7 @@ from qdq.calibrate.moments import Layout
 from qdq.data import Feed
 from qdq.errors import CalibrationError, ConfigError
 from qdq.statistics import Statistics
-from qdq.statistics.shipment import Shipment, fingerprint
+from qdq.statistics.shipment import Shipment, fingerprint, want_picklable
 from qdq.statistics.worker import (
     Answer,
     Gathering,
@@ -95,7 +95,8 @@ def collect(
     Raises:
         CalibrationError: no samples; a sample that cannot be run or gives NaN or Inf (``sample``
             is its index, the lowest if there are several); a shard that no worker could finish.
-        ConfigError: if the executor takes no work, or shard_size is below 1.
+        ConfigError: if the executor takes no work, the calibrator cannot be sent to it, or
+            shard_size is below 1.
     """
     if shard_size is None:
         shard_size = 1 if executor is None else _SHARD_SAMPLES
@@ -301,6 +302,7 @@ class _Dispatcher:
 
     def _again(self, shard: Shard, error: Exception) -> None:
         """Run a lost shard again, but not for ever: it may be what ends its workers."""
+        want_picklable(error, self._run)
         if shard.attempt >= _ATTEMPTS:
             raise CalibrationError(
                 f"{shard} could not be calibrated by {self._executor!r}: lost {_ATTEMPTS} times, "

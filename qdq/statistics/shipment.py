@@ -1,14 +1,16 @@
 """A model as it travels to other processes, and its fingerprint. Of any size, in parts."""
 
 import hashlib
+import pickle
 from collections.abc import Iterator
 
 import onnx
 
+from qdq.errors import ConfigError
 from qdq.graph import without_large
 from qdq.weights import copy_into, raw_bytes
 
-__all__ = ["Shipment", "fingerprint"]
+__all__ = ["Shipment", "fingerprint", "want_picklable"]
 
 _LARGE = 1024
 
@@ -51,6 +53,33 @@ def fingerprint(model: onnx.ModelProto) -> str:
         total.update(f"{t.name!r}{t.data_type}{list(t.dims)}".encode())
         total.update(raw_bytes(t))
     return total.hexdigest()
+
+
+def want_picklable(error: Exception, task: object) -> None:
+    """Refuse a task that was lost because it, or its answer, cannot be pickled.
+
+    Raises:
+        ConfigError: with what Python says.
+    """
+    if _unpicklable(error, task):
+        raise ConfigError(
+            f"the calibrator or its summaries cannot be sent between processes "
+            f"({type(error).__name__}: {error}); define their classes at the top level of a "
+            "module, with fields that pickle"
+        ) from error
+
+
+def _unpicklable(error: Exception, task: object) -> bool:
+    """Python raises errors of several kinds for that, and words them in many ways."""
+    if isinstance(error, pickle.PicklingError):
+        return True
+    if not isinstance(error, AttributeError | TypeError):
+        return False
+    try:
+        pickle.dumps(task)
+    except Exception:
+        return True
+    return "pickle" in str(error)  # the answer
 
 
 def _with_data(tensor: onnx.TensorProto) -> bytes:
