@@ -30,6 +30,7 @@ __all__ = [
     "larger",
     "npz_samples",
     "open_feeds",
+    "pull",
 ]
 
 Feed = dict[str, NDArray[np.generic]]
@@ -52,7 +53,10 @@ class InputSpec:
 
 @runtime_checkable
 class DataReader(Protocol):
-    """Anything with ``get_next()``: the next sample, or None at the end. Never rewound."""
+    """Anything with ``get_next()``: the next sample, or None at the end. Never rewound.
+
+    An empty sample or StopIteration ends the data too.
+    """
 
     def get_next(self) -> object:
         """The next sample, or None at the end."""
@@ -159,7 +163,7 @@ def _samples(data: CalibrationData) -> Iterator[object]:
     if isinstance(data, NpzFile):
         return _rows({k: data[k] for k in data.files}, "The opened .npz")
     if isinstance(data, DataReader):
-        return _pull(data.get_next)
+        return pull(data.get_next)
     if isinstance(data, Mapping):
         return iter([data])
     # bytes and 0-d arrays would iterate wrongly or not at all.
@@ -172,9 +176,18 @@ def _samples(data: CalibrationData) -> Iterator[object]:
     )
 
 
-def _pull(get_next: Callable[[], object]) -> Iterator[object]:
-    # iter(get_next, None) would compare arrays with == None, element by element.
-    while (sample := get_next()) is not None:
+def pull(get_next: Callable[[], object]) -> Iterator[object]:
+    """A reader's samples up to None, an empty one (which onnxruntime's loops end at), or its end.
+
+    ``iter(get_next, None)`` would compare arrays with None, element by element.
+    """
+    while True:
+        try:
+            sample = get_next()
+        except StopIteration:  # of a reader that calls next(); a generator must not let it out
+            return
+        if sample is None or (isinstance(sample, Mapping | tuple | list) and not sample):
+            return
         yield sample
 
 
@@ -240,12 +253,12 @@ def _check_array(name: str, value: object, spec: InputSpec, index: int) -> _Arra
     if not isinstance(value, np.ndarray | np.generic):
         problem = (
             f"is a {type(value).__name__}, not a numpy array; "
-            f"convert it: numpy.asarray(value, numpy.{spec.dtype})"
+            f"convert it: numpy.asarray(value, {_type(spec.dtype)})"
         )
     elif not _fits_type(value.dtype, spec.dtype):
         problem = (
             f"is {value.dtype}; the model wants {spec.dtype}. "
-            f"Cast it: value.astype(numpy.{spec.dtype})"
+            f"Cast it: value.astype({_type(spec.dtype)})"
         )
     elif spec.shape is not None and not _fits_shape(value.shape, spec.shape):
         problem = (
@@ -261,6 +274,12 @@ def _check_array(name: str, value: object, spec: InputSpec, index: int) -> _Arra
     if problem is not None:
         raise CalibrationError(f"{where} {problem}", tensor=name, sample=index)
     return np.asarray(value)
+
+
+def _type(dtype: np.dtype[np.generic]) -> str:
+    """The type as Python code, with the module that has it: numpy, or ml_dtypes."""
+    kind = dtype.type
+    return "object" if dtype.kind == "O" else f"{kind.__module__}.{kind.__name__}"
 
 
 def _fits_type(found: np.dtype[np.generic], wanted: np.dtype[np.generic]) -> bool:

@@ -305,6 +305,14 @@ class TestHonoured:
         assert reader.ranges == [(0, 6), (0, 4), (4, 6)]
         assert found == qdq.quantize(MODEL, DATA)
 
+    def test_each_range_may_end_with_an_empty_sample(self, tmp_path: Path) -> None:
+        class Empty(Reader):
+            def get_next(self):
+                return next(self.samples, {})
+
+        found = made(tmp_path, reader=Empty(), **option(CalibStridedMinMax=4))
+        assert found == qdq.quantize(MODEL, DATA)
+
     def test_names_are_no_patterns(self, tmp_path: Path) -> None:
         net = model(
             [

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,6 +15,8 @@ from qdq.errors import CalibrationError
 F32 = np.dtype(np.float32)
 ONE = {"x": InputSpec(F32, (None, 3))}
 TWO = {"x": InputSpec(F32, (None, 3)), "n": InputSpec(np.dtype(np.int64), ())}
+WORDS = {"x": InputSpec(np.dtype(object), None)}
+BFLOAT16 = onnx.helper.tensor_dtype_to_np_dtype(onnx.TensorProto.BFLOAT16)
 IMAGE = {"image": InputSpec(F32, (1, 3, 8, 6))}
 
 
@@ -83,6 +86,19 @@ def test_a_later_misfit_is_found_when_it_comes_and_says_which() -> None:
     assert (e.value.sample, e.value.tensor) == (2, "x")
 
 
+@pytest.mark.parametrize("end", [{}, (), [], StopIteration])
+def test_a_reader_may_end_otherwise_than_with_none(end: object) -> None:
+    samples = iter(rows(2))
+
+    class Ends:
+        def get_next(self) -> object:
+            return next(samples) if end is StopIteration else next(samples, end)
+
+    assert len(list(open_feeds(Ends(), ONE))) == 2
+    with pytest.raises(CalibrationError, match="no sample"):
+        open_feeds(Ends(), ONE)
+
+
 def test_what_the_reader_raises_comes_through() -> None:
     def broken() -> Iterator[np.ndarray]:
         yield rows(1)[0]
@@ -119,6 +135,9 @@ X = np.zeros((2, 3), np.float32)
         (X, TWO, None, ["1 array;", "2 inputs: 'x', 'n'"]),
         ((X, 3), TWO, "n", ["is a int, not a numpy array", "numpy.asarray(value, numpy.int64)"]),
         ({"x": [[1.0, 2, 3]]}, ONE, "x", ["is a list"]),
+        ((["a"],), WORDS, "x", ["numpy.asarray(value, object)"]),
+        (X, WORDS, "x", ["is float32", "wants object", "value.astype(object)"]),
+        (X, {"x": InputSpec(BFLOAT16, None)}, "x", ["value.astype(ml_dtypes.bfloat16)"]),
         ("abc", ONE, None, ["is a str"]),
         (X.astype(np.float64), ONE, "x", ["float64", "wants float32", "astype(numpy.float32)"]),
         (X.astype(">f4"), ONE, "x", [">f4", "wants float32"]),

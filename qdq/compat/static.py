@@ -25,6 +25,7 @@ from qdq.compat.types import (
     member,
     nearest,
 )
+from qdq.data import pull
 from qdq.errors import ConfigError
 from qdq.graph import Graph
 from qdq.modelio import load, save
@@ -295,5 +296,4 @@ def _strided(reader: Any, stride: int | None) -> Any:
 def _ranges(reader: Any, total: int, stride: int) -> Iterator[Any]:
     for start in range(0, total, stride):
         reader.set_range(start_index=start, end_index=min(start + stride, total))
-        while (sample := reader.get_next()) is not None:
-            yield sample
+        yield from pull(reader.get_next)
