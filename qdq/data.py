@@ -26,15 +26,12 @@ __all__ = [
     "DataReader",
     "Feed",
     "InputSpec",
-    "Shapes",
-    "larger",
     "npz_samples",
     "open_feeds",
     "pull",
 ]
 
 Feed = dict[str, NDArray[np.generic]]
-Shapes = Mapping[str, tuple[int, ...]]  # input → shape
 _Array = NDArray[np.generic]
 
 
@@ -108,16 +105,6 @@ def open_feeds(data: CalibrationData, inputs: Mapping[str, InputSpec]) -> Iterat
             "A generator or reader that was read before is empty: make a new one"
         )
     return chain([first], checked)
-
-
-def larger(a: Shapes, b: Shapes) -> dict[str, tuple[int, ...]]:
-    """Each input's larger size along every axis, or its larger rank; in any order the same."""
-    found = dict(a)
-    for name, shape in b.items():
-        own = found.setdefault(name, shape)
-        same = len(own) == len(shape)
-        found[name] = tuple(map(max, own, shape)) if same else max(own, shape, key=len)
-    return found
 
 
 def npz_samples(path: str | os.PathLike[str]) -> Iterator[Feed]:

@@ -16,7 +16,7 @@ from qdq.balancing.channels import AXIS, Group, channel_groups
 from qdq.balancing.layouts import divisible, moment_layouts
 from qdq.calibrate import Calibrator, ranges_from
 from qdq.calibrate.moments import Layout
-from qdq.data import Feed, InputSpec, larger, open_feeds
+from qdq.data import Feed, InputSpec, open_feeds
 from qdq.evidence import Evidence
 from qdq.graph import Graph, without_large
 from qdq.modelio import load
@@ -35,6 +35,7 @@ from qdq.statistics import Statistics
 from qdq.statistics.gradients import SAMPLES
 from qdq.statistics.keeping import keep_few
 from qdq.statistics.observe import Observation
+from qdq.statistics.shapes import larger
 from qdq.statistics.sharding import collect
 from qdq.statistics.shipment import fingerprint
 from qdq.statistics.worker import Progress

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qdq.data import InputSpec, larger, npz_samples, open_feeds
+from qdq.data import InputSpec, npz_samples, open_feeds
 from qdq.errors import CalibrationError
+from qdq.statistics.shapes import larger
 
 F32 = np.dtype(np.float32)
 ONE = {"x": InputSpec(F32, (None, 3))}

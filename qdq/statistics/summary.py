@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from qdq.calibrate import Calibrator, merge_summaries
 from qdq.calibrate.means import ChannelSum
 from qdq.calibrate.moments import Layout, MomentSum
-from qdq.data import larger
 from qdq.errors import CalibrationError, ConfigError
 from qdq.files import replacing
 from qdq.statistics.gradients import Gradients
@@ -32,6 +31,7 @@ from qdq.statistics.packing import (
     unpack_summaries,
     unpack_sums,
 )
+from qdq.statistics.shapes import Shapes, larger
 from qdq.version import __version__
 
 __all__ = ["Statistics"]
@@ -71,7 +71,7 @@ class Statistics:
     sums: Mapping[str, ChannelSum] = field(default_factory=dict)
     layouts: tuple[Layout, ...] = ()
     moments: Mapping[Layout, MomentSum] = field(default_factory=dict)
-    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    shapes: Shapes = field(default_factory=dict)
     gradients: Gradients = field(default_factory=Gradients)
     version: str = __version__
 
