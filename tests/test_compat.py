@@ -52,6 +52,16 @@ class Reader(CalibrationDataReader):
         self.ranges.append((start_index, end_index))
 
 
+class Endless(CalibrationDataReader):
+    """A reader with what it must have, and no more."""
+
+    def __init__(self) -> None:
+        self.samples = iter(DATA)
+
+    def get_next(self):
+        return next(self.samples, None)
+
+
 def made(tmp_path: Path, source=MODEL, reader=None, **arguments) -> onnx.ModelProto:
     path = tmp_path / "out.onnx"
     samples = Reader() if reader is None else reader
@@ -156,9 +166,10 @@ class TestContract:
         assert isinstance(Bare(), kind)
         assert not isinstance([], kind)
         assert [f is d for f, d in zip(iter(Own()), DATA, strict=False)] == [True, True]
-        for call in (lambda r: len(r), lambda r: r.set_range(0, 1)):
-            with pytest.raises(NotImplementedError):
-                call(Own())
+        with pytest.raises(NotImplementedError):
+            Own().set_range(0, 1)
+        with pytest.raises(TypeError if kind is CalibrationDataReader else NotImplementedError):
+            len(Own())
 
 
 def wish(**arguments) -> dict:
@@ -560,6 +571,13 @@ class TestRefused:
     def test_stride_without_a_length(self, tmp_path: Path) -> None:
         with pytest.raises(qdq.ConfigError, match="wants a reader with __len__"):
             made(tmp_path, reader=iter(DATA), **option(CalibStridedMinMax=2))
+        with pytest.raises(qdq.ConfigError, match="wants a reader with __len__"):
+            made(tmp_path, reader=Endless(), **option(CalibStridedMinMax=2))
+
+    def test_what_only_tries_to_find_a_length_goes_on(self) -> None:
+        assert list(Endless()) == list(DATA)
+        with pytest.raises(TypeError, match="Endless has no length"):
+            len(Endless())
 
 
 def sqnr(path: Path) -> float:

@@ -113,8 +113,11 @@ class CalibrationDataReader(abc.ABC):
         return sample
 
     def __len__(self) -> int:
-        """The number of samples; only ``CalibStridedMinMax`` asks for it."""
-        raise NotImplementedError
+        """The number of samples; only ``CalibStridedMinMax`` asks for it.
+
+        ``list`` and progress bars, which only try, go on after a TypeError.
+        """
+        raise TypeError(f"{type(self).__name__} has no length: define __len__")
 
     def set_range(self, start_index: int, end_index: int) -> None:
         """Go to the samples from start_index up to end_index; for ``CalibStridedMinMax``."""
