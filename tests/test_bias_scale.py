@@ -214,6 +214,57 @@ def test_a_kernel_without_bias_and_70000_terms_gets_room_too() -> None:
     assert 1 < raised.scale < 1.2
 
 
+@pytest.mark.parametrize(
+    ("dtype", "zero", "farthest"),
+    [(UINT8, 0, 255), (UINT8, 100, 155), (UINT8, 128, 128), (UINT8, 255, 255), (INT8, 0, 128),
+     (INT8, -128, 255), (INT8, 127, 255)],
+)  # fmt: skip
+def test_products_count_the_code_farthest_from_the_zero_point(dtype, zero, farthest) -> None:
+    x = scalar(1.0, zero, QuantSpec(dtype=dtype))
+    kernel = Kernel.of(NODE, x, np.array([[[2.0, -3.0]]], np.float32), None)
+    assert kernel.swing == farthest
+    assert kernel.products(scalar(1.0, spec=WEIGHT)).tolist() == [5 * farthest]
+
+
+def test_a_raise_beside_signed_inputs_is_the_least_that_holds() -> None:
+    """576 weights of code 127 leave a bias 0.436 % less than int32, at codes up to 128 away."""
+    x, w = scalar(1.0, spec=QuantSpec(dtype=INT8, symmetric=True)), scalar(1.0, spec=WEIGHT)
+    weight = np.full((1, 64, 3, 3), 127, np.float32)
+    room = INT32_MAX - 576 * 127 * 128
+
+    def raised(bias: float) -> QuantParams | None:
+        return raise_scale(Kernel.of(NODE, x, weight, np.array([bias])), w)
+
+    assert raised(room) is w
+    found = raised(1.002 * 2**31)
+    assert found is not None
+    # 127 / 1.0063 is rounded to 126
+    assert found.scale == pytest.approx(1.002 * 2**31 / (2**31 - 576 * 126 * 128), rel=1e-6)
+
+
+def test_asymmetric_signed_weights_count_from_their_zero_point() -> None:
+    """Codes of 127 with the zero point -128: each product reaches 255 * 255, not 127 * 255."""
+    node = Linear(node="n", input="x", weight="w", bias=None, kind="matmul")
+    w = scalar(1.0, -128, QuantSpec(dtype=INT8))
+    kernel = Kernel.of(node, scalar(1.0), np.full((40_000, 1), 255, np.float32), None)
+    assert kernel.load(w).tolist() == [40_000 * 255 * 255]  # twice as much as there is room
+    raised = raise_scale(kernel, w)
+    assert raised is not None
+    assert 40_000 * round(255 / float(raised.scale)) * 255 <= INT32_MAX
+
+
+def test_where_products_alone_fill_int32_weights_that_round_up_fit_too() -> None:
+    """At the scale that leaves just their real sum, 70413 weights of 119.6 steps become 120."""
+    node = Linear(node="n", input="x", weight="w", bias=None, kind="matmul")
+    kernel = Kernel.of(node, scalar(1.0), np.full((70_413, 1), 127, np.float32), None)
+    assert 70_413 * 119.6 * 255 < INT32_MAX + 1 < 70_413 * 120 * 255
+    raised = raise_scale(kernel, scalar(1.0, spec=WEIGHT))
+    assert raised is not None
+    half_a_step_each = 70_413 * 255 / 2
+    wanted = 70_413 * 127 * 255 / (INT32_MAX - half_a_step_each)
+    assert raised.scale == pytest.approx(wanted, rel=1e-6)
+
+
 @pytest.mark.parametrize(("x_type", "w_type"), [(UINT16, INT8), (UINT8, INT16)])
 def test_16_bit_types_need_no_room_for_products_but_their_bias_must_fit(x_type, w_type) -> None:
     x = scalar(1e-4, spec=QuantSpec(dtype=x_type))
@@ -227,9 +278,11 @@ def test_16_bit_types_need_no_room_for_products_but_their_bias_must_fit(x_type, 
     assert raised.scale == pytest.approx(100 / (1e-4 * INT32_MAX), rel=1e-5)
 
 
-def test_a_bias_scale_below_the_normal_numbers_is_raised() -> None:
-    x, w = scalar(1e-25), scalar(1e-25, spec=WEIGHT)
-    kernel = Kernel.of(NODE, x, np.full((1, 1, 1), 1e-23, np.float32), np.zeros(1, np.float32))
+@pytest.mark.parametrize("size", [1e-25, 1e-20], ids=["their product is 0", "it is subnormal"])
+def test_a_bias_scale_below_the_normal_numbers_is_raised(size: float) -> None:
+    x, w = scalar(size), scalar(size, spec=WEIGHT)
+    weight = np.full((1, 1, 1), 100 * size, np.float32)
+    kernel = Kernel.of(NODE, x, weight, np.zeros(1, np.float32))
     raised = raise_scale(kernel, w)
     assert raised is not None
     assert bias_scale(x, raised) >= np.finfo(np.float32).tiny
