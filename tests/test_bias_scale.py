@@ -21,6 +21,7 @@ from qdq.kernel import Kernel, raise_scale
 from qdq.problem import Linear
 from qdq.ranges import TensorRange
 from qdq.spec import INT8, INT16, INT32, UINT8, UINT16, QuantParams, QuantSpec
+from qdq.steps.fit_weights import visible_error
 
 INPUTS = (
     QuantSpec(dtype=UINT8),
@@ -297,6 +298,15 @@ def test_none_where_no_scale_of_the_type_holds() -> None:
     assert raise_scale(kernel, w) is not None
     wide = Kernel.of(NODE, scalar(1e-38), np.zeros((1, 1, 1)), np.array([3e38]))
     assert raise_scale(wide, scalar(1.0, spec=WEIGHT)) is None
+
+
+def test_an_error_is_seen_from_half_a_step_of_the_output_or_of_the_channels_own_size() -> None:
+    """Inputs up to 2.55 make the two channels up to 5.1 and 3 * 2.55 + 2.55 large."""
+    weight = np.array([[[1.0, -1.0]], [[3.0, 0.0]]], np.float32)
+    kernel = Kernel.of(NODE, scalar(0.01), weight, np.array([0.0, -2.55]))
+    assert visible_error(kernel, None) == pytest.approx([5.1 / 510, 10.2 / 510])
+    for step, wanted in ((0.001, [0.01, 0.02]), (0.03, [0.015, 0.02]), (0.1, [0.05, 0.05])):
+        assert visible_error(kernel, scalar(step)) == pytest.approx(wanted)
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (3,), (1, 3), (2, 3), (2, 1)])

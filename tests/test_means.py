@@ -176,3 +176,27 @@ def test_the_mean_error_is_gone(kind: str, groups: int) -> None:
     assert np.abs(after).max() < 1e-6
     without = solve(problem, tuple(s for s in DEFAULT_STEPS if not isinstance(s, CorrectBias)))
     assert "b" not in without.constants
+
+
+def test_the_bias_of_a_transposed_convolution_is_left_alone() -> None:
+    """How many taps an output sees depends on its stride, so a sum over all of them is wrong."""
+    weight = np.random.default_rng(3).standard_normal((4, 4, 3, 3)).astype(np.float32)
+    tensors = {
+        "x": TensorPlan(name="x", spec=QuantSpec(dtype=UINT8), source=Observed()),
+        "w": TensorPlan(name="w", spec=QuantSpec(dtype=INT8, symmetric=True), source=Constant()),
+        "b": TensorPlan(name="b", spec=QuantSpec(dtype=INT32, symmetric=True), source=Derived("n")),
+    }
+
+    def corrected(kind: str) -> bool:
+        linear = Linear(node="n", input="x", weight="w", bias="b", kind=kind)  # type: ignore[arg-type]
+        problem = Problem(
+            tensors=tensors,
+            linears=(linear,),
+            ranges={"x": TensorRange(0, 3)},
+            constants={"w": weight, "b": np.zeros(4, np.float32)},
+            means={"x": np.ones(4)},
+        )
+        return "b" in solve(problem, DEFAULT_STEPS).constants
+
+    assert corrected("conv")
+    assert not corrected("conv_transpose")

@@ -115,6 +115,7 @@ def test_more_sweeps_are_never_worse() -> None:
     errors = [measured(problem, rounded(problem, RoundWeights(sweeps=k))[0]) for k in range(4)]
     for a, b in pairwise(errors):
         assert np.all(b <= a * (1 + 1e-6))
+    assert errors[1].sum() < 0.99 * errors[0].sum()  # and the first one, which is usual, pays
 
 
 @pytest.mark.parametrize("name", ["dense conv", "matmul", "grouped conv"])

@@ -366,16 +366,20 @@ def test_a_shared_weight_satisfies_all_its_nodes() -> None:
     assert np.allclose(bias_out(p, solution, "b1"), 9, rtol=1e-6)
 
 
-def test_a_node_that_would_ruin_the_weight_it_shares_stays_float() -> None:
+@pytest.mark.parametrize("greedy", [0, 1])
+def test_a_node_that_would_ruin_the_weight_it_shares_stays_float(greedy: int) -> None:
+    """Whichever of them comes first."""
     weight = np.linspace(-1, 1, 6).reshape(3, 2)
-    p = two_nodes([[0.1, 0.2], [1e9, 1e9]], [0.01, 0.01], weight)
+    modest, biases = 1 - greedy, [[0.1, 0.2], [0.1, 0.2]]
+    biases[greedy] = [1e9, 1e9]
+    p = two_nodes(biases, [0.01, 0.01], weight)
     solution = solve(p, DEFAULT_STEPS)
-    assert list(solution.floats) == ["n1"]
-    assert "'b1' asks for" in solution.floats["n1"]
-    assert "would harm other nodes that use this weight" in solution.floats["n1"]
+    assert list(solution.floats) == [f"n{greedy}"]
+    assert f"'b{greedy}' asks for" in solution.floats[f"n{greedy}"]
+    assert "would harm other nodes that use this weight" in solution.floats[f"n{greedy}"]
     assert solution.params["w"].scale == np.float32(1 / 127)
-    assert "b1" not in solution.params
-    assert np.allclose(bias_out(p, solution, "b0"), [0.1, 0.2], atol=1e-4)
+    assert f"b{greedy}" not in solution.params
+    assert np.allclose(bias_out(p, solution, f"b{modest}"), [0.1, 0.2], atol=1e-4)
 
 
 def test_per_tensor_a_dead_channel_does_not_cost_the_others_their_weights() -> None:
