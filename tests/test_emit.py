@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import pytest
 from harness import FORCED, compare, fused_ops
+from harness import run as session_run
 from models import conv_chain, feeds, mlp, model, node, residual, weights
 from onnx import TensorProto, helper
 
@@ -115,6 +116,22 @@ class TestWiring:
         made = quantized(net, {"x": [1, 8, 8, 8]})
         assert [o.name for o in made.graph.output] == ["r", "y"]
         assert fused_ops(made)["QLinearConv"] == 2
+
+    def test_constants_that_are_outputs_stay_float_constants(self) -> None:
+        """Of a weight too, of which the kernel reads codes alone; and one that no node reads."""
+        net = model(
+            [node("Conv", ["x", "w"], "y")],
+            {"x": [1, 8, 8, 8]},
+            {"y": [1, 8, 8, 8], "w": [8, 8, 1, 1], "alone": [2]},
+            {"w": weights(8, 8, 1, 1), "alone": np.float32([1, 2])},
+        )
+        made = quantized(net, {"x": [1, 8, 8, 8]})
+        assert fused_ops(made)["QLinearConv"] == 1
+        (_, w, alone), (_, exact, _) = (
+            session_run(m, feeds({"x": [1, 8, 8, 8]}, 1), fused=True)[0] for m in (made, net)
+        )
+        assert np.array_equal(w, exact)
+        assert alone.tolist() == [1, 2]
 
     def test_a_float_conv_between_integers_stays_float(self) -> None:
         net = conv_chain()

@@ -167,13 +167,18 @@ class TestConstants:
             node("Cast", ["n"], "nf", to=TensorProto.FLOAT),
             node("Add", ["x", "hf"], "a"),
             node("Add", ["a", "hwf"], "b"),
-            node("Add", ["b", "nf"], "y"),
+            node("Slice", ["s", "one", "four", "zero", "two"], "odd"),
+            node("Cast", ["odd"], "oddf", to=TensorProto.FLOAT),
+            node("Add", ["b", "oddf"], "c"),
+            node("Add", ["c", "nf"], "y"),
         ]
-        constants = {"zero": ints(0), "two": ints(2), "four": ints(4)}
+        constants = {"zero": ints(0), "one": ints(1), "two": ints(2), "four": ints(4)}
         made = check(model(nodes, {"x": ["N", 1, 7, 2]}, {"y": ["N", 1, 7, 2]}, constants))
-        assert ops(made) == {"Shape": 1, "Gather": 1, "Cast": 1, "Add": 3}
+        assert ops(made) == {"Shape": 1, "Gather": 1, "Cast": 1, "Add": 4}
+        np.testing.assert_array_equal(constant(made, "oddf"), [1, 2])
 
-    def test_indices_out_of_range_are_left_to_the_runtime(self, caplog) -> None:
+    @pytest.mark.parametrize("index", [2, -3])
+    def test_indices_out_of_range_are_left_to_the_runtime(self, index: int, caplog) -> None:
         nodes = [
             node("Gather", ["k", "i"], "g"),
             node("Shape", ["x"], "s"),
@@ -182,8 +187,8 @@ class TestConstants:
             node("Add", ["x", "g"], "a"),
             node("Add", ["a", "f"], "y"),
         ]
-        constants = {"k": vec(1, 2), "i": ints(2)}
-        made = prepare(model(nodes, {"x": [2, 1]}, {"y": [2, 1]}, constants))
+        constants = {"k": vec(1, 2), "i": ints(index)}
+        made = prepare(model(nodes, {"x": ["N", 1]}, {"y": ["N", 1]}, constants))
         assert ops(made)["Gather"] == 2
         assert "'Gather_g' has constant inputs but stays" in caplog.text
 

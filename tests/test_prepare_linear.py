@@ -69,6 +69,19 @@ class TestBatchNormBehind:
         net = model([node("Conv", ["x", "w"], "h"), bn], {"x": shape}, {"y": shape}, constants)
         assert ops(prepare(net)) == {"Conv": 1, "BatchNormalization": 1}
 
+    def test_statistics_that_are_read_keep_it(self) -> None:
+        """Up to opset 13, outputs alone say that it trains: a Conv cannot make them."""
+        constants = {"w": weights(4, 4, 1, 1), **batchnorm(4)}
+        outputs = ["y", "mean", "var", "saved_mean", "saved_var"]
+        nodes = [
+            node("Conv", ["x", "w"], "h"),
+            node("BatchNormalization", bn_inputs("h"), outputs),
+        ]
+        shape = [2, 4, 3, 3]
+        for more, kept in (({"mean": [4]}, 1), ({}, 0)):
+            made = prepare(model(nodes, {"x": shape}, {"y": shape, **more}, constants, opset=13))
+            assert ops(made)["BatchNormalization"] == kept
+
     def test_two_readers_in_between_keep_it(self) -> None:
         constants = {"w": weights(4, 4, 1, 1), **batchnorm(4)}
         nodes = [
@@ -149,6 +162,20 @@ class TestBatchNormBefore:
         constants = {"w": weights(4, 6), **batchnorm(4)}
         nodes = [node("BatchNormalization", bn_inputs("x"), "n"), node("Gemm", ["n", "w"], "y")]
         assert ops(check(model(nodes, {"x": [2, 4]}, {"y": [2, 6]}, constants))) == {"Gemm": 1}
+
+    @pytest.mark.parametrize("steps", [("Add", "Mul"), ("Mul", "Add"), ("Sub", "Div", "Add")])
+    @pytest.mark.parametrize("op", ["Conv", "Gemm"])
+    def test_maps_in_a_row_are_one_after_the_other(self, op: str, steps: tuple[str, ...]) -> None:
+        shape = [2, 4, 3, 3] if op == "Conv" else [2, 4]
+        constants = {"w": f32(4, 4, *shape[2:]), "b": f32(4)}
+        nodes, last = [], "x"
+        for i, step in enumerate(steps):
+            constants[f"k{i}"] = f32(1, 4, *(1 for _ in shape[2:]), seed=i)
+            nodes.append(node(step, [last, f"k{i}"], f"a{i}"))
+            last = f"a{i}"
+        nodes.append(node(op, [last, "w", "b"], "y"))
+        made = check(model(nodes, {"x": shape}, {"y": [2, 4, 1, 1][: len(shape)]}, constants))
+        assert ops(made) == {op: 1}
 
     def test_a_factor_before_padding_folds_and_an_offset_stays(self) -> None:
         constants = {"w": weights(4, 4, 3, 3), "s": np.float32(0.3), "t": f32(4, 1, 1)}
