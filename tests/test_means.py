@@ -1,6 +1,7 @@
 """Channel means: exact in any order; bias correction from them."""
 
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import Any
 from weakref import ref
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from qdq.affine import fake_quantize
-from qdq.calibrate.means import ChannelSum, Means
+from qdq.calibrate.means import _LOWEST, _SPAN, ChannelSum, Means
 from qdq.calibrate.reading import Channels
 from qdq.errors import CalibrationError
 from qdq.problem import Constant, Derived, Linear, Observed, Problem, TensorPlan
@@ -51,6 +52,43 @@ def test_the_mean_is_the_mean(x: np.ndarray) -> None:
     exact = x.astype(np.float64).mean(0)
     biggest = np.abs(x.astype(np.float64)).max(0)
     assert np.all(np.abs(total.mean - exact) <= 1e-12 * biggest + 1e-60)
+
+
+@st.composite
+def magnitudes(draw) -> list[float]:
+    """Numbers of 24 digits, up to 2**60 apart; more of them than wait to be added up at a time."""
+    lowest = draw(st.integers(-149, 36))
+    digits = st.integers(-(2**24) + 1, 2**24 - 1)
+    pairs = draw(st.lists(st.tuples(digits, st.integers(0, 60)), min_size=1, max_size=40))
+    return [float(np.ldexp(n, lowest + more)) for n, more in pairs]
+
+
+def exact_sum(found: ChannelSum) -> Fraction:
+    """What the bins of a single channel hold, in whole numbers."""
+    return sum(
+        (int(n) * Fraction(2) ** (_LOWEST + _SPAN * k) for k, (n,) in enumerate(found.bins)),
+        Fraction(0),
+    )
+
+
+@given(magnitudes(), st.randoms(use_true_random=False))
+def test_no_digit_of_a_sum_is_lost_whatever_the_sizes_and_the_order(values, random) -> None:
+    wanted = sum(map(Fraction, values), Fraction(0))
+    found = sums_of([np.array([[v]], np.float32) for v in values])
+    assert exact_sum(found) == wanted
+    random.shuffle(values)
+    other = sums_of([np.array([[v]], np.float32) for v in values])
+    assert np.array_equal(other.bins, found.bins)
+    assert exact_sum(found.merge(other)) == 2 * wanted
+
+
+def test_what_shares_an_integer_is_close_enough_for_all_digits() -> None:
+    """Float64 has 53 digits; numbers of 24 digits that are 2**31 apart would ask for 55."""
+    large, small = 2.0**31 * (1 - 2.0**-24), 0.5 * (1 + 2.0**-23)
+    for exponent in range(-60, 60):  # wherever the integers begin
+        values = [float(np.ldexp(v, exponent)) for v in (large, small)]
+        found = sums_of([np.array([[v]], np.float32) for v in values])
+        assert exact_sum(found) == sum(map(Fraction, values), Fraction(0))
 
 
 def test_axes_and_weights_of_samples() -> None:

@@ -208,6 +208,23 @@ def test_a_step_is_as_small_as_it_can_be_and_shares_no_divisor(entry: int, most:
         assert most / 4 < -(-entry // step) <= most
 
 
+@pytest.mark.parametrize(
+    ("values", "counted", "zeros"),
+    [
+        ([0.0, 1.0, 2.0, 0.0, 4.0, 5.0], 8, 3),  # 0, 2 and 4 twice, and both ends
+        ([-5.0, 0.0, -4.0, -2.0, 0.0, -1.0], 8, 3),
+        ([-3.0, 1.0, 0.0, 0.0, 3.0, 5.0], 8, 2),  # no end is 0
+        ([0.0, 0.0, 0.0], 6, 6),
+    ],
+)
+def test_an_end_that_is_0_is_one_zero_more(values: list[float], counted: int, zeros: int) -> None:
+    counting = Counting()
+    counting.add(f32(values[::2]), 2, extremes(f32(values)))
+    h = counting.histogram()
+    assert (h.counts.sum(), h.zeros) == (counted, zeros)
+    assert h.nonzero_counts[-h.start] == sum(0 <= v < h.width for v in values[::2] if v) * 2
+
+
 def test_a_sample_shows_the_shape_of_all() -> None:
     x = np.random.default_rng(0).laplace(size=(3, 112, 112)).astype(np.float32)
     x[x < -1] = 0
