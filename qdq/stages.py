@@ -6,7 +6,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -121,22 +121,13 @@ def begin(
     ``held_out``: keep samples to measure plans on, besides those for gradients.
     """
     source = load(model, lazy=True)
-    first: Feed | None = None
-    feeds: Iterator[Feed] = iter(())
-    kept: dict[bytes, Feed] = {}
-    shapes: Mapping[str, tuple[int, ...]]
     if statistics is None:
-        specs = input_specs(source)
-        feeds = open_feeds(calib_reader, specs)
-        # open_feeds has made sure that there is one; a copy, as a reader may reuse its arrays
-        first = {name: np.array(value) for name, value in next(feeds).items()}
-        feeds = chain([first], feeds)
-        shapes = _sizes(calib_reader, first, specs)
+        data = _open(calib_reader, input_specs(source))
     else:
-        shapes = statistics.shapes
+        data = _Data(first=None, feeds=iter(()), shapes=statistics.shapes)
     prepared = prepare(source)
     source = without_large(source, 1024)  # rules read its names; its weights are done with
-    plans_of = partial(planner, scheme=scheme, target=target, source=source, seen=shapes)
+    plans_of = partial(planner, scheme=scheme, target=target, source=source, seen=data.shapes)
     rated = target.weighs_costs and keeps_histograms(calibrator)
     widest = WIDEST if rated else Weighing()
     plan_for = plans_of(prepared)
@@ -144,6 +135,8 @@ def begin(
     observed: Mapping[str, QuantSpec] = plan.observed
     if rated:
         observed = observed_to_rate(plan, frozenset(Graph(prepared).constants))
+    kept: dict[bytes, Feed] = {}
+    feeds = data.feeds
     if rated and plan.quantized:
         feeds = keep_few(feeds, kept, 2 * SAMPLES if held_out else SAMPLES)
     readers = divisible(prepared, plan) if scheme.smooth else {}
@@ -170,11 +163,26 @@ def begin(
             **{name: AXIS for group in groups for name in group.rounded},
         },
         layouts=moment_layouts(prepared, plan) if "moments" in needs_of(steps) else {},
-        shapes=shapes,
-        first=first,
+        shapes=data.shapes,
+        first=data.first,
         feeds=feeds,
         kept=kept,
     )
+
+
+class _Data(NamedTuple):
+    """Calibration data that was opened; the fields are those of ``Start``."""
+
+    first: Feed | None
+    feeds: Iterator[Feed]
+    shapes: Mapping[str, tuple[int, ...]]
+
+
+def _open(calib_reader: Any, specs: Mapping[str, InputSpec]) -> _Data:
+    feeds = open_feeds(calib_reader, specs)  # which makes sure that there is a sample
+    # a copy: readers may fill the same arrays again
+    first = {name: np.array(value) for name, value in next(feeds).items()}
+    return _Data(first, chain([first], feeds), _sizes(calib_reader, first, specs))
 
 
 def _sizes(
