@@ -56,7 +56,7 @@ def layouts_of(
     """
     blocked = _blocked(units, shape)
     plain = set(outputs)
-    wanted: dict[str, tuple[int, ...]] = {}
+    wanted: dict[str, list[int]] = {}
     for k, unit in enumerate(units):
         read = [t.name for t in unit.view.inputs if t.name]
         if not unit.outputs or unit.outputs[0] not in blocked:
@@ -65,11 +65,11 @@ def layouts_of(
             if _reads_plain(unit, shape):
                 plain.add(read[0])
             elif read[0] not in blocked:
-                wanted[read[0]] = (*wanted.get(read[0], ()), k)
+                wanted.setdefault(read[0], []).append(k)
     return Layouts(
         blocked=frozenset(blocked),
         undone={t: k for t, k in blocked.items() if t in plain and k != _NOBODY},
-        wanted=wanted,
+        wanted={tensor: tuple(found) for tensor, found in wanted.items()},
         pushed=tuple(_pushed(units, shape)),
     )
 
