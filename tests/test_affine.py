@@ -91,6 +91,29 @@ def test_float16_scale_is_rounded_up(a: float, b: float, spec: QuantSpec) -> Non
         assert float(half) >= exact > float(np.nextafter(half, np.float16(0)))
 
 
+def test_the_zero_point_goes_with_the_scale_that_was_rounded_up() -> None:
+    """3 / 65535 is 768.01 of float16's least steps, 2**-24: 769, and 1 is 2**24 / 769 of these."""
+    p = params_from_range(span(-1, 2), QuantSpec(dtype=UINT16), scale_dtype=np.float16)
+    assert p.scale == 769 * 2.0**-24
+    assert p.zero_point == round(2**24 / 769) == 21817
+
+
+small = st.floats(-60000, 60000, width=32)
+
+
+@given(small, small, specs, st.sampled_from([np.float16, np.float32]))
+def test_the_low_end_is_half_a_step_from_the_lowest_code(
+    a: float, b: float, spec: QuantSpec, dtype: type
+) -> None:
+    p = params_from_range(span(min(a, b), max(a, b)), spec, scale_dtype=dtype)
+    low, high = min(a, b, 0.0), max(a, b, 0.0)
+    if spec.symmetric or (high - low) / (spec.qmax - spec.qmin) < np.finfo(np.float32).tiny:
+        return
+    below = int(p.zero_point) - spec.qmin
+    # a float32 scale may be rounded down: 65535 codes then reach 2**-24 * 65535 of a step less far
+    assert abs(below + low / float(p.scale)) <= 0.5 + 2**-8 * (dtype == np.float32)
+
+
 @pytest.mark.parametrize("spec", SPECS)
 @pytest.mark.parametrize(("low", "high"), [(-BIG, BIG), (0, BIG), (-BIG, 0), (-1, BIG)])
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])

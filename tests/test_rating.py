@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import onnx
 import pytest
-from harness import compare, sqnr
+from harness import FORCED, compare, sqnr
 from hypothesis import given
 from hypothesis import strategies as st
 from models import detector, feeds, model, node, weights
@@ -17,7 +17,9 @@ from qdq.api import collect_statistics, run
 from qdq.calibrate import MSE
 from qdq.calibrate.noise import relative_noise
 from qdq.placement.frontier import HARMS, rounded_by
-from qdq.placement.rating import _sigmoid
+from qdq.placement.rating import _sigmoid, noise_of
+from qdq.plan import make_plan
+from qdq.prepare import prepare
 from qdq.ranges import Histogram, TensorRange
 from qdq.spec import INT8, UINT8, QuantSpec
 from qdq.targets import PORTABLE
@@ -50,6 +52,23 @@ def test_noise_has_no_unit(exponent: int) -> None:
         return relative_noise(Histogram.of(values), params_from_range(TensorRange.of(values), spec))
 
     assert noise(np.ldexp(x, exponent)) == pytest.approx(noise(x), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("gain", "counts"), [(0.0, 1 / 8), (0.04, 1 / 8), (0.05, 0.4 / 3), (1.0, 8 / 3), (6.0, 16.0)]
+)
+def test_what_is_felt_counts_8_thirds_and_noise_an_eighth_at_least(
+    gain: float, counts: float
+) -> None:
+    exact = prepare(model([node("Conv", ["x", "w"], "y")], {"x": [1, 4, 4, 4]},
+                          {"y": [1, 4, 4, 4]}, {"w": weights(4, 4, 1, 1)}))  # fmt: skip
+    plan, x = make_plan(exact, target=FORCED), np.linspace(-1, 2, 10_000, dtype=np.float32)
+    known = {"x": TensorRange.of(x)}, {"x": Histogram.of(x)}
+    # a step of 3 / 255 against a mean square of 1, and an energy that can be lost but once
+    noise = (3 / 255) ** 2 / 12
+    assert noise_of(plan, *known)["x"] == pytest.approx(noise, rel=1e-3)
+    assert noise_of(plan, *known, {"x": gain})["x"] == pytest.approx(counts * noise, rel=1e-3)
+    assert noise_of(plan, *known, {"x": 1e9})["x"] == 1
 
 
 def test_zeros_and_a_lost_signal() -> None:

@@ -184,6 +184,23 @@ def test_float16_constants_give_float16_scales_rounded_up() -> None:
     assert float(found["w"].scale) >= float(np.float16(0.3)) / 127
 
 
+@pytest.mark.parametrize(
+    ("kinds", "wanted"),
+    [
+        ((np.float16, np.float16), np.float16),
+        ((np.float16, np.float32), np.float32),
+        ((np.float32, np.float16), np.float32),
+    ],
+)
+def test_activations_have_float16_scales_only_where_all_constants_are_float16(
+    kinds, wanted
+) -> None:
+    p = linear_problem([[0.1, -0.3]], [0.5], (0, 1))
+    values = {n: p.constants[n].astype(kind) for n, kind in zip("wb", kinds, strict=True)}
+    found = FromRanges()(replace(p, constants=values), State()).params
+    assert found["x"].scale.dtype == wanted
+
+
 # -- weight scales that fit their biases ----------------------------------------------------
 
 SEED_WEIGHT = np.where(np.arange(16).reshape(2, 2, 2, 2) < 8, 1e-7, -1e-7)
