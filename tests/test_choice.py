@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from typing import Any
 
 import onnx
@@ -12,6 +13,8 @@ import qdq
 from qdq import choice
 from qdq.api import run
 from qdq.choice import Wish
+from qdq.placement.frontier import Candidate
+from qdq.plan import make_plan
 from qdq.timing import Latency
 
 SHAPE = {"x": [1, 32, 40, 40]}
@@ -40,6 +43,24 @@ SHAPE = {"x": [1, 32, 40, 40]}
 def test_wishes_that_make_no_sense(options: dict[str, Any], message: str) -> None:
     with pytest.raises(qdq.ConfigError, match=message):
         Wish(**options)
+
+
+@pytest.mark.parametrize(
+    ("harm", "amplitude", "surprises"),
+    [
+        (0.01, 0.19, False),  # dear, but less than twice the 0.1 that were foretold
+        (0.01, 0.21, True),
+        (0.0, 0.04, False),  # nothing was foretold, and 0.04 cost less than a tenth of the time
+        (0.0, 0.06, True),
+        (0.01, math.nan, False),
+    ],
+)
+def test_an_error_surprises_that_is_twice_what_was_foretold_and_dear(
+    harm: float, amplitude: float, surprises: bool
+) -> None:
+    plan = make_plan(detector())
+    candidate = Candidate(plan=plan, worth=1.0, time=0.5, harm=harm)
+    assert choice._surprises(candidate, amplitude) == surprises
 
 
 def by_nodes(monkeypatch: pytest.MonkeyPatch, least: float = 0.0) -> list[int]:

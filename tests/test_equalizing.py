@@ -157,6 +157,20 @@ def test_the_noise_of_the_weights_sets_a_limit() -> None:
     assert find_equalization([reading(x, w)]) is None
 
 
+@pytest.mark.parametrize("spec", [WEIGHT, QuantSpec(dtype=INT8, symmetric=True)], ids=repr)
+def test_as_many_taps_as_there_may_be_change_no_ratio(spec: QuantSpec) -> None:
+    """Taps of one size have as many times the signal, the noise of x, and that of the weights."""
+    x, w = case(2, 16.0)
+    w[:2], w[2:] = 1, 0.5  # the noise of the weights counts, see above
+    one, nine = (
+        find_equalization([reading(x, w, weight=np.repeat(w[:, :, None], n, 2), weight_spec=spec)])
+        for n in (1, 9)
+    )
+    assert one is not None
+    assert nine is not None
+    assert nine.error == pytest.approx(one.error, rel=1e-9)
+
+
 def test_silent_channels_are_no_gain() -> None:
     x, w = case(3, 1.0)
     x[:, 4:] = 0

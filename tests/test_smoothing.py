@@ -139,6 +139,17 @@ def test_dead_channels_and_rows() -> None:
     assert found_for(x, np.zeros_like(w))[0] is None
 
 
+def test_no_channel_is_divided_or_multiplied_by_more_than_4096() -> None:
+    """What one enormous channel and a dead one ask for; weights would leave their float type."""
+    x, w = case(7, 1, scale=2.0**-30)
+    x[:, 0] *= 2.0**40
+    x[:, 9] = 0
+    smoothing = found_for(x, w)[0]
+    assert smoothing is not None
+    assert (smoothing.divisors.max(), smoothing.divisors[0]) == (4096, 4096)
+    assert (smoothing.divisors.min(), smoothing.divisors[9]) == (1 / 4096, 1 / 4096)
+
+
 # -- the model --------------------------------------------------------------------------------
 
 
