@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnx.external_data_helper
 import onnx.inliner
 
 from qdq.errors import ModelError
+from qdq.external import fill, find, outside
 from qdq.files import replacing
 from qdq.graph import for_checker, sort_nodes, subgraphs, tensor_bytes, without_large
 from qdq.weights import copy_into, is_reference, load_light, raw_bytes, read, refer
@@ -181,20 +181,12 @@ def _read_file(path: Path, *, lazy: bool) -> tuple[onnx.ModelProto, str]:
         own = _parse(path.read_bytes(), where) if light is None else light
     except OSError as e:
         raise ModelError(f"{where} cannot be read: {e}") from e
-    left = [t for t in own.graph.initializer if lazy and (is_reference(t) or refer(t, path.parent))]
-    for t in left:  # not for the loader
-        t.data_location = onnx.TensorProto.DEFAULT
-    try:
-        onnx.external_data_helper.load_external_data_for_model(own, str(path.parent))
-    except (OSError, ValueError, RuntimeError, onnx.checker.ValidationError) as e:
-        raise ModelError(
-            f"{where} keeps weights in another file that cannot be read ({e}); keep the data "
-            "files in the model's folder"
-        ) from e
-    for t in own.graph.initializer:
-        t.ClearField("data_location")  # the loader writes the default: other bytes, same meaning
-    for t in left:
-        t.data_location = onnx.TensorProto.EXTERNAL
+    for t in own.graph.initializer if lazy else ():
+        if t.data_location == onnx.TensorProto.EXTERNAL and not is_reference(t):
+            refer(t, *find(t, path))
+    for t in outside(own):
+        if not (lazy and is_reference(t)):
+            fill(t, path)
     return own, where
 
 
@@ -208,13 +200,12 @@ def _parse(data: bytes, where: str) -> onnx.ModelProto:
 
 
 def _want_data_inside(model: onnx.ModelProto, where: str) -> None:
-    for t in model.graph.initializer:
-        if t.data_location == onnx.TensorProto.EXTERNAL:
-            raise ModelError(
-                f"{where} keeps the data of {t.name!r} in an external file, but which folder is "
-                "unknown; give the path of the model instead",
-                tensor=t.name,
-            )
+    for t in outside(model):
+        raise ModelError(
+            f"{where} keeps the data of {t.name!r} in an external file, but which folder is "
+            "unknown; give the path of the model instead",
+            tensor=t.name,
+        )
 
 
 def _type_outputs(model: onnx.ModelProto) -> None:

@@ -1,12 +1,12 @@
 """Which paths may be written to, known before the work is done."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
 
 from qdq.errors import ConfigError
-from qdq.graph import subgraphs
+from qdq.external import file_of, outside
 from qdq.weights import is_reference, load_light
 
 __all__ = ["check_output", "data_files"]
@@ -56,23 +56,12 @@ def data_files(model: Path) -> list[Path]:
         return []
     places = dict.fromkeys(
         entry.value
-        for t in _tensors(proto.graph)
-        if t.data_location == onnx.TensorProto.EXTERNAL and not is_reference(t)
+        for t in outside(proto)
+        if not is_reference(t)
         for entry in t.external_data
         if entry.key == "location"
     )
-    return [model.parent / place for place in places]
-
-
-def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    """All tensors with data, those of subgraphs too."""
-    yield from graph.initializer
-    for node in graph.node:
-        for a in node.attribute:
-            if a.type == onnx.AttributeProto.TENSOR:
-                yield a.t
-        for inner in subgraphs(node):
-            yield from _tensors(inner)
+    return [file_of(place, model) for place in places]
 
 
 def _same(one: Path, other: Path) -> bool:

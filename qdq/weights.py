@@ -21,7 +21,6 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 import onnx
-import onnx.external_data_helper
 from numpy.typing import NDArray
 
 from qdq.errors import ModelError
@@ -47,32 +46,26 @@ _TILE = 256  # rows and columns that are transposed at a time: they fit the cach
 _maps: WeakValueDictionary[tuple[str, str], mmap.mmap] = WeakValueDictionary()
 
 
-def refer(tensor: onnx.TensorProto, folder: Path) -> bool:
+def refer(tensor: onnx.TensorProto, file: Path, offset: int, size: int) -> bool:
     """Turn a tensor whose data is in an external file into a reference, in place.
 
-    Only large float32 tensors, and only where nothing about the note or the file is unusual (links,
-    other folders, missing or odd sizes): those are for ``onnx.external_data_helper`` to judge.
+    Only large float32 tensors, and only where the data has the size of the shape.
 
     Args:
         tensor: an initializer as a model file has it.
-        folder: that of the model file.
+        file: where its data is; if this is a link, the reference is to what it leads to.
+        offset: of the data, in bytes.
+        size: of the data, in bytes.
 
     Returns:
         Whether it is a reference now.
     """
-    if tensor.data_location != onnx.TensorProto.EXTERNAL or sys.byteorder != "little":
+    if tensor.data_type != onnx.TensorProto.FLOAT or sys.byteorder != "little":
         return False
-    if tensor.data_type != onnx.TensorProto.FLOAT or 4 * math.prod(tensor.dims) <= _LARGE:
-        return False
-    info = onnx.external_data_helper.ExternalDataInfo(tensor)
-    size, offset = 4 * math.prod(tensor.dims), int(info.offset or 0)
-    path = folder.resolve() / info.location
-    plain = ".." not in Path(info.location).parts and path.is_file() and path == path.resolve()
-    if not plain or not path.is_relative_to(folder.resolve()):
-        return False
-    if info.length != size or offset < 0 or offset + size > path.stat().st_size:
+    if size <= _LARGE or size != 4 * math.prod(tensor.dims):
         return False
     try:
+        path = file.resolve()
         mark = _state(path.stat())
         _mapped(str(path), mark)
     except OSError:  # a file system that cannot map

@@ -17,8 +17,8 @@ SPREAD = frozenset({"balancing", "placement"})
 FLOORS = (
     {"errors", "version", "balancing"},
     {"spec"},
-    {"affine", "calibrate", "data", "excerpt", "extent", "files", "forms", "graph", "modelio",
-     "ops", "outputs", "prepare", "problem", "ranges", "rules", "scheme", "session",
+    {"affine", "calibrate", "data", "excerpt", "extent", "external", "files", "forms", "graph",
+     "modelio", "ops", "outputs", "prepare", "problem", "ranges", "rules", "scheme", "session",
      "statistics", "targets", "timing", "views", "weights", "wire",
      "balancing.dividing", "balancing.equalizing", "balancing.smoothing",
      "placement.cost_table", "placement.costs", "placement.harm", "placement.mincut",

@@ -16,6 +16,7 @@ from qdq import modelio
 from qdq.api import run
 from qdq.errors import ModelError
 from qdq.modelio import load, save
+from qdq.weights import read
 
 
 @pytest.fixture
@@ -59,6 +60,64 @@ class TestLoad:
         (tmp_path / "weights.bin").unlink()
         with pytest.raises(ModelError, match=r"m\.onnx.*another file"):
             load(path)
+
+    @pytest.mark.parametrize("lazy", [True, False])
+    @pytest.mark.parametrize(
+        ("key", "value", "reason"),
+        [
+            ("offset", "abc", "offset 'abc'.*number of bytes"),
+            ("offset", "-5", "offset '-5'.*number of bytes"),
+            ("length", "abc", "length 'abc'.*number of bytes"),
+            ("length", "99999", r"holds \d+ bytes; wanted bytes \d+ to \d+.*truncated"),
+            ("offset", "99999", r"holds \d+ bytes; wanted bytes 99999 to \d+.*truncated"),
+            ("location", "absent.bin", "'absent.bin', which is no file there"),
+            ("location", ".", "'.', which is no file there"),
+            ("location", "a\0b", "which is no file there"),
+            ("location", "", "no path below the model's folder"),
+            ("location", "../weights.bin", "no path below the model's folder"),
+            ("location", "/weights.bin", "no path below the model's folder"),
+        ],
+    )
+    def test_malformed_notes_name_tensor_and_file(
+        self, net, tmp_path, key, value, reason, lazy
+    ) -> None:
+        path = external(tmp_path / "m.onnx", net)
+        light = onnx.load(path, load_external_data=False)
+        for entry in light.graph.initializer[1].external_data:
+            entry.value = value if entry.key == key else entry.value
+        onnx.save(light, path)
+        with pytest.raises(ModelError, match=rf"m\.onnx'.*'b0' in another file, .*{reason}") as e:
+            load(path, lazy=lazy)
+        assert e.value.tensor == "b0"
+
+    def test_data_without_offset_and_length(self, net, tmp_path) -> None:
+        path = external(tmp_path / "m.onnx", net)
+        light = onnx.load(path, load_external_data=False)
+        first = light.graph.initializer[0]
+        (tmp_path / "own.bin").write_bytes(net.graph.initializer[0].raw_data)
+        del first.external_data[:]
+        first.external_data.add(key="location", value="own.bin")
+        onnx.save(light, path)
+        assert load(path) == load(net)
+
+    def test_external_data_of_a_constant_node(self, net, tmp_path) -> None:
+        value = net.graph.initializer.pop(0)
+        net.graph.node.insert(0, helper.make_node("Constant", [], [value.name], "k", value=value))
+        path = tmp_path / "m.onnx"
+        onnx.save(
+            onnx.ModelProto.FromString(net.SerializeToString()),
+            path,
+            save_as_external_data=True,
+            location="weights.bin",
+            size_threshold=0,
+            convert_attribute=True,
+        )
+        for lazy in (True, False):
+            assert read(load(path, lazy=lazy).graph.node[0].attribute[0].t).any()
+        light = onnx.load(path, load_external_data=False)
+        del light.graph.initializer[:]
+        with pytest.raises(ModelError, match=r"'w0' in an external file.*give the path"):
+            load(light)
 
     def test_bytes_of_a_model_with_external_data_are_an_error(self, net, tmp_path) -> None:
         data = external(tmp_path / "m.onnx", net).read_bytes()

@@ -22,6 +22,7 @@ from qdq.errors import ModelError
 from qdq.evidence import Evidence, solved
 from qdq.graph import Graph
 from qdq.modelio import load, save
+from qdq.outputs import data_files
 from qdq.prepare import prepare
 from qdq.scheme import Rule, Scheme
 from qdq.stages import begin, gather, learn
@@ -123,7 +124,7 @@ class TestReferences:
         del t.external_data[:]
         for key, entry in (("location", data.name), ("offset", "3"), ("length", value.nbytes)):
             t.external_data.add(key=key, value=str(entry))
-        assert file_weights.refer(t, path.parent)
+        assert file_weights.refer(t, data, 3, value.nbytes)
         assert read(t).flags.aligned
         np.testing.assert_array_equal(read(t), value)
 
@@ -176,7 +177,7 @@ class TestFiles:
         with pytest.raises(ModelError, match=r"m\.onnx.*another file"):
             load(path, lazy=True)
 
-    def test_a_file_in_another_folder_is_left_to_onnx(self, net, path) -> None:
+    def test_a_file_in_another_folder_is_refused(self, net, path) -> None:
         inner = path.parent / "inner"
         inner.mkdir()
         light = onnx.load(path, load_external_data=False)
@@ -188,12 +189,30 @@ class TestFiles:
         with pytest.raises(ModelError, match="another file"):
             load(inner / "m.onnx", lazy=True)
 
-    def test_a_link_is_not_referred_to(self, path) -> None:
-        data = path.parent / "m.onnx.data"
-        target = data.rename(path.parent / "target")
-        data.symlink_to(target)
-        light = onnx.load(path, load_external_data=False)
-        assert not any(file_weights.refer(t, path.parent) for t in light.graph.initializer)
+    @pytest.mark.parametrize("lazy", [True, False])
+    def test_links_are_followed(self, net, path, lazy) -> None:
+        """As in the cache of a hub: the model and its data are links to files of other names."""
+        blobs, snapshot = path.parent / "blobs", path.parent / "snapshots" / "1"
+        blobs.mkdir()
+        snapshot.mkdir(parents=True)
+        for name in ("m.onnx", "m.onnx.data"):
+            path.with_name(name).rename(blobs / f"{name[-4:]}")
+            (snapshot / name).symlink_to(Path("..", "..", "blobs", name[-4:]))
+        found = load(snapshot / "m.onnx", lazy=lazy)
+        assert any(is_reference(t) for t in found.graph.initializer) == lazy
+        assert data_files(snapshot / "m.onnx") == [snapshot / "m.onnx.data"]
+        (snapshot / "m.onnx.data").unlink()  # a reference is to what was there
+        assert {t.name: read(t).tobytes() for t in found.graph.initializer} == values(net)
+
+    @pytest.mark.parametrize("lazy", [True, False])
+    def test_a_link_to_a_model_beside_its_data(self, net, path, lazy) -> None:
+        other = path.parent / "other"
+        other.mkdir()
+        (other / "link.onnx").symlink_to(path)
+        found = load(other / "link.onnx", lazy=lazy)
+        assert {t.name: read(t).tobytes() for t in found.graph.initializer} == values(net)
+        (found,) = data_files(other / "link.onnx")
+        assert found.samefile(file_of(path))
 
 
 @pytest.mark.parametrize("smooth_channel", [None, 7])
