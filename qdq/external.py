@@ -8,14 +8,14 @@ by its name, however, a location must stay below the folder.
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import onnx
 
 from qdq.errors import ModelError
 from qdq.graph import subgraphs
 
-__all__ = ["Part", "file_of", "fill", "find", "outside"]
+__all__ = ["Part", "file_of", "fill", "fill_from_ir", "find", "outside"]
 
 
 class Part(NamedTuple):
@@ -106,6 +106,35 @@ def fill(tensor: onnx.TensorProto, model: Path) -> None:
             data = file.read(part.size)
     except OSError as e:
         raise _fault(tensor, model, f"which cannot be read: {e}") from e
+    _put(tensor, data)
+
+
+def fill_from_ir(proto: onnx.ModelProto, model: Any) -> None:
+    """Put the data of initializers into what onnx_ir has made of its model without it.
+
+    The model knows the folder of its data, the proto does not.
+
+    Args:
+        proto: of the model; filled.
+        model: an ``onnx_ir.Model``; not changed.
+
+    Raises:
+        ModelError: a file of the model's cannot be read.
+    """
+    for t in proto.graph.initializer:
+        if t.data_location != onnx.TensorProto.EXTERNAL:
+            continue
+        try:
+            _put(t, model.graph.initializers[t.name].const_value.tobytes())
+        except (OSError, ValueError) as e:
+            raise ModelError(
+                f"the onnx_ir.Model keeps the data of tensor {t.name!r} in a file that cannot be "
+                f"read ({e}); keep that file while the model is in use",
+                tensor=t.name,
+            ) from e
+
+
+def _put(tensor: onnx.TensorProto, data: bytes) -> None:
     tensor.raw_data = data
     tensor.ClearField("data_location")
     del tensor.external_data[:]

@@ -12,7 +12,7 @@ import onnx
 import onnx.inliner
 
 from qdq.errors import ModelError
-from qdq.external import fill, find, outside
+from qdq.external import fill, fill_from_ir, find, outside
 from qdq.files import replacing
 from qdq.graph import for_checker, sort_nodes, subgraphs, tensor_bytes, without_large
 from qdq.weights import copy_into, is_reference, load_light, raw_bytes, read, refer
@@ -163,8 +163,11 @@ def _read(model: Any, *, lazy: bool = False) -> tuple[onnx.ModelProto, str]:
         return _read_file(Path(os.fspath(model)), lazy=lazy)
     ir: Any = sys.modules.get("onnx_ir")  # an onnx_ir.Model can only exist if this is loaded
     if ir is not None and isinstance(model, ir.Model):
-        proto: onnx.ModelProto = ir.to_proto(model)
-        return _read(proto)[0], "the onnx_ir.Model"
+        own = onnx.ModelProto()
+        own.CopyFrom(ir.to_proto(model))
+        fill_from_ir(own, model)
+        _want_data_inside(own, "the onnx_ir.Model")
+        return own, "the onnx_ir.Model"
     raise ModelError(
         f"a model of type {type(model).__name__} cannot be read; give a path, the bytes of a "
         "model, an onnx.ModelProto or an onnx_ir.Model"

@@ -135,6 +135,34 @@ class TestLoad:
         monkeypatch.setitem(sys.modules, "onnx_ir", ir)
         assert load(Model()) == net
 
+    def test_ir_model_with_external_data(self, net, tmp_path, monkeypatch) -> None:
+        """As ``onnx_ir.load`` makes it: its tensors know their file, its proto has no folder."""
+        path = external(tmp_path / "m.onnx", net)
+        light = onnx.load(path, load_external_data=False)
+        found = {}
+        for t in net.graph.initializer:
+            data = types.SimpleNamespace(tobytes=numpy_helper.to_array(t).tobytes)
+            found[t.name] = types.SimpleNamespace(const_value=data)
+        ir = types.ModuleType("onnx_ir")
+
+        class Model:
+            graph = types.SimpleNamespace(initializers=found)
+
+        ir.Model = Model  # type: ignore[attr-defined]
+        ir.to_proto = lambda _: light  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "onnx_ir", ir)
+        before = light.SerializeToString(deterministic=True)
+        assert load(Model()) == load(path)
+        assert light.SerializeToString(deterministic=True) == before
+
+        def gone() -> bytes:
+            raise FileNotFoundError("weights.bin")
+
+        found["b0"].const_value.tobytes = gone
+        with pytest.raises(ModelError, match=r"'b0' in a file.*weights\.bin") as e:
+            load(Model())
+        assert e.value.tensor == "b0"
+
     def test_unknown_type(self) -> None:
         with pytest.raises(ModelError, match="type int cannot be read"):
             load(7)
