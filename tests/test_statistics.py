@@ -349,6 +349,23 @@ def test_the_fingerprint_is_of_the_values_not_of_how_they_are_stored() -> None:
     assert fingerprint(other) != fingerprint(NET)
 
 
+def test_words_about_a_model_are_not_in_its_fingerprint() -> None:
+    other = onnx.ModelProto()
+    other.CopyFrom(NET)
+    other.producer_name, other.producer_version, other.model_version = "tool", "3", 7
+    other.doc_string, other.domain, other.graph.name = "words", "org.example", "another"
+    for part in (other.graph, *other.graph.node, *other.graph.initializer, *other.graph.input):
+        part.doc_string = "words"
+        part.metadata_props.add(key="k", value="v")
+    other.graph.node[0].attribute[0].doc_string = "words"
+    onnx.helper.set_model_props(other, {"author": "me"})
+    before = other.SerializeToString(deterministic=True)
+    assert fingerprint(other) == fingerprint(NET)
+    assert other.SerializeToString(deterministic=True) == before
+    other.graph.node[0].name += "_"
+    assert fingerprint(other) != fingerprint(NET)
+
+
 def test_a_shipped_model_is_the_same_model() -> None:
     state = Shipment(NET).__getstate__()
     assert len(state[1]) == 2  # the weights; biases travel with the graph

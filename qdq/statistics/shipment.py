@@ -3,6 +3,7 @@
 import hashlib
 import pickle
 from collections.abc import Iterator
+from typing import Any
 
 import onnx
 
@@ -13,6 +14,9 @@ from qdq.weights import copy_into, raw_bytes
 __all__ = ["Shipment", "fingerprint", "want_picklable"]
 
 _LARGE = 1024
+_WORDS = frozenset(
+    {"doc_string", "producer_name", "producer_version", "model_version", "metadata_props"}
+)
 
 
 class Shipment:
@@ -42,9 +46,13 @@ def fingerprint(model: onnx.ModelProto) -> str:
     """SHA-256 of a model with its weights, as hexadecimal digits.
 
     It is the same in every process and for every way in which a tensor's data can be stored;
-    one tensor is in memory at a time.
+    one tensor is in memory at a time. What is said about the model, its nodes and tensors (words,
+    metadata, who made it) does not count; names of nodes and tensors do.
     """
     light = without_large(model, _LARGE, as_inputs=False)
+    light.ClearField("domain")
+    light.graph.ClearField("name")
+    _clear_words(light)
     total = hashlib.sha256()
     data = light.SerializeToString(deterministic=True)
     total.update(b"%d:" % len(data))
@@ -53,6 +61,16 @@ def fingerprint(model: onnx.ModelProto) -> str:
         total.update(f"{t.name!r}{t.data_type}{list(t.dims)}".encode())
         total.update(raw_bytes(t))
     return total.hexdigest()
+
+
+def _clear_words(message: Any) -> None:
+    """Clear what changes nothing of what a model computes, in all parts of a protobuf message."""
+    for field, value in message.ListFields():
+        if field.name in _WORDS:
+            message.ClearField(field.name)
+        elif field.message_type is not None:
+            for part in (value,) if hasattr(value, "ListFields") else value:
+                _clear_words(part)
 
 
 def want_picklable(error: Exception, task: object) -> None:
