@@ -10,6 +10,7 @@ from typing import Any
 import onnx
 
 from qdq.calibrate import MSE, Calibrator
+from qdq.checks import want
 from qdq.choice import Wish, choose
 from qdq.emit import stamp
 from qdq.errors import ConfigError
@@ -89,7 +90,7 @@ def run(
     """
     scheme = Scheme() if scheme is None else scheme
     calibrator = MSE() if calibrator is None else calibrator
-    _check_options(scheme, calibrator, steps, target)
+    _check_options(scheme, calibrator, steps, target, progress, statistics)
     if (calib_reader is None) == (statistics is None):
         raise ConfigError("give either calibration data or statistics of an earlier calibration")
     wish = Wish(
@@ -150,7 +151,7 @@ def collect_statistics(
     """
     scheme = Scheme() if scheme is None else scheme
     calibrator = MSE() if calibrator is None else calibrator
-    _check_options(scheme, calibrator, steps, target)
+    _check_options(scheme, calibrator, steps, target, progress)
     steps = for_target(steps, target)
     start = begin(model, calib_reader, None, scheme, calibrator, steps, target)
     return gather(start, calibrator, executor, progress, fingerprint(start.prepared))
@@ -161,27 +162,33 @@ def _late(plan: Plan, solution: Solution) -> Mapping[str, str]:
     return {**clamps_that_stay(plan, solution.params), **solution.floats}
 
 
-def _check_options(scheme: object, calibrator: object, steps: object, target: object) -> None:
+def _check_options(
+    scheme: object,
+    calibrator: object,
+    steps: object,
+    target: object,
+    progress: object,
+    statistics: object = None,
+) -> None:
     """Refuse an option of the wrong kind before any work.
 
     Raises:
         ConfigError: naming the option, what was found and what is wanted.
     """
     methods = ("summarize", "merge", "range")
+    made = not isinstance(calibrator, type) and all(hasattr(calibrator, m) for m in methods)
     listed = isinstance(steps, Sequence) and all(callable(s) for s in steps)
+    called = progress is None or callable(progress)
+    stored = statistics is None or isinstance(statistics, Statistics | str | os.PathLike)
     for option, value, right, wanted in (
         ("scheme", scheme, isinstance(scheme, Scheme), "a qdq.Scheme"),
         ("target", target, isinstance(target, Target), "a qdq.targets.Target"),
         ("steps", steps, listed, "a sequence of solver steps, as qdq.steps.DEFAULT_STEPS"),
-        (
-            "calibrator",
-            calibrator,
-            not isinstance(calibrator, type) and all(hasattr(calibrator, m) for m in methods),
-            "a calibrator, as qdq.MSE() or qdq.MinMax()",
-        ),
+        ("calibrator", calibrator, made, "a calibrator, as qdq.MSE() or qdq.MinMax()"),
+        ("progress", progress, called, "a function of the number of samples done"),
+        ("statistics", statistics, stored, "what collect_statistics gave, or the path of its file"),
     ):
-        if not right:
-            raise ConfigError(f"{option}={value!r} ({type(value).__name__}): wants {wanted}")
+        want(option, value, right, wanted)
 
 
 def quantize(

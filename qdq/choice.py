@@ -8,6 +8,7 @@ from typing import Any
 
 import onnx
 
+from qdq.checks import is_number, want
 from qdq.emit import emit
 from qdq.errors import ConfigError, QdqError
 from qdq.evidence import Evidence, solved
@@ -48,6 +49,7 @@ class Wish:
 
     def __post_init__(self) -> None:
         check_worth(self.worth)
+        want("measured", self.measured, isinstance(self.measured, bool), "True or False")
         goals = ("worth", "measured", "target_sqnr", "target_latency")
         given = [name for name in goals if self._asks(name)]
         if len(given) > 1:
@@ -87,8 +89,7 @@ class Wish:
 
 
 def _check_number(option: str, value: object, above: float, wanted: str) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if value is None or (number and above < value < math.inf):  # type: ignore[operator]
+    if value is None or (is_number(value) and above < value < math.inf):
         return
     raise ConfigError(f"{option}={value!r}: wants {wanted}")
 

@@ -11,8 +11,9 @@ import onnx
 from numpy.typing import NDArray
 
 from qdq.affine import fake_quantize
+from qdq.checks import is_whole, want
 from qdq.data import Feed, open_feeds
-from qdq.errors import ConfigError, ModelError
+from qdq.errors import ModelError
 from qdq.graph import tensor_bytes, without_large
 from qdq.modelio import load
 from qdq.report import NodeError, Report, Timing
@@ -76,15 +77,16 @@ def compare(
     Raises:
         ModelError: a model cannot be read, or the two do not belong together.
         CalibrationError: the data does not fit the model.
-        ConfigError: a negative number of samples, repeats or rules.
+        ConfigError: samples, repeats, threads or advise is no whole number, or too small.
     """
-    for name, number, least in (
+    for option, value, least in (
         ("samples", 1 if samples is None else samples, 1),
         ("repeats", repeats, 0),
+        ("threads", 1 if threads is None else threads, 1),
         ("advise", advise, 0),
     ):
-        if number < least:
-            raise ConfigError(f"{name}={number}: wants {least} or more")
+        right = is_whole(value) and value >= least
+        want(option, value, right, f"a whole number, {least} or more")
     source = plain(load(float_model))
     quantized = plain(load(quantized_model, quantized=True))
     _check_ends(source, quantized)

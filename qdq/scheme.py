@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from qdq.checks import want
 from qdq.errors import ConfigError
 from qdq.spec import INT8, UINT8, IntType, QuantSpec
 
@@ -96,25 +97,20 @@ def _check_kinds(rule: Rule) -> None:
         ("dtype", IntType, "an integer type, as qdq.INT8"),
     ):
         value = getattr(rule, option)
-        _want(option, value, value is None or isinstance(value, kind), wanted)
+        want(option, value, value is None or isinstance(value, kind), wanted)
     for option in ("keep_float", "only"):
-        _want(option, getattr(rule, option), isinstance(getattr(rule, option), bool), _FLAG)
+        want(option, getattr(rule, option), isinstance(getattr(rule, option), bool), _FLAG)
     types = rule.op_types
-    _want("op_types", types, _is_sequence(types, str), 'a sequence of operator types, as ("Conv",)')
+    want("op_types", types, _is_sequence(types, str), 'a sequence of operator types, as ("Conv",)')
     if rule.range is not None:
         pair = _holds(rule.range) and np.shape(rule.range) == (2,)
-        _want("range", rule.range, pair, "two numbers, (low, high), that float32 can hold")
+        want("range", rule.range, pair, "two numbers, (low, high), that float32 can hold")
     if rule.scale is not None:
         scale = _holds(rule.scale) and np.ndim(rule.scale) < 2
-        _want("scale", rule.scale, scale, "one number or one per channel, that float32 can hold")
+        want("scale", rule.scale, scale, "one number or one per channel, that float32 can hold")
     if rule.zero_point is not None:
         zero = _kind(rule.zero_point) in "iu" and np.ndim(rule.zero_point) < 2
-        _want("zero_point", rule.zero_point, zero, "one whole number or one per channel")
-
-
-def _want(option: str, value: object, right: bool, wanted: str) -> None:
-    if not right:
-        raise ConfigError(f"{option}={value!r} ({type(value).__name__}): wants {wanted}")
+        want("zero_point", rule.zero_point, zero, "one whole number or one per channel")
 
 
 def _is_sequence(value: object, kind: type) -> bool:
@@ -165,11 +161,11 @@ class Scheme:
 
     def __post_init__(self) -> None:
         for option in ("per_channel", "smooth", "equalize"):
-            _want(option, getattr(self, option), isinstance(getattr(self, option), bool), _FLAG)
+            want(option, getattr(self, option), isinstance(getattr(self, option), bool), _FLAG)
         for option in ("activation", "weight"):
             spec = getattr(self, option)
-            _want(option, spec, isinstance(spec, QuantSpec), "a qdq.QuantSpec")
-        _want("rules", self.rules, _is_sequence(self.rules, Rule), "a sequence of qdq.Rule")
+            want(option, spec, isinstance(spec, QuantSpec), "a qdq.QuantSpec")
+        want("rules", self.rules, _is_sequence(self.rules, Rule), "a sequence of qdq.Rule")
         object.__setattr__(self, "rules", tuple(self.rules))
         if self.activation.axis is not None or self.weight.axis is not None:
             raise ConfigError("a scheme's specs have axis=None: per_channel decides the weights'")

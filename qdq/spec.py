@@ -6,6 +6,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from qdq.checks import is_whole, want
 from qdq.errors import ConfigError
 
 __all__ = ["INT8", "INT16", "INT32", "UINT8", "UINT16", "IntType", "QuantParams", "QuantSpec"]
@@ -64,11 +65,20 @@ class QuantSpec:
             (the code -max - 1 stays unused, so that negation is exact); unsigned types use
             their full range with the zero point at the middle code.
         axis: None for one scale for the whole tensor, else the axis that has one scale per index.
+
+    Raises:
+        ConfigError: a value of the wrong kind.
     """
 
     dtype: IntType = UINT8
     symmetric: bool = False
     axis: int | None = None
+
+    def __post_init__(self) -> None:
+        types = isinstance(self.dtype, IntType)
+        want("dtype", self.dtype, types, "an integer type, as qdq.INT8 or qdq.UINT8")
+        want("symmetric", self.symmetric, isinstance(self.symmetric, bool), "True or False")
+        want("axis", self.axis, self.axis is None or is_whole(self.axis), "a whole number or None")
 
     @property
     def qmin(self) -> int:

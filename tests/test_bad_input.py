@@ -221,6 +221,9 @@ def test_one_clear_error(bad: Bad, as_file: bool, tmp_path: Path, monkeypatch, c
         (lambda: Rule(tensors="a", scale=[[1], [1, 2]], zero_point=0), ("scale", "one number")),
         (lambda: Rule(tensors="a", scale=1, zero_point=1.5), ("zero_point=1.5", "whole")),
         (lambda: Scheme(weight=QuantSpec(axis=1)), ("axis=None",)),
+        (lambda: QuantSpec(dtype="int8"), ("dtype='int8' (str)", "qdq.INT8")),
+        (lambda: QuantSpec(symmetric="no"), ("symmetric='no'", "True or False")),
+        (lambda: QuantSpec(axis=1.5), ("axis=1.5", "whole number")),
         (lambda: Scheme(weight=INT16), ("weight=", "qdq.QuantSpec")),
         (lambda: Scheme(per_channel="no"), ("per_channel='no'", "True or False")),
         (lambda: Scheme(rules=Rule(nodes="a", keep_float=True)), ("rules=Rule(", "sequence")),
@@ -248,7 +251,14 @@ def test_an_unknown_option_is_an_error(word: str) -> None:
         qdq.quantize(net(), good(), **{word: True})
 
 
-@pytest.mark.parametrize("option", ["scheme", "calibrator", "steps", "target"])
+@pytest.mark.parametrize("option", ["scheme", "calibrator", "steps", "target", "progress"])
 def test_an_option_of_a_wrong_kind_is_named(option: str) -> None:
     with pytest.raises(ConfigError, match=option):
         qdq.quantize(net(), good(), **{"target": FORCED, option: "minmax"})
+
+
+def test_statistics_and_progress_are_checked_before_any_work() -> None:
+    with pytest.raises(ConfigError, match=r"statistics=5 \(int\): wants what collect_statistics"):
+        qdq.quantize("absent.onnx", statistics=5)
+    with pytest.raises(ConfigError, match=r"progress=5 \(int\): wants a function"):
+        qdq.api.collect_statistics("absent.onnx", good(), progress=5)

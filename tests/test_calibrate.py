@@ -333,16 +333,23 @@ def test_16_bit_codes_are_not_cut_by_entropy() -> None:
     assert one_range(Entropy(), x, QuantSpec(dtype=UINT16)) == one_range(MinMax(), x)
 
 
-@pytest.mark.parametrize("percentile", [50, 0, -1, 100.1, 0.9999, float("nan")])
-def test_percentile_is_checked(percentile: float) -> None:
+@pytest.mark.parametrize("percentile", [50, 0, -1, 100.1, 0.9999, float("nan"), "99", True])
+def test_percentile_is_checked(percentile: Any) -> None:
     with pytest.raises(ConfigError, match="percentile"):
         Percentile(percentile)
 
 
-@pytest.mark.parametrize("bins", [0, 128, 255, 4097])
-def test_bins_are_checked(bins: int) -> None:
+@pytest.mark.parametrize("bins", [0, 128, 255, 4097, 512.5, "512"])
+def test_bins_are_checked(bins: Any) -> None:
     with pytest.raises(ConfigError, match="bins"):
         Entropy(bins=bins)
+
+
+def test_numbers_of_numpy_make_the_same_calibrator() -> None:
+    """Statistics know a calibrator by its repr."""
+    assert repr(Percentile(np.float64(99.5))) == repr(Percentile(99.5))
+    assert repr(Percentile(99)) == repr(Percentile(99.0))
+    assert repr(Entropy(np.int64(512))) == repr(Entropy(512))
 
 
 @every

@@ -5,6 +5,7 @@ import logging
 import math
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 from models import detector, feeds
@@ -38,6 +39,9 @@ SHAPE = {"x": [1, 32, 40, 40]}
         ({"worth": True}, "wants a finite number"),
         ({"worth": False}, "wants a finite number"),
         ({"target_sqnr": True}, "wants a finite number"),
+        ({"target_sqnr": np.float32("nan")}, "wants a finite number"),
+        ({"measured": "no"}, "measured='no'.*wants True or False"),
+        ({"measured": 1}, "measured=1 .*wants True or False"),
     ],
 )
 def test_wishes_that_make_no_sense(options: dict[str, Any], message: str) -> None:
@@ -61,6 +65,14 @@ def test_an_error_surprises_that_is_twice_what_was_foretold_and_dear(
     plan = make_plan(detector())
     candidate = Candidate(plan=plan, worth=1.0, time=0.5, harm=harm)
     assert choice._surprises(candidate, amplitude) == surprises
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    for number in (np.float32(1), np.float64(1), np.int64(1)):
+        for option in ("worth", "target_sqnr", "target_latency"):
+            assert Wish(**{option: number}) == Wish(**{option: 1.0})
+    net, data = detector(), feeds(SHAPE, 2)
+    assert qdq.quantize(net, data, worth=np.float32(1)) == qdq.quantize(net, data, worth=1)
 
 
 def by_nodes(monkeypatch: pytest.MonkeyPatch, least: float = 0.0) -> list[int]:

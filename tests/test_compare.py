@@ -458,8 +458,19 @@ def test_options_and_data(chain) -> None:
     exact, quantized, data = chain
     with pytest.raises(qdq.ConfigError, match="samples=0"):
         quick(exact, quantized, data, samples=0)
-    with pytest.raises(qdq.ConfigError, match="repeats=-1"):
-        quick(exact, quantized, data, repeats=-1)
+    for options in (
+        {"samples": 2.5},
+        {"samples": "2"},
+        {"samples": True},
+        {"repeats": -1},
+        {"threads": 0},
+        {"threads": "2"},
+        {"advise": None},
+    ):
+        ((option, value),) = options.items()
+        with pytest.raises(qdq.ConfigError, match=rf"{option}={value!r} \(.*whole number, \d or"):
+            quick(exact, quantized, data, **options)
+    assert quick(exact, quantized, data, samples=np.int64(2)).samples == 2
     with pytest.raises(qdq.CalibrationError, match="no sample"):
         quick(exact, quantized, [])
 

@@ -15,7 +15,7 @@ FILES = sorted(p for p in ROOT.rglob("*.py") if "demo" not in p.parts or p.name 
 # of SPREAD, whose files are on several floors
 SPREAD = frozenset({"balancing", "placement"})
 FLOORS = (
-    {"errors", "version", "balancing"},
+    {"checks", "errors", "version", "balancing"},
     {"spec"},
     {"affine", "calibrate", "data", "excerpt", "extent", "external", "files", "forms", "graph",
      "modelio", "ops", "outputs", "prepare", "problem", "ranges", "rules", "scheme", "session",
@@ -42,6 +42,7 @@ FLOORS = (
     {"__main__"},
 )  # fmt: skip
 NUMPY_ONLY = {"affine", "balancing.equalizing", "balancing.smoothing", "bias_scale", "calibrate",
+              "checks",
               "extent", "kernel", "ops", "placement.cost_table", "placement.costs",
               "placement.harm",
               "placement.mincut", "placement.weighing", "problem", "ranges", "report.sqnr",

@@ -16,7 +16,7 @@ from qdq.calibrate.search import (
     inner_range,
     search,
 )
-from qdq.errors import ConfigError
+from qdq.checks import is_whole, want
 from qdq.ranges import MAX_BINS, Histogram, TensorRange
 from qdq.spec import QuantSpec
 
@@ -51,7 +51,7 @@ class Entropy:
             per code, so more bins can cut farther outliers.
 
     Raises:
-        ConfigError: if bins is outside [256, 4096].
+        ConfigError: if bins is no whole number, or outside [256, 4096].
     """
 
     bins: int = 2048
@@ -59,8 +59,9 @@ class Entropy:
     counts: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not 256 <= self.bins <= MAX_BINS // 2:
-            raise ConfigError(f"bins must be in [256, {MAX_BINS // 2}]; found {self.bins!r}")
+        right = is_whole(self.bins) and 256 <= self.bins <= MAX_BINS // 2
+        want("bins", self.bins, right, f"a whole number in [256, {MAX_BINS // 2}]")
+        object.__setattr__(self, "bins", int(self.bins))  # statistics know a calibrator by its repr
 
     def summarize(self, x: NDArray[np.floating]) -> Histogram:
         """Return the histogram of x; of a large x, of evenly spaced values."""

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qdq.calibrate.search import Counted, full_range, histogram_of, inner_range
-from qdq.errors import ConfigError
+from qdq.checks import is_number, want
 from qdq.ranges import Histogram, TensorRange
 from qdq.spec import QuantSpec
 
@@ -25,7 +25,7 @@ class Percentile:
         percentile: share of the values that must not saturate, in percent, in (50, 100].
 
     Raises:
-        ConfigError: if percentile is outside (50, 100].
+        ConfigError: if percentile is no number, or outside (50, 100].
     """
 
     percentile: float = 99.99
@@ -33,10 +33,10 @@ class Percentile:
     counts: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not 50 < self.percentile <= 100:
-            raise ConfigError(
-                f"percentile must be in (50, 100], as 99.99; found {self.percentile!r}"
-            )
+        right = is_number(self.percentile) and 50 < self.percentile <= 100
+        want("percentile", self.percentile, right, "a number in (50, 100], as 99.99")
+        # statistics know a calibrator by its repr
+        object.__setattr__(self, "percentile", float(self.percentile))
 
     def summarize(self, x: NDArray[np.floating]) -> Histogram:
         """Return the histogram of x; of a large x, of evenly spaced values."""

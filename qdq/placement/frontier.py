@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from qdq.affine import dequantize
+from qdq.checks import is_number
 from qdq.errors import ConfigError
 from qdq.placement.weighing import Weighing
 from qdq.plan import Plan
@@ -58,8 +59,7 @@ def check_worth(worth: float | None) -> None:
     Raises:
         ConfigError: it is negative, or not finite.
     """
-    number = isinstance(worth, int | float) and not isinstance(worth, bool)
-    if worth is not None and not (number and 0 <= worth < math.inf):
+    if worth is not None and not (is_number(worth) and 0 <= worth < math.inf):
         raise ConfigError(
             f"worth={worth!r}: wants a finite number from 0 (the fastest model) up; leave it out "
             "to have it chosen"

@@ -1,0 +1,34 @@
+"""What an option may be. Who refuses one says what was found, and what is wanted."""
+
+from numbers import Integral, Real
+from typing import Any, TypeGuard
+
+from qdq.errors import ConfigError
+
+__all__ = ["is_number", "is_whole", "want"]
+
+
+def want(option: str, value: object, right: bool, wanted: str) -> None:
+    """Refuse an option.
+
+    Args:
+        option: its name.
+        value: what was found.
+        right: whether it may be that.
+        wanted: what it may be, in words.
+
+    Raises:
+        ConfigError: if not ``right``.
+    """
+    if not right:
+        raise ConfigError(f"{option}={value!r} ({type(value).__name__}): wants {wanted}")
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether it is one real number, of Python or numpy; True and False are none."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def is_whole(value: Any) -> TypeGuard[int]:
+    """Whether it is one integer, of Python or numpy; True and False are none."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
