@@ -39,9 +39,9 @@ __all__ = ["Result", "collect_statistics", "make_problem", "quantize", "run"]
 log: logging.Logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Result:
-    """All that a call made.
+    """All that a call made. Equal only to itself; compare its models.
 
     Attributes:
         model: the QDQ model.

@@ -115,6 +115,14 @@ class NeedsMoments:
         return state
 
 
+def test_a_result_is_equal_to_itself_only() -> None:
+    found, other = (run(NET, DATA, target=FORCED) for _ in range(2))
+    assert found == found
+    assert found != other
+    assert len({found, other}) == 2
+    assert found.model == other.model
+
+
 def test_progress() -> None:
     for call in (quantized, collect_statistics):
         seen: list[int] = []
