@@ -18,6 +18,9 @@ from qdq.graph import subgraphs
 __all__ = ["Part", "file_of", "fill", "fill_from_ir", "find", "outside"]
 
 
+_DIGITS = 20  # of a number of bytes, at most
+
+
 class Part(NamedTuple):
     """Bytes of a file that are the data of a tensor."""
 
@@ -65,13 +68,13 @@ def find(tensor: onnx.TensorProto, model: Path) -> Part:
     Raises:
         ModelError: the note about them is malformed, or the file lacks them.
     """
-    notes = {entry.key: entry.value for entry in tensor.external_data}
+    notes = {entry.key: entry.value for entry in tensor.external_data if entry.value}
     location = notes.get("location", "")
     if not location or Path(location).is_absolute() or ".." in Path(location).parts:
         raise _fault(tensor, model, "which is no path below the model's folder; export it again")
     for key in ("offset", "length"):
         text = notes.get(key, "0")
-        if not (text.isascii() and text.isdecimal()):
+        if not (text.isascii() and text.isdecimal() and len(text) < _DIGITS):
             reason = f"with the {key} {text!r}; wanted a number of bytes: export the model again"
             raise _fault(tensor, model, reason)
     try:

@@ -419,7 +419,7 @@ def test_smoothed_tensors_are_left_to_smoothing() -> None:
 
 
 def test_equalize_is_yes_or_no() -> None:
-    with pytest.raises(qdq.ConfigError, match="equalize='no': wants True or False"):
+    with pytest.raises(qdq.ConfigError, match=r"equalize='no' \(str\): wants True or False"):
         qdq.Scheme(equalize="no")  # type: ignore[arg-type]
 
 

@@ -68,6 +68,7 @@ class TestLoad:
             ("offset", "abc", "offset 'abc'.*number of bytes"),
             ("offset", "-5", "offset '-5'.*number of bytes"),
             ("length", "abc", "length 'abc'.*number of bytes"),
+            ("length", "9" * 5000, "length '9+'.*number of bytes"),
             ("length", "99999", r"holds \d+ bytes; wanted bytes \d+ to \d+.*truncated"),
             ("offset", "99999", r"holds \d+ bytes; wanted bytes 99999 to \d+.*truncated"),
             ("location", "absent.bin", "'absent.bin', which is no file there"),
