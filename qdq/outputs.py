@@ -54,14 +54,14 @@ def data_files(model: Path) -> list[Path]:
         proto = load_light(model) or onnx.load(model, load_external_data=False)
     except Exception:  # who loads it for use will say what is wrong
         return []
-    places = dict.fromkeys(
+    places = (
         entry.value
         for t in outside(proto)
         if not is_reference(t)
         for entry in t.external_data
         if entry.key == "location"
     )
-    return [file_of(place, model) for place in places]
+    return [file_of(place, model) for place in dict.fromkeys(places)]
 
 
 def _same(one: Path, other: Path) -> bool:
