@@ -35,7 +35,7 @@ _ALPHAS = np.linspace(0.5, 1.0, 11)
 _CHANCE = 1
 """Exponents that the peaks of like channels differ by in a small sample. Following them would fit
 the range to the calibration data, channel by channel, and saturate what comes later."""
-_MOST = 2.0**12  # a channel is divided by at most this much more than another
+_MOST = 2.0**12  # a channel is divided by at most this much more, or less, than the median one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -100,7 +100,8 @@ def search(
         histogram: of the values.
         symmetric: the ranges are [-a, a].
         octaves: how far to narrow.
-        keep: how many ranges to return.
+        keep: how many ranges to return; the best may be among them more than once, since a
+            refinement meets it again.
     """
     ends = extent(histogram, symmetric=symmetric)
     shrink = np.arange(0, -octaves * _PER_OCTAVE - 1, -1) / _PER_OCTAVE
