@@ -13,8 +13,9 @@ import qdq
 from qdq.affine import fake_quantize
 from qdq.modelio import load
 from qdq.report.matching import match
-from qdq.report.sqnr import decibels, representable, sum_of_squares
+from qdq.report.sqnr import representable, sum_of_squares
 from qdq.session import run
+from qdq.sqnr import decibels
 from qdq.statistics.observe import observe
 
 SHAPES = {"x": [1, 32, 24, 24]}

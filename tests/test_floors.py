@@ -15,7 +15,7 @@ FILES = sorted(p for p in ROOT.rglob("*.py") if "demo" not in p.parts or p.name 
 # of SPREAD, whose files are on several floors
 SPREAD = frozenset({"balancing", "placement"})
 FLOORS = (
-    {"checks", "errors", "version", "balancing"},
+    {"checks", "errors", "sqnr", "version", "balancing"},
     {"spec"},
     {"affine", "calibrate", "data", "excerpt", "extent", "external", "files", "forms", "graph",
      "modelio", "ops", "outputs", "prepare", "problem", "ranges", "rules", "scheme", "session",
@@ -46,7 +46,7 @@ NUMPY_ONLY = {"affine", "balancing.equalizing", "balancing.smoothing", "bias_sca
               "extent", "kernel", "ops", "placement.cost_table", "placement.costs",
               "placement.harm",
               "placement.mincut", "placement.weighing", "problem", "ranges", "report.sqnr",
-              "scheme", "solve", "spec", "statistics.gradients", "statistics.packing",
+              "scheme", "solve", "spec", "sqnr", "statistics.gradients", "statistics.packing",
               "statistics.summary", "steps", "targets"}  # fmt: skip
 
 

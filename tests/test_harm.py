@@ -13,7 +13,7 @@ from models import feeds, model, node, residual, weights
 import qdq
 from qdq.errors import ConfigError
 from qdq.graph import Graph
-from qdq.placement.harm import LONE, Judged, decibels, read, relative_error
+from qdq.placement.harm import LONE, Judged, read, relative_error, worst_decibels
 from qdq.placement.trial import Trial
 from qdq.placement.wholes import judged, logits_of
 from qdq.prepare import prepare
@@ -66,13 +66,13 @@ BOTH = Judged(outputs=("a", "b"), weighed=("a", "b"))
 def test_decibels_are_those_of_the_worst_output() -> None:
     x = {"a": np.ones(100), "b": np.ones(100)}
     y = {"a": np.full(100, 1.1), "b": np.full(100, 1.01)}
-    assert decibels([read(x, y, BOTH)]) == pytest.approx(20, abs=1e-6)
-    assert decibels([read(x, x, BOTH)]) == math.inf
+    assert worst_decibels([read(x, y, BOTH)]) == pytest.approx(20, abs=1e-6)
+    assert worst_decibels([read(x, x, BOTH)]) == math.inf
 
 
 def test_decibels_of_an_error_beyond_all_measure() -> None:
     x, lost = {"a": np.ones(3)}, {"a": np.full(3, np.nan)}
-    assert decibels([read(x, lost, Judged(outputs=("a",), weighed=("a",)))]) < -2900
+    assert worst_decibels([read(x, lost, Judged(outputs=("a",), weighed=("a",)))]) < -2900
 
 
 # -- logits -----------------------------------------------------------------------------------

@@ -16,7 +16,9 @@ from qdq.api import quantize
 from qdq.data import Feed
 from qdq.errors import ConfigError
 from qdq.modelio import save
+from qdq.report.sqnr import sum_of_squares
 from qdq.session import run
+from qdq.sqnr import decibels
 from qdq.timing import Latency, paired_latency
 
 __all__ = ["MODEL", "Digits", "digits", "main"]
@@ -84,7 +86,7 @@ def _facts(
         "ms": [timing.ms_a, timing.ms_b],
         "speed": timing.ratio,
         "same_decision": int((exact.argmax(1) == quantized.argmax(1)).sum()),
-        "sqnr_db": _sqnr(exact, quantized),
+        "sqnr_db": decibels(sum_of_squares(exact), sum_of_squares(exact, quantized)),
         "output": str(path),
     }
 
@@ -106,10 +108,3 @@ def _report(facts: dict[str, Any], threads: int) -> str:
             f"written: {facts['output']}",
         ]
     )
-
-
-def _sqnr(exact: NDArray[np.float32], quantized: NDArray[np.float32]) -> float:
-    """10 log10(sum x^2 / sum (x - y)^2), in dB; inf if nothing differs."""
-    signal = np.square(exact, dtype=np.float64).sum()
-    noise = np.square(exact - quantized, dtype=np.float64).sum()
-    return float(10 * np.log10(signal / noise)) if noise > 0 else float("inf")

@@ -1,12 +1,15 @@
 """What rounding does to a model's outputs: the records, and how an error is weighed. Numpy only."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["LONE", "Judged", "Reading", "decibels", "read", "relative_error"]
+from qdq.sqnr import decibels
+
+__all__ = ["LONE", "Judged", "Reading", "read", "relative_error", "worst_decibels"]
 
 Values = Mapping[str, NDArray[np.generic]]
 
@@ -139,7 +142,7 @@ def _difference_error(reference: NDArray[np.generic], value: NDArray[np.generic]
     return relative_error(middle, value.reshape(-1).astype(np.float64) - shift)
 
 
-def decibels(readings: Iterable[Reading]) -> float:
+def worst_decibels(readings: Iterable[Reading]) -> float:
     """SQNR in dB over samples, 10 log10(signal / noise), of the worst output; inf without noise."""
     noise: dict[str, float] = {}
     signal: dict[str, float] = {}
@@ -147,6 +150,4 @@ def decibels(readings: Iterable[Reading]) -> float:
         for name in reading.noise:
             noise[name] = noise.get(name, 0.0) + reading.noise[name]
             signal[name] = signal.get(name, 0.0) + reading.signal[name]
-    tiny = float(np.finfo(np.float64).tiny)
-    worst = [10 * (np.log10(max(signal[n], tiny)) - np.log10(e)) for n, e in noise.items() if e > 0]
-    return float(min(worst, default=np.inf))
+    return min((decibels(signal[n], e) for n, e in noise.items()), default=math.inf)

@@ -9,7 +9,7 @@ import onnx
 from qdq.data import Feed
 from qdq.errors import ConfigError
 from qdq.graph import Graph
-from qdq.placement.harm import Reading, decibels, read
+from qdq.placement.harm import Reading, read, worst_decibels
 from qdq.placement.wholes import judged
 from qdq.statistics.observe import Observation, Observer
 
@@ -71,4 +71,4 @@ class Trial:
 
     def sqnr(self, model: onnx.ModelProto) -> float:
         """SQNR in dB over the samples, of the worst output."""
-        return decibels(self._read(model))
+        return worst_decibels(self._read(model))

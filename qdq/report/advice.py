@@ -11,8 +11,9 @@ import onnx
 from qdq.data import Feed
 from qdq.report import Advice
 from qdq.report.matching import Match, Site
-from qdq.report.sqnr import decibels, sum_of_squares
+from qdq.report.sqnr import sum_of_squares
 from qdq.session import run
+from qdq.sqnr import decibels
 from qdq.timing import paired_latency
 
 __all__ = ["Candidate", "candidates", "mean_sqnr", "measure", "without"]

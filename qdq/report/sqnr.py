@@ -14,16 +14,9 @@ from qdq.affine import fake_quantize
 from qdq.ranges import Histogram
 from qdq.spec import QuantParams
 
-__all__ = ["OutputSums", "TensorSums", "decibels", "representable", "sum_of_squares"]
+__all__ = ["OutputSums", "TensorSums", "representable", "sum_of_squares"]
 
 Array = NDArray[np.floating]
-
-
-def decibels(signal: float, noise: float) -> float:
-    """``10 log10(signal / noise)``: inf without noise, -inf for noise without a signal."""
-    if noise <= 0:
-        return math.inf
-    return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
 
 
 def sum_of_squares(x: Array, y: Array | None = None) -> float:

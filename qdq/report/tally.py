@@ -12,8 +12,9 @@ import onnx
 from qdq.ranges import Histogram
 from qdq.report import Bars, KernelCount, NodeError, OutputError, ScaleChange, TensorError
 from qdq.report.matching import Match
-from qdq.report.sqnr import OutputSums, TensorSums, decibels, representable, sum_of_squares
+from qdq.report.sqnr import OutputSums, TensorSums, representable, sum_of_squares
 from qdq.session import optimized_op_counts
+from qdq.sqnr import decibels
 from qdq.targets import ORT_CPU
 
 __all__ = [

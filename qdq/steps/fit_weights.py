@@ -14,6 +14,7 @@ from qdq.kernel import Kernel, raise_scale
 from qdq.problem import Constant, Fixed, Given, Linear, Problem
 from qdq.solve import Note, State, kernel_of
 from qdq.spec import QuantParams
+from qdq.sqnr import decibels
 
 __all__ = ["FitWeightsToBias", "visible_error", "weight_error"]
 
@@ -266,6 +267,4 @@ def _sqnr_db(weight: NDArray[np.floating], params: QuantParams) -> float:
     """Signal to quantization noise of the weights; inf without noise."""
     signal = float(np.square(weight, dtype=np.float64).sum())
     noise = float(np.square(fake_quantize(weight, params) - weight, dtype=np.float64).sum())
-    if noise == 0:
-        return float("inf")
-    return 10 * float(np.log10(signal / noise)) if signal else float("-inf")
+    return decibels(signal, noise)
