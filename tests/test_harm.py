@@ -115,6 +115,12 @@ def test_a_probability_that_stands_alone_is_judged_by_its_logit() -> None:
         assert judged(net(node(other, ["z"], "y"), out=[2, 1])).weighed == ("y",)
 
 
+def test_an_output_that_is_made_of_nothing_is_no_probability() -> None:
+    nodes = [node("Relu", ["x"], "y"), node("Constant", [], "c", value_float=0.5)]
+    net = model(nodes, {"x": [1, 4]}, {"y": [1, 4], "c": []})
+    assert judged(Graph(net)).lone == ()
+
+
 @pytest.mark.parametrize("logit", [-9.0, -1.0, 0.0, 3.0, 20.0])
 def test_a_lone_logit_has_a_signal_of_its_own(logit: float) -> None:
     z = np.full((2, 1), logit)

@@ -131,6 +131,8 @@ def _lone_logit(graph: Graph, output: str) -> str | None:
         if index is None:
             return None
         node = graph.nodes[index]
+        if not node.input:
+            return None
         name = node.input[0]
         if node.op_type in _GATES:
             return name if name not in graph.constants else None
