@@ -15,8 +15,8 @@ def settle_size(ed: Editor) -> bool:
     With ``ceil_mode`` a last window may begin in the padding behind the data. Runtimes leave it
     out; shape inference, of onnx as of onnxruntime (1.32), counts it. In place of ``ceil_mode``
     the pool gets the padding at the end with which it has the right size. Of a ConvTranspose with
-    ``auto_pad`` of SAME the output has stride times the input's size, whatever ``output_padding``,
-    which shape inference adds.
+    ``auto_pad`` of SAME the output has stride times the input's size (less, if the window is
+    narrower than that), whatever ``output_padding``, which shape inference adds.
 
     Returns:
         Whether there was one. The shapes behind it must then be inferred again.
@@ -66,7 +66,8 @@ def _same_pads(ed: Editor, node: Node) -> list[int] | None:
     """The padding that ``auto_pad`` of SAME stands for in a ConvTranspose with output_padding.
 
     From the operator's definition: all of it is ``stride (size - 1) + output_padding + window -
-    stride size``, and its odd half is at the end (SAME_UPPER) or at the beginning (SAME_LOWER).
+    stride size``, and its odd half is at the end (SAME_UPPER) or at the beginning (SAME_LOWER). A
+    window that is narrower than the stride gets none.
     """
     auto, added = node.attr("auto_pad", "NOTSET"), node.attr("output_padding", [])
     sizes, weight = _sizes(ed, node), ed.shape(node.input(1))
@@ -78,11 +79,9 @@ def _same_pads(ed: Editor, node: Node) -> list[int] | None:
     kernel = node.attr("kernel_shape", weight[2:])
     strides, dilations = (node.attr(n, [1] * rank) for n in ("strides", "dilations"))
     totals = [
-        (k - 1) * d + 1 + a - s
+        max(0, (k - 1) * d + 1 + a - s)
         for k, d, a, s in zip(kernel, dilations, added, strides, strict=True)
     ]
-    if min(totals) < 0:
-        return None
     less, more = [t // 2 for t in totals], [t - t // 2 for t in totals]
     return [*less, *more] if auto == "SAME_UPPER" else [*more, *less]
 

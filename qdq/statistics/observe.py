@@ -189,8 +189,8 @@ class Readout:
             if borders[-1] != values.size:  # the runtime takes lengths from inferred shapes
                 raise ModelError(
                     f"onnxruntime infers shapes with {borders[-1]} values for tensors of which it "
-                    f"then makes {values.size}, so they cannot be told apart; look for a pool with "
-                    "ceil_mode or a ConvTranspose with auto_pad, and export it with explicit pads"
+                    f"then makes {values.size}, so they cannot be told apart; look for a pool or "
+                    "ConvTranspose with ceil_mode or auto_pad, and export it with explicit pads"
                 )
             parts |= zip(gauges.counted, np.split(values, borders[:-1]), strict=True)
         return {
