@@ -3,9 +3,11 @@
 from numbers import Integral, Real
 from typing import Any, TypeGuard
 
+import numpy as np
+
 from qdq.errors import ConfigError
 
-__all__ = ["is_number", "is_whole", "want"]
+__all__ = ["is_flag", "is_number", "is_whole", "want"]
 
 
 def want(option: str, value: object, right: bool, wanted: str) -> None:
@@ -22,6 +24,11 @@ def want(option: str, value: object, right: bool, wanted: str) -> None:
     """
     if not right:
         raise ConfigError(f"{option}={value!r} ({type(value).__name__}): wants {wanted}")
+
+
+def is_flag(value: object) -> TypeGuard[bool]:
+    """Whether it is True or False, of Python or numpy."""
+    return isinstance(value, bool | np.bool_)
 
 
 def is_number(value: Any) -> TypeGuard[float]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import onnx
 
-from qdq.checks import is_number, want
+from qdq.checks import is_flag, is_number, want
 from qdq.emit import emit
 from qdq.errors import ConfigError, QdqError
 from qdq.evidence import Evidence, solved
@@ -49,7 +49,7 @@ class Wish:
 
     def __post_init__(self) -> None:
         check_worth(self.worth)
-        want("measured", self.measured, isinstance(self.measured, bool), "True or False")
+        want("measured", self.measured, is_flag(self.measured), "True or False")
         goals = ("worth", "measured", "target_sqnr", "target_latency")
         given = [name for name in goals if self._asks(name)]
         if len(given) > 1:

@@ -96,13 +96,12 @@ def find(tensor: onnx.TensorProto, model: Path) -> Part:
     return Part(file, offset, size)
 
 
-def fill(tensor: onnx.TensorProto, model: Path) -> None:
-    """Read the data of a tensor of a model file into it.
+def fill(tensor: onnx.TensorProto, part: Part, model: Path) -> None:
+    """Read the data of a tensor of a model file, which ``find`` has found, into it.
 
     Raises:
-        ModelError: as ``find``, or the file cannot be read.
+        ModelError: the file cannot be read.
     """
-    part = find(tensor, model)
     try:
         with part.file.open("rb") as file:
             file.seek(part.offset)

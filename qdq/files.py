@@ -22,7 +22,10 @@ def replacing(target: Path) -> Iterator[Path]:
         OSError: the folder does not exist or cannot be written to, or the target is a folder, a
             device, a pipe or a socket.
     """
-    real = target.resolve()
+    try:
+        real = target.resolve()
+    except RuntimeError as e:  # Python below 3.13 has no OSError for that
+        raise OSError(f"'{target}' is a link that leads to itself") from e
     before = _mode_of(real)
     if before is not None and not stat.S_ISREG(before):
         kind = "a folder" if stat.S_ISDIR(before) else "a device, pipe or socket"

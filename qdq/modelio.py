@@ -98,7 +98,8 @@ def save(
         external_data: write the large tensors (above 1 kB) beside a smaller model too.
 
     Raises:
-        OSError: if the folder does not exist or cannot be written to.
+        OSError: if the folder does not exist or cannot be written to; with external data, if the
+            path is a link.
     """
     target = Path(path)
     light = without_large(model, 1024, as_inputs=False)
@@ -108,6 +109,11 @@ def save(
         with replacing(target) as temporary:
             temporary.write_bytes(_whole(model).SerializeToString())
         return
+    if target.is_symlink():
+        raise OSError(
+            f"'{target}' is a link, and a model with external data is found by the folder and the "
+            f"name that it has: give the path of what the link leads to, '{target.resolve()}'"
+        )
     data = target.with_name(target.name + ".data")
     with replacing(data) as data_file, replacing(target) as graph_file:
         _write_external(model, light, data_file, data.name)
@@ -186,10 +192,12 @@ def _read_file(path: Path, *, lazy: bool) -> tuple[onnx.ModelProto, str]:
         raise ModelError(f"{where} cannot be read: {e}") from e
     for t in own.graph.initializer if lazy else ():
         if t.data_location == onnx.TensorProto.EXTERNAL and not is_reference(t):
-            refer(t, *find(t, path))
+            part = find(t, path)
+            if not refer(t, *part):
+                fill(t, part, path)
     for t in outside(own):
         if not (lazy and is_reference(t)):
-            fill(t, path)
+            fill(t, find(t, path), path)
     return own, where
 
 

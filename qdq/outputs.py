@@ -12,19 +12,19 @@ from qdq.weights import is_reference, load_light
 __all__ = ["check_output", "data_files"]
 
 
-def check_output(output: Path, inputs: Sequence[tuple[Path, str]]) -> None:
+def check_output(output: Path, model: Path | None, others: Sequence[tuple[Path, str]] = ()) -> None:
     """Refuse an output that would harm an input, or that cannot be written.
 
     Args:
         output: the file to write; beside it there may be one more, ``<name>.data``.
-        inputs: path and what it is, of all files that are read; of models, their data files count
-            too.
+        model: the float model, if it is a file; its data files count too.
+        others: path and what it is, of the other files that are read.
 
     Raises:
         ConfigError: the output is an input or its data, no regular file, or in a folder that does
             not exist.
     """
-    for path, what in inputs:
+    for path, what in (*(() if model is None else ((model, "float model"),)), *others):
         if _same(output, path):
             raise ConfigError(f"the output '{output}' is the {what} itself; give another path")
     if output.is_dir():
@@ -33,9 +33,8 @@ def check_output(output: Path, inputs: Sequence[tuple[Path, str]]) -> None:
         raise ConfigError(f"the output '{output}' is a device, pipe or socket; name a file")
     if not output.resolve().parent.is_dir():
         raise ConfigError(f"the folder of the output '{output}' does not exist; make it first")
-    for path, what in inputs:
-        if what.endswith("model"):
-            _spare_data(output, path)
+    if model is not None:
+        _spare_data(output, model)
 
 
 def _spare_data(output: Path, model: Path) -> None:

@@ -1,11 +1,12 @@
 """What the user wishes: types, granularity, what stays float, per-tensor overrides."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from qdq.checks import want
+from qdq.checks import is_flag, want
 from qdq.errors import ConfigError
 from qdq.spec import INT8, UINT8, IntType, QuantSpec
 
@@ -55,8 +56,10 @@ class Rule:
     zero_point: int | Sequence[int] | None = None
 
     def __post_init__(self) -> None:
+        own = self.op_types
+        types = sorted(own) if isinstance(own, Set) else own  # sets have no order of their own
+        object.__setattr__(self, "op_types", _listed(types))
         _check_kinds(self)
-        object.__setattr__(self, "op_types", tuple(self.op_types))
         if self.range is not None:
             object.__setattr__(self, "range", tuple(self.range))
         self._check_sense()
@@ -92,14 +95,14 @@ def _check_kinds(rule: Rule) -> None:
     for option, kind, wanted in (
         ("nodes", str, "a regular expression, as text"),
         ("tensors", str, "a regular expression, as text"),
-        ("symmetric", bool, _FLAG),
-        ("per_channel", bool, _FLAG),
         ("dtype", IntType, "an integer type, as qdq.INT8"),
     ):
         value = getattr(rule, option)
         want(option, value, value is None or isinstance(value, kind), wanted)
-    for option in ("keep_float", "only"):
-        want(option, getattr(rule, option), isinstance(getattr(rule, option), bool), _FLAG)
+    for option in ("keep_float", "only", "symmetric", "per_channel"):
+        flag = getattr(rule, option)
+        open_ = flag is None and option in ("symmetric", "per_channel")
+        want(option, flag, open_ or is_flag(flag), _FLAG)
     types = rule.op_types
     want("op_types", types, _is_sequence(types, str), 'a sequence of operator types, as ("Conv",)')
     if rule.range is not None:
@@ -111,6 +114,13 @@ def _check_kinds(rule: Rule) -> None:
     if rule.zero_point is not None:
         zero = _kind(rule.zero_point) in "iu" and np.ndim(rule.zero_point) < 2
         want("zero_point", rule.zero_point, zero, "one whole number or one per channel")
+
+
+def _listed(values: Any) -> Any:
+    """A tuple of what can be gone through in an order; all else as it is."""
+    if isinstance(values, str | bytes | Set) or not isinstance(values, Iterable):
+        return values
+    return tuple(values)
 
 
 def _is_sequence(value: object, kind: type) -> bool:
@@ -161,11 +171,11 @@ class Scheme:
 
     def __post_init__(self) -> None:
         for option in ("per_channel", "smooth", "equalize"):
-            want(option, getattr(self, option), isinstance(getattr(self, option), bool), _FLAG)
+            want(option, getattr(self, option), is_flag(getattr(self, option)), _FLAG)
         for option in ("activation", "weight"):
             spec = getattr(self, option)
             want(option, spec, isinstance(spec, QuantSpec), "a qdq.QuantSpec")
+        object.__setattr__(self, "rules", _listed(self.rules))
         want("rules", self.rules, _is_sequence(self.rules, Rule), "a sequence of qdq.Rule")
-        object.__setattr__(self, "rules", tuple(self.rules))
         if self.activation.axis is not None or self.weight.axis is not None:
             raise ConfigError("a scheme's specs have axis=None: per_channel decides the weights'")

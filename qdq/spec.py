@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from qdq.checks import is_whole, want
+from qdq.checks import is_flag, is_whole, want
 from qdq.errors import ConfigError
 
 __all__ = ["INT8", "INT16", "INT32", "UINT8", "UINT16", "IntType", "QuantParams", "QuantSpec"]
@@ -77,7 +77,7 @@ class QuantSpec:
     def __post_init__(self) -> None:
         types = isinstance(self.dtype, IntType)
         want("dtype", self.dtype, types, "an integer type, as qdq.INT8 or qdq.UINT8")
-        want("symmetric", self.symmetric, isinstance(self.symmetric, bool), "True or False")
+        want("symmetric", self.symmetric, is_flag(self.symmetric), "True or False")
         want("axis", self.axis, self.axis is None or is_whole(self.axis), "a whole number or None")
 
     @property

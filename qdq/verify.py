@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from typing import cast
 
 import numpy as np
 import onnx
@@ -63,7 +64,7 @@ def _look_for_infinities(
     outputs: Feed, source: onnx.ModelProto | None, feed: Mapping[str, NDArray[np.generic]]
 ) -> None:
     """Warn of NaN and Inf that the float model does not give: a divisor became 0, for one."""
-    wrong = [n for n, x in outputs.items() if x.dtype.kind == "f" and not np.isfinite(x).all()]
+    wrong = [n for n, x in outputs.items() if _has_infinities(x)]
     if not wrong or source is None:
         return
     exact = open_session(source).run(feed)
@@ -78,6 +79,12 @@ def _look_for_infinities(
                 bad,
                 outputs[name].size,
             )
+
+
+def _has_infinities(value: object) -> bool:
+    """Whether there is NaN or Inf; sequences and maps are not looked into."""
+    floats = isinstance(value, np.ndarray) and value.dtype.kind == "f"
+    return floats and not np.isfinite(cast("NDArray[np.floating]", value)).all()
 
 
 def _require_run(source: onnx.ModelProto, feed: Mapping[str, NDArray[np.generic]]) -> None:

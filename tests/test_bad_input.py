@@ -241,6 +241,8 @@ def test_lists_will_do() -> None:
     assert rule == Rule(op_types=("Conv",), keep_float=True)
     assert Scheme(rules=[rule]) == Scheme(rules=(rule,))
     assert hash(Scheme(rules=[rule]))
+    assert Scheme(rules=(r for r in [rule])) == Scheme(rules=(rule,))
+    assert Rule(op_types={"Gemm", "Conv"}, keep_float=np.True_).op_types == ("Conv", "Gemm")
     wide = np.array([0, 2], np.float32)
     assert Rule(tensors="a", range=[0, 2]) == Rule(tensors="a", range=wide)
 

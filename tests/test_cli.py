@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -513,3 +514,8 @@ def test_closed_streams_and_letters_that_the_terminal_lacks(
     assert raw.getvalue().startswith(rb"\xfc.onnx: ")
     monkeypatch.setattr(sys, "stdout", None)
     assert cli.main(BASE) == 0
+
+
+def test_jobs_from_a_thread_that_signals_do_not_reach(files: Path) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(cli.main, [*BASE, "--jobs", "2"]).result() == 0

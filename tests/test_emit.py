@@ -198,6 +198,8 @@ class TestSolverFloats:
         result = run(net, feeds(shape), target=FORCED)
         assert result.left_float["Conv_y"].startswith("its input 'r' was 0 in every sample")
         assert compare(net, result.model, feeds(shape)).sqnr > 100
+        unbiased = model(nodes, shape, {"y": [1, 4, 8, 8]}, {**constants, "b": bias * 0})
+        assert not run(unbiased, feeds(shape), target=FORCED).solution.floats
 
 
 def test_shapes_that_the_float_model_declares_wrongly_are_not_held_against_it() -> None:

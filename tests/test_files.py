@@ -64,7 +64,7 @@ def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
             write(tmp_path / name)
     assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
     with pytest.raises(ConfigError, match="device, pipe or socket"):
-        check_output(tmp_path / "pipe", ())
+        check_output(tmp_path / "pipe", None)
 
 
 def test_the_longest_name_and_the_folder_that_is_not_there(tmp_path: Path) -> None:
@@ -89,5 +89,28 @@ def test_weights_of_the_float_model_are_no_output(output: str, tmp_path: Path) -
     onnx.save(conv_chain(), path, save_as_external_data=True, location=location, size_threshold=0)
     assert data_files(path) == [tmp_path / location]
     with pytest.raises(ConfigError, match=r"holds weights of the model .*in\.onnx"):
-        check_output(tmp_path / output, ((path, "float model"),))
-    check_output(tmp_path / "out.onnx", ((path, "float model"),))
+        check_output(tmp_path / output, path)
+    check_output(tmp_path / "out.onnx", path)
+
+
+def test_external_data_goes_to_no_link(tmp_path: Path) -> None:
+    """The data has a name beside the graph's, which what the link leads to does not have."""
+    (tmp_path / "real.onnx").write_text("old")
+    (tmp_path / "link.onnx").symlink_to("real.onnx")
+    with pytest.raises(OSError, match=r"link\.onnx' is a link.*real\.onnx"):
+        save(conv_chain(), tmp_path / "link.onnx", external_data=True)
+    assert names(tmp_path) == ["link.onnx", "real.onnx"]
+    assert (tmp_path / "real.onnx").read_text() == "old"
+
+
+def test_a_link_to_itself(tmp_path: Path) -> None:
+    (tmp_path / "x").symlink_to("x")
+    with pytest.raises(OSError, match=r"leads to itself|symbolic links"):
+        write(tmp_path / "x")
+
+
+def test_weights_inside_of_a_large_model_are_in_no_other_file(tmp_path: Path) -> None:
+    net = conv_chain(channels=192)
+    assert max(len(t.raw_data) for t in net.graph.initializer) > 1 << 20
+    onnx.save(net, tmp_path / "in.onnx")
+    assert data_files(tmp_path / "in.onnx") == []

@@ -7,7 +7,7 @@ import onnx
 import pytest
 from harness import quantized
 from models import feeds, model, node, weights
-from onnx import helper
+from onnx import helper, numpy_helper
 from prepared import check, only, ops, random_feed, run
 
 from qdq.errors import ModelError
@@ -37,6 +37,16 @@ class TestOldOperators:
                     {"y": [None] * 4}, {"s": vec(*scales)}, 10)  # fmt: skip
         check(net, tol=0)
 
+    @pytest.mark.parametrize("scale", [0.3, 0.6, 0.75])
+    @pytest.mark.parametrize("constant", ["initializer", "node"])
+    def test_nearest_values_of_axes_that_shrink(self, scale: float, constant: str) -> None:
+        scales = vec(1, 1, scale, 1)
+        value = numpy_helper.from_array(scales)
+        nodes = [node("Constant", [], "s", value=value)] if constant == "node" else []
+        nodes.append(node("Resize", ["x", "s"], "y", mode="nearest"))
+        constants = {"s": scales} if constant == "initializer" else {}
+        check(model(nodes, {"x": [1, 3, 11, 8]}, {"y": [None] * 4}, constants, 10), tol=0)
+
     @pytest.mark.parametrize("opset", [7, 9])
     def test_upsample_did_too(self, opset: int) -> None:
         scales = (1.0, 1.0, 1.5, 2.0)
@@ -52,6 +62,18 @@ class TestOldOperators:
         net = model([node("Hardmax", ["x"], "h", **attributes), node("Neg", ["h"], "y")],
                     {"x": [2, 3, 4]}, {"y": [2, 3, 4]}, opset=11)  # fmt: skip
         check(net, tol=0)
+
+    def test_names_beside_a_hardmax_are_left_alone(self) -> None:
+        nodes = [
+            node("Hardmax", ["x"], "y"),
+            node("Neg", ["x"], "y_flat"),
+            node("Shape", ["x"], "y_shape"),
+            node("Cast", ["y_shape"], "s", to=1),
+            node("Add", ["y_flat", "y"], "z"),
+        ]
+        shape = [2, 3, 4]
+        outputs = {"y": shape, "z": shape, "s": [3]}
+        check(model(nodes, {"x": shape}, outputs, opset=11), tol=0)
 
     def test_hardmax_in_a_branch(self) -> None:
         shape = helper.make_tensor_value_info("h", 1, [2, 3, 4])
@@ -85,6 +107,34 @@ def test_pools_have_the_size_that_is_inferred(op: str, attributes: dict) -> None
             assert sizes_of(made) == list(y.shape)
             settled += all(a.name != "ceil_mode" for a in only(made, op).attribute)
     assert settled
+
+
+def test_pools_one_behind_the_other_and_side_by_side() -> None:
+    pool = {"ceil_mode": 1, "kernel_shape": [1], "strides": [2]}
+    nodes = [node("MaxPool", ["x"], "a", **pool), node("MaxPool", ["a"], "b", **pool),
+             node("MaxPool", ["x"], "c", **pool), node("MaxPool", ["c"], "d", **pool),
+             node("Add", ["b", "d"], "y")]  # fmt: skip
+    net = model(nodes, {"x": [1, 2, 12]}, {"y": [1, 2, None]})
+    assert sizes_of(check(net)) == [1, 2, 3]
+
+
+def test_padding_that_would_count_or_be_too_wide_is_not_added() -> None:
+    """Beside an axis that is inferred wrongly there is one that needs more padding."""
+    for op, shape, attributes in (
+        ("AveragePool", [1, 1, 6, 6], {"kernel_shape": [3, 1], "count_include_pad": 1}),
+        ("MaxPool", [1, 1, 8, 9], {"kernel_shape": [2, 2], "dilations": [2, 2]}),
+    ):
+        strides = [2, 2] if op == "AveragePool" else [4, 4]
+        pool = node(op, ["x"], "y", ceil_mode=1, strides=strides, **attributes)
+        made = check(model([pool], {"x": shape}, {"y": [None] * 4}))
+        assert "ceil_mode" in {a.name for a in only(made, op).attribute}
+
+
+@pytest.mark.parametrize("op", ["AveragePool", "MaxPool"])
+def test_valid_means_no_padding(op: str) -> None:
+    pool = node(op, ["x"], "y", ceil_mode=1, kernel_shape=[1], strides=[2], auto_pad="VALID")
+    net = model([pool], {"x": [1, 2, 6]}, {"y": [1, 2, None]})
+    assert sizes_of(check(net)) == [1, 2, 3]
 
 
 def test_only_one_axis_of_a_pool_is_inferred_wrongly() -> None:

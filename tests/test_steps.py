@@ -553,3 +553,19 @@ def test_scales_only_grow_and_the_raise_costs_at_most_its_bound(p) -> None:
     assert (weight_error(kernel, after) <= (limit if inside else 2 * limit))[
         (after.scale > before.scale) & ~empty
     ].all()
+
+
+@pytest.mark.parametrize("other", [0.0, 4.0])
+@pytest.mark.parametrize("bias", [0.0, 3.0])
+def test_a_node_stays_float_if_nothing_tells_a_scale_for_its_bias(
+    other: float, bias: float
+) -> None:
+    """x was always 0, and so was y, with which it shares its scale; or not."""
+    p = linear_problem(np.ones((2, 3, 1, 1)), [bias, 0.0], (0, 0))
+    tensors = {
+        "y": TensorPlan(name="y", spec=ACTIVATION, source=Observed()),
+        "x": TensorPlan(name="x", spec=ACTIVATION, source=Shared("y")),
+    }
+    ranges = {**p.ranges, "y": TensorRange(0, other)}
+    solution = solve(replace(p, tensors={**p.tensors, **tensors}, ranges=ranges), DEFAULT_STEPS)
+    assert set(solution.floats) == ({"n"} if bias and not other else set())

@@ -68,3 +68,14 @@ def test_infinities_that_the_float_model_does_not_give_are_warned_of(
     verify(net(0), feed, net(0))  # the float model gives them too
     verify(net(1), feed, net(0))
     assert not caplog.text
+
+
+def test_outputs_that_are_no_tensors_are_let_pass() -> None:
+    split = node("SplitToSequence", ["x"], "y")
+    graph = onnx.helper.make_graph(
+        [split], "g", [onnx.helper.make_tensor_value_info("x", 1, [3])],
+        [onnx.helper.make_tensor_sequence_value_info("y", 1, None)],
+    )  # fmt: skip
+    opsets = [onnx.helper.make_opsetid("", 21)]
+    net = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    assert verify(net, {"x": np.array([0, np.inf, 2], np.float32)}, net) is net

@@ -25,10 +25,8 @@ __all__ = ["main"]
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status; wrong usage raises SystemExit(2)."""
     args = _parser().parse_args(argv)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # names that the terminal has no letters for
-        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        with _warnings():
+        with _warnings(), _any_letters():
             args.action(args)
         if sys.stdout is not None:
             sys.stdout.flush()  # a closed pipe shows here, not at exit
@@ -45,6 +43,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"qdq: error: {_reason(e)}", file=sys.stderr)
         return 1
     return 0
+
+
+@contextmanager
+def _any_letters() -> Iterator[None]:
+    """Let names be printed for which the terminal has no letters."""
+    stream = sys.stdout
+    if not isinstance(stream, io.TextIOWrapper):
+        yield
+        return
+    errors = stream.errors
+    stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        stream.reconfigure(errors=errors)
 
 
 @contextmanager

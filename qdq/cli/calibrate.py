@@ -63,7 +63,7 @@ def add_calibration(command: argparse.ArgumentParser, data: Any = None) -> None:
 
 
 def _calibrate(args: argparse.Namespace) -> None:
-    check_output(args.output, ((args.model, "float model"), (args.calib, "calibration data")))
+    check_output(args.output, args.model, ((args.calib, "calibration data"),))
     samples = samples_of(args)
     with pool(args.jobs) as executor, Progress(len(samples)) as progress:
         statistics = collect_statistics(

@@ -62,9 +62,8 @@ def add(commands: Any) -> None:
 
 def _compare(args: argparse.Namespace) -> None:
     if args.html is not None:
-        given = ((args.model, "float model"), (args.quantized, "quantized model"),
-                 (args.data, "data"))  # fmt: skip
-        check_output(args.html, given)
+        others = ((args.quantized, "quantized model"), (args.data, "data"))
+        check_output(args.html, args.model, others)
     report = compare(
         args.model,
         args.quantized,

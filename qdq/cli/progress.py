@@ -3,11 +3,11 @@
 import multiprocessing
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
-from typing import Any
 
 __all__ = ["Progress", "line", "pool"]
 
@@ -80,15 +80,23 @@ def pool(jobs: int) -> Iterator[Executor | None]:
     with ProcessPoolExecutor(jobs, context, initializer=_leave_interrupts) as executor:
         # A process ignores from its first moment what its parent ignores when it starts it. One
         # that Ctrl-C ends while it starts would take the executor down, at worst for good.
-        answer = _leave_interrupts()
-        try:
+        with _interrupts_ignored():
             for _ in range(jobs):
                 executor.submit(int)
-        finally:
-            signal.signal(signal.SIGINT, answer)
         yield executor
 
 
-def _leave_interrupts() -> Any:
-    """Ignore Ctrl-C from now on; returns what answered it before."""
-    return signal.signal(signal.SIGINT, signal.SIG_IGN)
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # which alone may say so
+        yield
+        return
+    answer = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, answer)
+
+
+def _leave_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

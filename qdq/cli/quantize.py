@@ -81,7 +81,7 @@ def add(commands: Any) -> None:
 def _quantize(args: argparse.Namespace) -> None:
     data = [(args.calib, "calibration data"), (args.stats, "statistics")]
     given = [(path, what) for path, what in data if path is not None]
-    check_output(args.output, ((args.model, "float model"), *given))
+    check_output(args.output, args.model, given)
     for option, value in (("--jobs", args.jobs > 1), ("--samples", args.samples)):
         if args.stats is not None and value:
             raise ConfigError(f"{option} is for --calib; with --stats there is nothing to run")

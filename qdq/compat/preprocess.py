@@ -60,7 +60,7 @@ def quant_pre_process(
     if source is None or output_model_path is None:
         raise ConfigError("quant_pre_process wants input_model and output_model_path")
     path = Path(output_model_path)
-    check_output(path, ((Path(source), "float model"),) if is_path(source) else ())
+    check_output(path, Path(source) if is_path(source) else None)
     external = flag(save_as_external_data, "save_as_external_data")
     if external and external_data_location not in (None, f"{path.name}.data"):
         raise ConfigError(

@@ -10,7 +10,7 @@ import onnx.reference
 
 from qdq.prepare.editing import Array, Editor, Node
 from qdq.prepare.opset import infer_types
-from qdq.prepare.sizes import settle_size
+from qdq.prepare.sizes import settle_sizes
 
 __all__ = ["constant_nodes", "fold_constants"]
 
@@ -69,7 +69,7 @@ def fold_constants(ed: Editor) -> None:
     for _ in range(_MAX_ROUNDS):
         ed.finish()
         ed.types = infer_types(ed.model)
-        while settle_size(ed):
+        while settle_sizes(ed):
             ed.finish()
             ed.types = infer_types(ed.model)
         known: dict[str, list[int | None]] = {}

@@ -4,6 +4,7 @@ Each function changes the ModelProto that it is given, subgraphs included.
 """
 
 from collections.abc import Iterator
+from itertools import chain, count
 from typing import Any
 
 import onnx
@@ -21,38 +22,54 @@ def before_raising(model: onnx.ModelProto, have: int) -> None:
     makes use, and of which newer ones do not know. Hardmax below 13 works on a matrix: all axes
     from ``axis`` on are one.
     """
-    for nodes in _node_lists(model.graph):
+    lists = list(_node_lists(model.graph))
+    taken = {name for nodes in lists for n in nodes for name in (*n.input, *n.output)}
+    for nodes in lists:
         for node in list(nodes):
             constant = _attr(node, "mode", b"constant") == b"constant"
             if node.op_type == "Pad" and have < 11 and not constant:
                 _drop(node, "value")
             elif node.op_type == "Hardmax" and have < 13:
-                _flatten_hardmax(nodes, node)
+                _flatten_hardmax(nodes, node, taken)
 
 
 def after_raising(model: onnx.ModelProto, had: int) -> None:
     """Say how a Resize from below opset 11 counts, which had no attributes for it then.
 
-    Position i of the output is at ``i / scale`` of the input ("asymmetric"), the nearest value is
-    that before it ("floor").
+    Position i of the output is at ``i / scale`` of the input ("asymmetric"). The nearest value is
+    that before it ("floor"); onnxruntime takes the one behind it ("ceil") along axes that shrink,
+    which one node cannot do beside axes that grow.
     """
     if had >= 11:
         return
-    for nodes in _node_lists(model.graph):
+    lists = list(_node_lists(model.graph))
+    constants = {t.name: t for t in model.graph.initializer}
+    for nodes in lists:
+        constants |= {
+            n.output[0]: _attr(n, "value", None) for n in nodes if n.op_type == "Constant"
+        }
+    for nodes in lists:
         for node in nodes:
             if node.op_type == "Resize":
                 _drop(node, "coordinate_transformation_mode", "nearest_mode")
                 mode = {"coordinate_transformation_mode": "asymmetric"}
                 if _attr(node, "mode", b"nearest") == b"nearest":
-                    mode["nearest_mode"] = "floor"
+                    shrinks = _shrinks(constants.get(node.input[2]))
+                    mode["nearest_mode"] = "ceil" if shrinks else "floor"
                 node.attribute.extend(helper.make_attribute(k, v) for k, v in mode.items())
 
 
-def _flatten_hardmax(nodes: Any, node: onnx.NodeProto) -> None:
+def _shrinks(scales: onnx.TensorProto | None) -> bool:
+    """Whether no axis grows, and some shrink."""
+    values = [] if scales is None else onnx.numpy_helper.to_array(scales).ravel().tolist()
+    return bool(values) and max(values) <= 1 and min(values) < 1
+
+
+def _flatten_hardmax(nodes: Any, node: onnx.NodeProto, taken: set[str]) -> None:
     axis = _attr(node, "axis", 1)
     x, y = node.input[0], node.output[0]
     at = next(i for i, n in enumerate(nodes) if n is node)
-    shape, flat, hard = (f"{y}_{name}" for name in ("shape", "flat", "hard"))
+    shape, flat, hard = (_fresh(f"{y}_{name}", taken) for name in ("shape", "flat", "hard"))
     made = [
         helper.make_node("Shape", [x], [shape]),
         helper.make_node("Flatten", [x], [flat], axis=axis),
@@ -62,6 +79,13 @@ def _flatten_hardmax(nodes: Any, node: onnx.NodeProto) -> None:
     rest = [*made, *nodes[at + 1 :]]
     del nodes[at:]
     nodes.extend(rest)
+
+
+def _fresh(name: str, taken: set[str]) -> str:
+    """A name that is free, and is taken then."""
+    found = next(n for n in chain([name], (f"{name}_{k}" for k in count(1))) if n not in taken)
+    taken.add(found)
+    return found
 
 
 def _node_lists(graph: onnx.GraphProto) -> Iterator[Any]:

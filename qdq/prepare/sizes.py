@@ -4,13 +4,13 @@ import math
 
 from qdq.prepare.editing import Editor, Node
 
-__all__ = ["settle_size"]
+__all__ = ["settle_sizes"]
 
 _POOLS = ("AveragePool", "LpPool", "MaxPool")
 
 
-def settle_size(ed: Editor) -> bool:
-    """Give the first node whose size is inferred wrongly the padding that makes it plain.
+def settle_sizes(ed: Editor) -> bool:
+    """Give nodes whose size is inferred wrongly the padding that makes it plain.
 
     With ``ceil_mode`` a last window may begin in the padding behind the data. Runtimes leave it
     out; shape inference, of onnx as of onnxruntime (1.32), counts it. In place of ``ceil_mode``
@@ -18,17 +18,26 @@ def settle_size(ed: Editor) -> bool:
     ``auto_pad`` of SAME the output has stride times the input's size (less, if the window is
     narrower than that), whatever ``output_padding``, which shape inference adds.
 
+    Nodes behind one of these have to wait until shapes were inferred again.
+
     Returns:
-        Whether there was one. The shapes behind it must then be inferred again.
+        Whether there was one.
     """
-    for node in ed.nodes(*_POOLS, "ConvTranspose"):
-        pool = node.op != "ConvTranspose"
-        pads = _pool_pads(ed, node) if pool else _same_pads(ed, node)
+    unsure: set[str] = set()  # what is behind a size that was wrong
+    for node in ed.nodes():
+        pads = None
+        if not unsure.isdisjoint((*node.inputs, *node.captures)):
+            unsure.update(node.outputs)
+        elif node.op in _POOLS:
+            pads = _pool_pads(ed, node)
+        elif node.op == "ConvTranspose":
+            pads = _same_pads(ed, node)
         if pads is not None:
-            node.set_attr("ceil_mode" if pool else "auto_pad", None)
+            node.set_attr("ceil_mode", None)
+            node.set_attr("auto_pad", None)
             node.set_attr("pads", pads)
-            return True
-    return False
+            unsure.update(node.outputs)
+    return bool(unsure)
 
 
 def _pool_pads(ed: Editor, node: Node) -> list[int] | None:
@@ -37,12 +46,12 @@ def _pool_pads(ed: Editor, node: Node) -> list[int] | None:
     None where it is inferred rightly, where the size of its input is not known, and where more
     padding would count into what it computes.
     """
-    sizes = _sizes(ed, node)
-    usual = node.attr("auto_pad", "NOTSET") == "NOTSET"
-    if sizes is None or not (usual and node.attr("ceil_mode", 0)):
+    sizes, auto = _sizes(ed, node), node.attr("auto_pad", "NOTSET")
+    if sizes is None or not node.attr("ceil_mode", 0) or auto not in ("NOTSET", "VALID"):
         return None
     rank = len(sizes)
-    pads = list(node.attr("pads", [0] * (2 * rank)))
+    none = [0] * (2 * rank)
+    pads = none if auto == "VALID" else list(node.attr("pads", none))
     wrong, ends = False, []
     for size, kernel, stride, dilation, begin, end in zip(
         sizes,
@@ -59,7 +68,10 @@ def _pool_pads(ed: Editor, node: Node) -> list[int] | None:
             wrong, steps = True, steps - 1
         ends.append(end + max(0, steps * stride - room))
     counts = node.op == "LpPool" or node.attr("count_include_pad", 0)
-    return None if not wrong or (counts and ends != pads[rank:]) else [*pads[:rank], *ends]
+    wide = any(e >= k for e, k in zip(ends, node.attr("kernel_shape"), strict=True))
+    more = ends != pads[rank:]
+    # runtimes want less padding than the kernel has values, however far those are apart
+    return None if not wrong or (more and (counts or wide)) else [*pads[:rank], *ends]
 
 
 def _same_pads(ed: Editor, node: Node) -> list[int] | None:

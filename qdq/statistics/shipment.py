@@ -51,7 +51,6 @@ def fingerprint(model: onnx.ModelProto) -> str:
     """
     light = without_large(model, _LARGE, as_inputs=False)
     light.ClearField("domain")
-    light.graph.ClearField("name")
     _clear_words(light)
     total = hashlib.sha256()
     data = light.SerializeToString(deterministic=True)
@@ -65,6 +64,8 @@ def fingerprint(model: onnx.ModelProto) -> str:
 
 def _clear_words(message: Any) -> None:
     """Clear what changes nothing of what a model computes, in all parts of a protobuf message."""
+    if isinstance(message, onnx.GraphProto):
+        message.ClearField("name")
     for field, value in message.ListFields():
         if field.name in _WORDS:
             message.ClearField(field.name)

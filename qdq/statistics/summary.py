@@ -36,7 +36,7 @@ from qdq.version import __version__
 
 __all__ = ["Statistics"]
 
-_FORMAT = "qdq statistics 3"
+_FORMAT = "qdq statistics 4"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

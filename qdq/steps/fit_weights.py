@@ -11,7 +11,7 @@ from qdq.affine import fake_quantize, quantize
 from qdq.bias_scale import INT32_MAX, with_scale
 from qdq.errors import ConfigError, SolveError
 from qdq.kernel import Kernel, raise_scale
-from qdq.problem import Constant, Fixed, Given, Linear, Problem
+from qdq.problem import Constant, Fixed, Linear, Problem
 from qdq.solve import Note, State, kernel_of
 from qdq.spec import QuantParams
 from qdq.sqnr import decibels
@@ -65,7 +65,7 @@ class FitWeightsToBias:
         floats = {
             linear.node: f"its input '{linear.input}' was 0 in every sample, so no scale is known"
             for linear in problem.linears
-            if linear.bias is not None and _is_blank(problem, state, linear.input)
+            if _is_blank(problem, state, linear.input) and _has_bias(problem, state, linear)
         }
         for linear in problem.linears:
             if linear.node not in state.floats and linear.node not in floats:
@@ -149,13 +149,16 @@ class FitWeightsToBias:
 
 def _is_blank(problem: Problem, state: State, tensor: str) -> bool:
     """Whether a tensor's scale is made up: nothing was seen of it but 0, nor of what shares it."""
-    plan, seen = problem.tensors.get(tensor), problem.ranges.get(tensor)
-    params = state.params.get(tensor)
-    if plan is None or seen is None or params is None or isinstance(plan.source, Given):
+    seen, params = problem.ranges.get(tensor), state.params.get(tensor)
+    if seen is None or params is None:
         return False
     least = np.finfo(np.float32).tiny * (params.spec.qmax - params.spec.qmin)
     reach = max(-float(seen.low.min()), float(seen.high.max()))
     return bool(reach < least) and bool((params.scale == 1).all())
+
+
+def _has_bias(problem: Problem, state: State, linear: Linear) -> bool:
+    return linear.bias is not None and bool(state.constant(problem, linear.bias).any())
 
 
 def _ratio(before: QuantParams, after: QuantParams) -> float:
