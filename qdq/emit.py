@@ -23,6 +23,7 @@ from qdq.affine import quantize
 from qdq.bias_scale import quantize_bias
 from qdq.forms import Follower, Rewrite
 from qdq.graph import Graph, captured_names
+from qdq.lowering import lower_for_pools
 from qdq.placement import Unit
 from qdq.plan import Plan
 from qdq.problem import Derived
@@ -80,6 +81,7 @@ class _Emitter:
         for tensor in (*kept, *self.constants):
             # extend() would serialize and parse each one
             copy_into(result.graph.initializer.add(), tensor)
+        lower_for_pools(result, self.graph, self.wiring.units)
         stamp(result, self.model, metadata)
         return result
 

@@ -21,6 +21,9 @@ __all__ = ["Wiring", "clamps_that_stay", "clamps_to_drop", "wire"]
 # Conv, ConvTranspose and Gemm from float constants, without any guard of the bias; AveragePool
 # with attributes that its integer kernel gets wrong.
 SELF_QUANTIZED = frozenset({"Conv", "ConvTranspose", "Gemm", "AveragePool"})
+# These too, which is right but slower than float where they were left float: their integer kernels
+# go through the values one by one, in one thread.
+SLOWED_BETWEEN = frozenset({"Softmax", "Where"})
 # onnxruntime moves a Q backward over a float MaxPool; what it then runs, a MaxPool of uint8 in
 # channels-first layout, was measured to take fifty times as long as the float one.
 SLOWED_BY_Q = frozenset({"MaxPool"})
@@ -145,6 +148,8 @@ def _hidden(graph: Graph, made: set[str], read: set[str], units: Mapping[str, Un
         node = graph.nodes[i]
         if i in slow or node.op_type in SLOWED_BY_Q:
             return True
+        if node.op_type in SLOWED_BETWEEN:
+            return not behind_dq.isdisjoint(node.input)
         return node.op_type in SELF_QUANTIZED and node.input[0] in behind_dq
 
     behind = {i for i in floats if graph.nodes[i].output[0] in before_q and harmed(i)}

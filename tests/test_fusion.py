@@ -8,7 +8,7 @@ import onnx
 import pytest
 from harness import FORCED, session
 from harness import compare as measured
-from models import feeds, model, node, weights
+from models import feeds, model, node, rng, weights
 
 from qdq import Rule, Scheme
 from qdq.api import run
@@ -139,3 +139,68 @@ def test_the_report_sees_the_kernels() -> None:
         assert row.integer, behind
         (kernel,) = [k for k in report.kernels if k.op_type == "MatMul"]
         assert (kernel.planned, kernel.integer, kernel.float) == (1, 1, 0)
+
+
+@pytest.mark.parametrize("op", ["Softmax", "Where"])
+def test_what_is_slower_on_integers_and_float_by_rule_stays_float(op: str) -> None:
+    """onnxruntime has integer kernels for both, which it would take between a DQ and a Q."""
+    between = {
+        "Softmax": node("Softmax", ["a"], "m", axis=3),
+        "Where": node("Where", ["mask", "a", "zero"], "m"),
+    }
+    nodes = [node("Conv", ["x", "f"], "a"), between[op], node("Conv", ["m", "g"], "y")]
+    shape = {"x": [1, 32, 12, 12]}
+    constants = {"f": weights(32, 32, 1, 1), "g": weights(32, 32, 1, 1, seed=4),
+                 "zero": np.float32(0), "mask": rng().random((12, 12)) < 0.5}  # fmt: skip
+    read = {i for n in nodes for i in n.input}
+    net = model(nodes, shape, {"y": [None] * 4}, {k: v for k, v in constants.items() if k in read})
+    rules = (Rule(op_types=(op,), keep_float=True),)
+    result = run(net, feeds(shape), scheme=Scheme(rules=rules), target=FORCED)
+    found = measured(net, result.model, feeds(shape))
+    assert found.ops[op] == 1
+    assert found.ops["QLinearConv"] == 2
+    assert found.sqnr > 25
+
+
+def pooled(channels: int = 24, behind: str = "Tanh", **attributes: object) -> onnx.ModelProto:
+    """A float AveragePool behind a convolution."""
+    attributes = {"kernel_shape": [3, 3], **attributes}
+    nodes = [
+        node("Conv", ["x", "f"], "a"),
+        node("AveragePool", ["a"], "p", **attributes),
+        node(behind, ["p"], "y"),
+    ]
+    constants = {"f": weights(channels, 32, 1, 1)}
+    return model(nodes, {"x": [1, 32, 12, 12]}, {"y": [None] * 4}, constants)
+
+
+@pytest.mark.parametrize(
+    ("net", "opset"),
+    [
+        (pooled(), 18),
+        (pooled(channels=32), 21),  # in blocks
+        (pooled(dilations=[2, 2]), 21),
+        (pooled(ceil_mode=1, strides=[2, 2]), 21),
+        (pooled(count_include_pad=1, pads=[1] * 4), 21),
+        (pooled(pads=[1] * 4), 18),
+        (pooled(behind="Gelu"), 21),  # which came with opset 20
+    ],
+    ids=["ragged", "blocks", "dilated", "ceil", "counted", "padded", "gelu"],
+)
+def test_a_float_average_pool_has_the_opset_of_its_fast_kernel(
+    net: onnx.ModelProto, opset: int
+) -> None:
+    shape = {"x": [1, 32, 12, 12]}
+    rules = (Rule(op_types=("AveragePool",), keep_float=True),)
+    result = run(net, feeds(shape), scheme=Scheme(rules=rules), target=FORCED)
+    assert [o.version for o in result.model.opset_import if not o.domain] == [opset]
+    found = measured(net, result.model, feeds(shape))
+    assert found.ops["QLinearConv"] == 1
+    assert found.sqnr > 25
+
+
+def test_an_integer_average_pool_needs_no_older_opset() -> None:
+    shape = {"x": [1, 32, 12, 12]}
+    result = run(pooled(), feeds(shape), target=FORCED)
+    assert "AveragePool_p" in result.plan.quantized
+    assert [o.version for o in result.model.opset_import if not o.domain] == [21]

@@ -149,7 +149,7 @@ FLOAT: Mapping[str, Coefficients] = {
     "Softmax": _elementwise(0.25, fixed=1000),
     "LayerNormalization": _elementwise(0.45, fixed=1000),
     **_each(Coefficients(input=0.045, serial=3000), "ReduceMean", "ReduceMax", "ReduceMin"),
-    "Where": _serial(1.2),
+    "Where": _serial(2.0),  # of masks in stripes; of random ones three times as much
     "Concat": _elementwise(0.08, fixed=800, far=0.096),
     "ReduceSum": Coefficients(input=0.6),
     "InstanceNormalization": _elementwise(0.4),
@@ -221,7 +221,7 @@ INT8: Mapping[str, Coefficients] = {
     "Sigmoid": _elementwise(0.16, fixed=1000),
     "Silu": _elementwise(0.315, fixed=2000),
     "Softmax": Coefficients(output=1.35, serial=70000),
-    "Where": _serial(2.2),
+    "Where": _serial(4.0),
     "Split": _serial(0.045),
     **_each(_serial(0.03), "Gather", "Expand", "Tile"),
     "Concat": _serial(0.25),  # inputs with scales of their own, as nearly all, are looked up
