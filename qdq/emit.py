@@ -81,7 +81,8 @@ class _Emitter:
         for tensor in (*kept, *self.constants):
             # extend() would serialize and parse each one
             copy_into(result.graph.initializer.add(), tensor)
-        lower_for_pools(result, self.graph, self.wiring.units)
+        if self.plan.target.tunes_float:
+            lower_for_pools(result, self.graph, self.wiring.units)
         stamp(result, self.model, metadata)
         return result
 
