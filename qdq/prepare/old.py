@@ -10,7 +10,7 @@ from typing import Any
 import onnx
 from onnx import helper
 
-from qdq.graph import subgraphs
+from qdq.graph import attributes, subgraphs
 
 __all__ = ["after_raising", "before_raising"]
 
@@ -22,15 +22,16 @@ def before_raising(model: onnx.ModelProto, have: int) -> None:
     makes use, and of which newer ones do not know. Hardmax below 13 works on a matrix: all axes
     from ``axis`` on are one.
     """
+    if have >= 13:
+        return
     lists = list(_node_lists(model.graph))
     taken = {name for nodes in lists for n in nodes for name in (*n.input, *n.output)}
     for nodes in lists:
         for node in list(nodes):
-            constant = _attr(node, "mode", b"constant") == b"constant"
-            if node.op_type == "Pad" and have < 11 and not constant:
-                _drop(node, "value")
-            elif node.op_type == "Hardmax" and have < 13:
+            if node.op_type == "Hardmax":
                 _flatten_hardmax(nodes, node, taken)
+            elif node.op_type == "Pad" and have < 11 and not _pads_constant(node):
+                _drop(node, "value")
 
 
 def after_raising(model: onnx.ModelProto, had: int) -> None:
@@ -46,17 +47,21 @@ def after_raising(model: onnx.ModelProto, had: int) -> None:
     constants = {t.name: t for t in model.graph.initializer}
     for nodes in lists:
         constants |= {
-            n.output[0]: _attr(n, "value", None) for n in nodes if n.op_type == "Constant"
+            n.output[0]: attributes(n).get("value", None) for n in nodes if n.op_type == "Constant"
         }
     for nodes in lists:
         for node in nodes:
             if node.op_type == "Resize":
                 _drop(node, "coordinate_transformation_mode", "nearest_mode")
                 mode = {"coordinate_transformation_mode": "asymmetric"}
-                if _attr(node, "mode", b"nearest") == b"nearest":
+                if attributes(node).get("mode", b"nearest") == b"nearest":
                     shrinks = _shrinks(constants.get(node.input[2]))
                     mode["nearest_mode"] = "ceil" if shrinks else "floor"
                 node.attribute.extend(helper.make_attribute(k, v) for k, v in mode.items())
+
+
+def _pads_constant(node: onnx.NodeProto) -> bool:
+    return attributes(node).get("mode", b"constant") == b"constant"
 
 
 def _shrinks(scales: onnx.TensorProto | None) -> bool:
@@ -66,7 +71,7 @@ def _shrinks(scales: onnx.TensorProto | None) -> bool:
 
 
 def _flatten_hardmax(nodes: Any, node: onnx.NodeProto, taken: set[str]) -> None:
-    axis = _attr(node, "axis", 1)
+    axis = attributes(node).get("axis", 1)
     x, y = node.input[0], node.output[0]
     at = next(i for i, n in enumerate(nodes) if n is node)
     shape, flat, hard = (_fresh(f"{y}_{name}", taken) for name in ("shape", "flat", "hard"))
@@ -94,10 +99,6 @@ def _node_lists(graph: onnx.GraphProto) -> Iterator[Any]:
     for node in graph.node:
         for inner in subgraphs(node):
             yield from _node_lists(inner)
-
-
-def _attr(node: onnx.NodeProto, name: str, default: Any) -> Any:
-    return next((helper.get_attribute_value(a) for a in node.attribute if a.name == name), default)
 
 
 def _drop(node: onnx.NodeProto, *names: str) -> None:

@@ -3,6 +3,7 @@
 import numpy as np
 
 from qdq.prepare.editing import Editor, Node
+from qdq.prepare.scatter import scattered
 
 __all__ = ["fold_pads", "whole_pads"]
 
@@ -23,17 +24,8 @@ def whole_pads(ed: Editor) -> None:
             continue
         index = axes.astype(np.int64).reshape(-1) % rank
         both = np.concatenate([index, index + rank])
-        given, none = ed.array(node.input(1)), np.zeros(2 * rank, np.int64)
-        if given is not None:
-            none[both] = given
-            pads = ed.add_constant(f"{node.name}_pads", none)
-        else:
-            base = ed.add_constant(f"{node.name}_none", none)
-            where, pads = ed.add_constant(f"{node.name}_axes", both), ed.fresh(f"{node.name}_pads")
-            inputs = [base, where, node.input(1)]
-            new = ed.new_node("ScatterElements", inputs, [pads], ed.fresh(pads), axis=0)
-            ed.add_before(node, new)
-        ed.set_input(node, 1, pads)
+        none = np.zeros(2 * rank, np.int64)
+        ed.set_input(node, 1, scattered(ed, node, 1, none, both, f"{node.name}_pads"))
         ed.set_input(node, 3, "")
 
 

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from qdq.prepare.editing import Array, Editor, Node
+from qdq.prepare.editing import Editor, Node
+from qdq.prepare.scatter import scattered
 
 __all__ = ["whole_resize"]
 
@@ -70,31 +71,14 @@ def _name_all_axes(ed: Editor, node: Node, axes: list[int], rank: int) -> None:
         whole = np.repeat(np.array([0, 1], dtype or np.float32), rank)
         both = np.concatenate([index, index + rank])
         # other modes do not read the regions
-        ed.set_input(node, ROI, _filled(ed, node, ROI, whole, both) if crops else "")
+        ed.set_input(
+            node, ROI, scattered(ed, node, ROI, whole, both, f"{node.name}_roi") if crops else ""
+        )
     if node.input(SCALES):
         ones = np.ones(rank, np.float32)
-        ed.set_input(node, SCALES, _filled(ed, node, SCALES, ones, index))
+        ed.set_input(node, SCALES, scattered(ed, node, SCALES, ones, index, f"{node.name}_scales"))
     if node.input(SIZES):
         shape = ed.shape(node.input(0)) or ()
         own = [1 if axis in axes else dim for axis, dim in enumerate(shape)]
         dims = None if None in own else np.array(own, np.int64)
-        ed.set_input(node, SIZES, _filled(ed, node, SIZES, dims, index))
-
-
-def _filled(ed: Editor, node: Node, slot: int, whole: Array | None, index: Array) -> str:
-    """``whole`` (None: the shape of the data) with the values of an input at ``index``."""
-    values = ed.array(node.input(slot))
-    label = f"{node.name}_{('', 'roi', 'scales', 'sizes')[slot]}"
-    if values is not None and whole is not None:
-        value = whole.astype(values.dtype)
-        value[index] = values
-        return ed.add_constant(label, value)
-    if whole is not None:
-        base = ed.add_constant(f"{label}_whole", whole)
-    else:
-        base = ed.fresh(f"{label}_whole")
-        ed.add_before(node, ed.new_node("Shape", [node.input(0)], [base], ed.fresh(base)))
-    where, made = ed.add_constant(f"{label}_axes", index), ed.fresh(label)
-    inputs = [base, where, node.input(slot)]
-    ed.add_before(node, ed.new_node("ScatterElements", inputs, [made], ed.fresh(label), axis=0))
-    return made
+        ed.set_input(node, SIZES, scattered(ed, node, SIZES, dims, index, f"{node.name}_sizes"))
