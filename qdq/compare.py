@@ -14,7 +14,7 @@ from qdq.affine import fake_quantize
 from qdq.checks import is_whole, want
 from qdq.data import Feed, open_feeds
 from qdq.errors import ModelError
-from qdq.graph import tensor_bytes, without_large
+from qdq.light import tensor_bytes, without_large
 from qdq.modelio import load
 from qdq.report import NodeError, Report, Timing
 from qdq.report.advice import candidates, measure

@@ -22,8 +22,9 @@ from onnx import helper, numpy_helper
 from qdq.affine import quantize
 from qdq.bias_scale import quantize_bias
 from qdq.forms import Follower, Rewrite
-from qdq.graph import Graph, captured_names
+from qdq.graph import Graph
 from qdq.lowering import lower_for_pools
+from qdq.nested import captured_names
 from qdq.placement import Unit
 from qdq.plan import Plan
 from qdq.problem import Derived

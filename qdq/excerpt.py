@@ -7,7 +7,7 @@ from collections.abc import Container, Sequence
 
 import onnx
 
-from qdq.graph import captured_names
+from qdq.nested import captured_names
 
 __all__ = ["add_nodes", "make_inputs", "reduce_to"]
 

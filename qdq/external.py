@@ -5,7 +5,7 @@ the cache of the Hugging Face hub, where a model and its data are links to files
 by its name, however, a location must stay below the folder.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import onnx
 
 from qdq.errors import ModelError
-from qdq.graph import subgraphs
+from qdq.nested import all_nodes, graphs_within
 
 __all__ = ["Part", "file_of", "fill", "fill_from_ir", "find", "outside"]
 
@@ -31,25 +31,18 @@ class Part(NamedTuple):
 
 def outside(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     """The tensors whose data is elsewhere: initializers and attributes, in subgraphs too."""
-    inner = (t for f in model.functions for t in _of_nodes(f.node))
-    for t in chain(_of_graph(model.graph), inner):
+    for t in chain(model.graph.initializer, *map(_within, (model.graph, *model.functions))):
         if t.data_location == onnx.TensorProto.EXTERNAL:
             yield t
 
 
-def _of_graph(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    yield from graph.initializer
-    yield from _of_nodes(graph.node)
-
-
-def _of_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
-    for node in nodes:
-        for a in node.attribute:
-            if a.HasField("t"):
-                yield a.t
-            yield from a.tensors
-        for graph in subgraphs(node):
-            yield from _of_graph(graph)
+def _within(outer: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.TensorProto]:
+    """What nested graphs and attributes hold."""
+    yield from chain.from_iterable(g.initializer for g in graphs_within(outer.node))
+    for a in chain.from_iterable(n.attribute for n in all_nodes(outer.node)):
+        if a.HasField("t"):
+            yield a.t
+        yield from a.tensors
 
 
 def file_of(location: str, model: Path) -> Path:

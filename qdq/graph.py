@@ -1,8 +1,6 @@
 """A read-only index of a model's main graph, and fresh names. Built once, O(nodes)."""
 
-import heapq
-import math
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -11,20 +9,13 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from qdq.nested import all_graphs, captured_names
 from qdq.weights import read
 
 __all__ = [
     "Graph",
     "Use",
     "attributes",
-    "captured_names",
-    "detached",
-    "for_checker",
-    "sort_nodes",
-    "subgraphs",
-    "tensor_bytes",
-    "topological_order",
-    "without_large",
 ]
 
 
@@ -38,162 +29,9 @@ class Use(NamedTuple):
     slot: int
 
 
-def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    """The graphs in a node's attributes."""
-    for a in node.attribute:
-        if a.type == onnx.AttributeProto.GRAPH:
-            yield a.g
-        elif a.type == onnx.AttributeProto.GRAPHS:
-            yield from a.graphs
-
-
-def captured_names(node: onnx.NodeProto) -> frozenset[str]:
-    """Names that the node's subgraphs read from the scopes outside of them."""
-    found: set[str] = set()
-    for g in subgraphs(node):
-        own = {v.name for v in g.input} | {t.name for t in g.initializer}
-        own |= {t.values.name for t in g.sparse_initializer}
-        inner: set[str] = {v.name for v in g.output}
-        for n in g.node:
-            inner.update(n.input)
-            inner |= captured_names(n)
-            own.update(n.output)
-        found |= inner - own
-    return frozenset(found - {""})
-
-
 def attributes(node: onnx.NodeProto) -> dict[str, object]:
     """The node's attributes as Python values."""
     return {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-
-
-def sort_nodes(graph: onnx.GraphProto) -> None:
-    """Sort a graph's nodes topologically, in place, subgraphs too; sorted graphs stay as they are.
-
-    Captures by subgraphs count as inputs. Among the nodes that are ready, the one that came
-    first in the graph comes first. Nodes on a cycle stay at the end, for the checker to refuse.
-    """
-    for n in graph.node:
-        for g in subgraphs(n):
-            sort_nodes(g)
-    nodes = list(graph.node)
-    order = topological_order([(set(n.input) | captured_names(n), n.output) for n in nodes])
-    if order != list(range(len(nodes))):
-        del graph.node[:]
-        graph.node.extend(nodes[i] for i in order)
-
-
-def topological_order(
-    nodes: Sequence[tuple[Iterable[str], Iterable[str]]],
-) -> list[int]:
-    """Order of nodes given as (names read, names made): makers first, else the given order."""
-    maker = {name: i for i, (_, made) in enumerate(nodes) for name in made if name}
-    needs = [{maker[r] for r in read if r in maker} - {i} for i, (read, _) in enumerate(nodes)]
-    followers: list[list[int]] = [[] for _ in nodes]
-    for i, before in enumerate(needs):
-        for j in before:
-            followers[j].append(i)
-    missing = [len(before) for before in needs]
-    ready = [i for i, count in enumerate(missing) if not count]
-    order: list[int] = []
-    while ready:
-        i = heapq.heappop(ready)
-        order.append(i)
-        for j in followers[i]:
-            missing[j] -= 1
-            if not missing[j]:
-                heapq.heappush(ready, j)
-    done = set(order)
-    return order + [i for i in range(len(nodes)) if i not in done]
-
-
-def without_large(model: onnx.ModelProto, limit: int, *, as_inputs: bool = True) -> onnx.ModelProto:
-    """A copy of the model without the data of initializers above ``limit`` bytes.
-
-    With ``as_inputs`` these become graph inputs of the same type and shape, so the copy is a
-    valid small model: for the checker, shape inference and the version converter, which cannot
-    take more than 2 GB and are slow long before.
-    """
-    light = onnx.ModelProto()
-    graph = model.graph
-    _copy_fields(model, light, "graph")
-    _copy_fields(graph, light.graph, "initializer")
-    given = {v.name for v in graph.input}
-    for t in graph.initializer:
-        if tensor_bytes(t) <= limit:
-            light.graph.initializer.add().CopyFrom(t)
-        elif as_inputs and t.name not in given:
-            light.graph.input.append(
-                onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims)
-            )
-    return light
-
-
-def for_checker(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A small copy that onnx's checker judges as it would judge the model.
-
-    The checker wants shapes of the graph's inputs and outputs, and types of its outputs; runtimes
-    do not. Where they are missing, the copy has some.
-    """
-    light = without_large(model, 1024)
-    for v in light.graph.output:
-        if v.type.WhichOneof("value") in (None, "tensor_type") and not v.type.tensor_type.elem_type:
-            v.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
-    for v in (*light.graph.input, *light.graph.output):
-        if v.type.HasField("tensor_type"):
-            v.type.tensor_type.shape.SetInParent()
-    return light
-
-
-def detached(
-    model: onnx.ModelProto, limit: int, kinds: Container[np.dtype[Any]]
-) -> tuple[onnx.ModelProto, dict[str, NDArray[Any]]]:
-    """A copy of the model that names its large initializers as external data, and their values.
-
-    Initializers of up to ``limit`` bytes, and of types that are not in ``kinds``, stay inside.
-    There is no external file; whoever loads the copy gives the values by name. Large ones that
-    nothing reads are left out: runtimes drop them first and then miss them.
-    """
-    light = without_large(model, limit, as_inputs=False)
-    inside = {t.name for t in light.graph.initializer}
-    graph = Graph(model)
-    values: dict[str, NDArray[Any]] = {}
-    for t in model.graph.initializer:
-        if t.name in inside or not (graph.uses(t.name) or t.name in graph.outputs):
-            continue
-        if onnx.helper.tensor_dtype_to_np_dtype(t.data_type) not in kinds:
-            light.graph.initializer.add().CopyFrom(t)
-            continue
-        note = light.graph.initializer.add(name=t.name, data_type=t.data_type, dims=t.dims)
-        note.data_location = onnx.TensorProto.EXTERNAL
-        note.external_data.add(key="location", value="none")
-        values[t.name] = read(t)
-    return light, values
-
-
-def tensor_bytes(tensor: onnx.TensorProto) -> int:
-    """Size of a tensor's data, from its type and shape; the data is not touched."""
-    if tensor.data_type in (onnx.TensorProto.UNDEFINED, onnx.TensorProto.STRING):
-        return int(tensor.ByteSize())
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    return int(math.prod(tensor.dims) * dtype.itemsize)
-
-
-def _copy_fields(source: Any, target: Any, left_out: str) -> None:
-    """Copy all fields of a protobuf message but one."""
-    for descriptor, value in source.ListFields():
-        if descriptor.name == left_out:
-            continue
-        mine = getattr(target, descriptor.name)
-        if hasattr(mine, "add"):  # of messages; extend would serialize and parse each
-            for message in value:
-                mine.add().CopyFrom(message)
-        elif hasattr(mine, "extend"):
-            mine.extend(value)
-        elif hasattr(mine, "CopyFrom"):
-            mine.CopyFrom(value)
-        else:
-            setattr(target, descriptor.name, value)
 
 
 @dataclass(frozen=True)
@@ -308,16 +146,13 @@ class Graph:
     def names(self) -> set[str]:
         """Every tensor and node name in the model, subgraphs included; for fresh names."""
         taken: set[str] = set()
-        stack = [self.model.graph]
-        while stack:
-            g = stack.pop()
+        for g in all_graphs(self.model.graph):
             taken.update(v.name for v in (*g.input, *g.output, *g.value_info))
             taken.update(t.name for t in g.initializer)
             for n in g.node:
                 taken.add(n.name)
                 taken.update(n.input)
                 taken.update(n.output)
-                stack.extend(subgraphs(n))
         return taken
 
     def fresh(self, name: str) -> str:

@@ -11,7 +11,8 @@ from typing import Any
 import onnx
 from onnx import TensorProto
 
-from qdq.graph import Graph, attributes, subgraphs
+from qdq.graph import Graph, attributes
+from qdq.nested import subgraphs
 
 __all__ = ["lower_for_pools"]
 

@@ -3,7 +3,7 @@
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ import onnx.inliner
 from qdq.errors import ModelError
 from qdq.external import fill, fill_from_ir, find, outside
 from qdq.files import replacing
-from qdq.graph import for_checker, sort_nodes, subgraphs, tensor_bytes, without_large
+from qdq.light import for_checker, tensor_bytes, without_large
+from qdq.nested import all_graphs, all_nodes, sort_nodes
 from qdq.weights import copy_into, is_reference, load_light, raw_bytes, read, refer
 
 __all__ = ["load", "save"]
@@ -247,16 +248,8 @@ def _check_valid(model: onnx.ModelProto, where: str) -> None:
         raise ModelError(f"{where} is not a valid ONNX model: {reason}") from e
 
 
-def _all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
-    stack = [model.graph.node, *(f.node for f in model.functions)]
-    while stack:
-        for n in stack.pop(0):
-            yield n
-            stack.extend(g.node for g in subgraphs(n))
-
-
 def _refuse_quantized(model: onnx.ModelProto, where: str) -> None:
-    for n in _all_nodes(model):
+    for n in chain.from_iterable(all_nodes(x.node) for x in (model.graph, *model.functions)):
         if n.op_type in _QUANTIZED_OPS or n.op_type.startswith("QLinear"):
             name = n.name or (n.output[0] if n.output else "")
             raise ModelError(
@@ -272,15 +265,14 @@ def _refuse_non_finite(graph: onnx.GraphProto, where: str) -> None:
     An attention mask rightly holds -inf, a Clip bound +inf: -inf is refused only in what a
     linear operator reads, and +inf only in tensors of more than two values.
     """
-    weights = {i for n in graph.node if n.op_type in _LINEAR_OPS for i in n.input}
-    for t in graph.initializer:
-        _want_finite(t, t.name, where, t.name in weights)
-    for n in graph.node:
-        for a in n.attribute:
-            if n.op_type == "Constant" and a.type == onnx.AttributeProto.TENSOR:
-                _want_finite(a.t, n.output[0], where, n.output[0] in weights)
-        for g in subgraphs(n):
-            _refuse_non_finite(g, where)
+    for g in all_graphs(graph):
+        weights = {i for n in g.node if n.op_type in _LINEAR_OPS for i in n.input}
+        for t in g.initializer:
+            _want_finite(t, t.name, where, t.name in weights)
+        for n in g.node:
+            for a in n.attribute:
+                if n.op_type == "Constant" and a.type == onnx.AttributeProto.TENSOR:
+                    _want_finite(a.t, n.output[0], where, n.output[0] in weights)
 
 
 def _want_finite(tensor: onnx.TensorProto, name: str, where: str, is_weight: bool) -> None:

@@ -25,7 +25,9 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from qdq.data import Feed, InputSpec
 from qdq.errors import CalibrationError, ModelError, QdqError
 from qdq.excerpt import add_nodes, make_inputs, reduce_to
-from qdq.graph import Graph, detached, subgraphs
+from qdq.graph import Graph
+from qdq.light import detached
+from qdq.nested import all_nodes
 
 __all__ = [
     "Session",
@@ -271,10 +273,6 @@ def optimized_op_counts(model: Model) -> dict[str, int]:
     with tempfile.TemporaryDirectory(prefix="qdq-") as folder:
         path = Path(folder) / "optimized.onnx"
         open_session(model, optimized_model_path=path)
-        graphs = [onnx.load(path, load_external_data=False).graph]
-    counts: Counter[str] = Counter()
-    while graphs:
-        nodes = graphs.pop().node
-        counts.update(n.op_type for n in nodes)
-        graphs.extend(g for n in nodes for g in subgraphs(n))
+        optimized = onnx.load(path, load_external_data=False).graph
+    counts = Counter(n.op_type for n in all_nodes(optimized.node))
     return dict(sorted(counts.items()))

@@ -18,7 +18,8 @@ from qdq.calibrate import Calibrator, ranges_from
 from qdq.calibrate.moments import Layout
 from qdq.data import Feed, InputSpec, open_feeds
 from qdq.evidence import Evidence
-from qdq.graph import Graph, without_large
+from qdq.graph import Graph
+from qdq.light import without_large
 from qdq.modelio import load
 from qdq.placement.frontier import WIDEST, Planner, moved
 from qdq.placement.gains import gains_of, gradients

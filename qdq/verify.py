@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from qdq.data import Feed
 from qdq.errors import CalibrationError, QdqError, VerifyError
-from qdq.graph import for_checker
+from qdq.light import for_checker
 from qdq.session import open_session
 
 __all__ = ["verify"]

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 import numpy as np
 import onnx
 
-from qdq.graph import Graph, attributes, without_large
+from qdq.graph import Graph, attributes
+from qdq.light import without_large
 from qdq.ops.demand import NodeView, TensorView
 
 __all__ = ["node_view", "nominal_graph"]

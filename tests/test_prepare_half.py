@@ -17,7 +17,7 @@ import qdq
 import qdq.prepare
 from qdq import api
 from qdq.errors import CalibrationError, ModelError
-from qdq.graph import subgraphs
+from qdq.nested import subgraphs
 from qdq.plan import make_plan
 from qdq.prepare import prepare
 from qdq.prepare.half import widen_float16

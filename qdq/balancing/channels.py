@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 import onnx
 
 from qdq.balancing.dividing import Scaled
-from qdq.graph import Graph, attributes, captured_names
+from qdq.graph import Graph, attributes
+from qdq.nested import captured_names
 from qdq.plan import Plan
 from qdq.problem import Observed
 

@@ -9,7 +9,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from qdq.graph import without_large
+from qdq.light import without_large
 from qdq.prepare.editing import Editor
 from qdq.weights import read
 

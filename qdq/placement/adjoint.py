@@ -20,7 +20,8 @@ import onnx
 from onnx import TensorProto
 
 import qdq.placement.transposes  # noqa: F401 -- registers its rules
-from qdq.graph import Graph, captured_names
+from qdq.graph import Graph
+from qdq.nested import captured_names
 from qdq.placement.gradients import RULES, Grads
 from qdq.placement.harm import LONE
 from qdq.placement.tape import Tape, UnknownWayError

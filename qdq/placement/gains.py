@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from qdq.calibrate.noise import mean_square
 from qdq.data import Feed
 from qdq.errors import QdqError
-from qdq.graph import Graph, tensor_bytes
+from qdq.graph import Graph
+from qdq.light import tensor_bytes
 from qdq.placement.adjoint import adjoint
 from qdq.placement.wholes import judged
 from qdq.plan import Plan

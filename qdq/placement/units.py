@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from qdq.graph import Graph, captured_names
+from qdq.graph import Graph
+from qdq.nested import captured_names
 from qdq.ops import MASK, demand_of
 from qdq.ops.clamp import bounds
 from qdq.ops.demand import Demand, NodeView, SameAs

@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 import onnx
 
-from qdq.graph import sort_nodes, tensor_bytes, without_large
+from qdq.light import tensor_bytes, without_large
+from qdq.nested import sort_nodes
 from qdq.prepare.bias import spell_out_bias
 from qdq.prepare.cleanup import drop_idle_nodes
 from qdq.prepare.constants import constant_nodes, fold_constants

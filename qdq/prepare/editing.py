@@ -7,7 +7,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from qdq.graph import Graph, topological_order
+from qdq.graph import Graph
+from qdq.nested import topological_order
 from qdq.prepare.node import Node
 from qdq.weights import read, turned
 

@@ -5,13 +5,13 @@ operators in float32 between casts of its own. Every float16 value is a float32 
 weights do not change; what changes is that results between nodes are no longer rounded to float16.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import onnx
 from onnx import numpy_helper
 
 from qdq.errors import ModelError
-from qdq.graph import subgraphs
+from qdq.nested import all_nodes, subgraphs
 from qdq.prepare.editing import Editor, Node
 
 __all__ = ["widen_float16"]
@@ -51,7 +51,7 @@ def widen_float16(ed: Editor) -> None:
     widened += [_widen_type(v.type) for v in graph.value_info]
     inputs = [v.name for v in graph.input if _is_half(v)]
     if any(widened) or inputs or outputs:
-        _refuse_bit_casts(node.proto for node in ed.nodes())
+        _refuse_bit_casts([node.proto for node in ed.nodes()])
     for name in inputs:
         _cast_input(ed, name)
     for name in outputs:
@@ -201,8 +201,8 @@ def _widen_graph(graph: onnx.GraphProto) -> bool:
     return any([*widened, *[_widen_node(n) for n in graph.node]])
 
 
-def _refuse_bit_casts(nodes: Iterable[onnx.NodeProto]) -> None:
-    for node in nodes:
+def _refuse_bit_casts(nodes: Sequence[onnx.NodeProto]) -> None:
+    for node in all_nodes(nodes):
         if node.op_type == "BitCast" and any(
             a.name == "to" and a.i in _16_BIT for a in node.attribute
         ):
@@ -212,5 +212,3 @@ def _refuse_bit_casts(nodes: Iterable[onnx.NodeProto]) -> None:
                 "model in float32",
                 node=node.name,
             )
-        for g in subgraphs(node):
-            _refuse_bit_casts(g.node)

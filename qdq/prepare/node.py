@@ -5,7 +5,7 @@ from typing import Any
 
 import onnx
 
-from qdq.graph import captured_names
+from qdq.nested import captured_names
 
 __all__ = ["Node"]
 

@@ -3,14 +3,14 @@
 Each function changes the ModelProto that it is given, subgraphs included.
 """
 
-from collections.abc import Iterator
 from itertools import chain, count
 from typing import Any
 
 import onnx
 from onnx import helper
 
-from qdq.graph import attributes, subgraphs
+from qdq.graph import attributes
+from qdq.nested import all_graphs
 
 __all__ = ["after_raising", "before_raising"]
 
@@ -24,7 +24,7 @@ def before_raising(model: onnx.ModelProto, have: int) -> None:
     """
     if have >= 13:
         return
-    lists = list(_node_lists(model.graph))
+    lists = [g.node for g in all_graphs(model.graph)]
     taken = {name for nodes in lists for n in nodes for name in (*n.input, *n.output)}
     for nodes in lists:
         for node in list(nodes):
@@ -43,7 +43,7 @@ def after_raising(model: onnx.ModelProto, had: int) -> None:
     """
     if had >= 11:
         return
-    lists = list(_node_lists(model.graph))
+    lists = [g.node for g in all_graphs(model.graph)]
     constants = {t.name: t for t in model.graph.initializer}
     for nodes in lists:
         constants |= {
@@ -91,14 +91,6 @@ def _fresh(name: str, taken: set[str]) -> str:
     found = next(n for n in chain([name], (f"{name}_{k}" for k in count(1))) if n not in taken)
     taken.add(found)
     return found
-
-
-def _node_lists(graph: onnx.GraphProto) -> Iterator[Any]:
-    """The nodes of a graph and of all graphs within."""
-    yield graph.node
-    for node in graph.node:
-        for inner in subgraphs(node):
-            yield from _node_lists(inner)
 
 
 def _drop(node: onnx.NodeProto, *names: str) -> None:

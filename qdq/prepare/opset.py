@@ -6,7 +6,8 @@ import onnx
 import onnx.version_converter
 
 from qdq.errors import ModelError
-from qdq.graph import subgraphs, without_large
+from qdq.light import without_large
+from qdq.nested import all_graphs
 from qdq.prepare.old import after_raising, before_raising
 
 __all__ = ["OPSET", "infer_types", "open_dimensions", "plain_constants", "raise_opset"]
@@ -39,14 +40,11 @@ def open_dimensions(model: onnx.ModelProto) -> None:
     onnxruntime takes them so. Shape inference would take them as numbers, and whatever counts
     elements would count below 0.
     """
-    graphs = [model.graph]
-    while graphs:
-        graph = graphs.pop()
+    for graph in all_graphs(model.graph):
         for value in (*graph.input, *graph.output, *graph.value_info):
             for dim in value.type.tensor_type.shape.dim:
                 if dim.dim_value < 0:
                     dim.Clear()
-        graphs += (g for node in graph.node for g in subgraphs(node))
 
 
 def opset_of(model: onnx.ModelProto) -> int:

@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from qdq.graph import captured_names
+from qdq.nested import captured_names
 from qdq.report.matching import Match, Site
 
 __all__ = ["Alone", "build_alone", "needed_by"]

@@ -8,7 +8,7 @@ from typing import Any
 import onnx
 
 from qdq.errors import ConfigError
-from qdq.graph import without_large
+from qdq.light import without_large
 from qdq.weights import copy_into, raw_bytes
 
 __all__ = ["Shipment", "fingerprint", "want_picklable"]
