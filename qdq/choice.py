@@ -89,9 +89,8 @@ class Wish:
 
 
 def _check_number(option: str, value: object, above: float, wanted: str) -> None:
-    if value is None or (is_number(value) and above < value < math.inf):
-        return
-    raise ConfigError(f"{option}={value!r}: wants {wanted}")
+    right = value is None or (is_number(value) and above < value < math.inf)
+    want(option, value, right, wanted)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -72,8 +72,6 @@ class Kernel:
                 tensor=linear.input,
                 node=linear.node,
             )
-        if linear.kind == "matmul" and weight.ndim == 1:
-            weight = weight[:, None]
         kernel = cls(linear, x, weight, None)
         if bias is None:
             return kernel

@@ -18,8 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from qdq.affine import dequantize
-from qdq.checks import is_number
-from qdq.errors import ConfigError
+from qdq.checks import is_number, want
 from qdq.placement.weighing import Weighing
 from qdq.plan import Plan
 from qdq.problem import Constant, Derived, Fixed, Given, Shared
@@ -59,11 +58,9 @@ def check_worth(worth: float | None) -> None:
     Raises:
         ConfigError: it is negative, or not finite.
     """
-    if worth is not None and not (is_number(worth) and 0 <= worth < math.inf):
-        raise ConfigError(
-            f"worth={worth!r}: wants a finite number from 0 (the fastest model) up; leave it out "
-            "to have it chosen"
-        )
+    right = worth is None or (is_number(worth) and 0 <= worth < math.inf)
+    wanted = "a finite number from 0 (the fastest model) up; leave it out to have it chosen"
+    want("worth", worth, right, wanted)
 
 
 def rounded_by(plan: Plan) -> frozenset[str]:
