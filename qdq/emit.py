@@ -21,6 +21,7 @@ from onnx import helper, numpy_helper
 
 from qdq.affine import quantize
 from qdq.bias_scale import quantize_bias
+from qdq.dynamic import make_dynamic
 from qdq.forms import Follower, Rewrite
 from qdq.graph import Graph
 from qdq.lowering import lower_for_pools
@@ -103,12 +104,18 @@ class _Emitter:
         for k, name in enumerate(original.output):
             node.output[k] = self._raw_name(self.behind.get(name, name))
         self.nodes.append(node)
+        self._form(original, node)
+        for name in original.output:
+            self._after(name)
+
+    def _form(self, original: onnx.NodeProto, node: onnx.NodeProto) -> None:
+        """Write a node as another operator, or one behind it, where that is planned."""
+        if node.name in self.wiring.dynamic:
+            self.constants += make_dynamic(node, self.graph)
         if node.name in self.wiring.rewritten:
             _rewrite(node, self.wiring.rewritten[node.name])
         if node.name in self.wiring.followed:
             self._follow(original, node, self.wiring.followed[node.name])
-        for name in original.output:
-            self._after(name)
 
     def _input(self, node: str, unit: Unit | None, slot: int, name: str) -> str:
         if name in self.wiring.made:
@@ -222,7 +229,7 @@ def _rewrite(node: onnx.NodeProto, rewrite: Rewrite) -> None:
 
 
 def _import_domains(result: onnx.ModelProto) -> None:
-    """Declare the domains of rewritten nodes, in version 1, which is all that there is."""
+    """Declare the domains of nodes that were made, in version 1, which is all that there is."""
     known = {entry.domain for entry in result.opset_import} | {"", "ai.onnx"}
     for domain in sorted({node.domain for node in result.graph.node} - known):
         result.opset_import.append(helper.make_opsetid(domain, 1))

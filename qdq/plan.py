@@ -52,6 +52,12 @@ class Plan:
         p = self.placement
         return tuple(u.view.name for u in p.units if u.view.name in p.integer)
 
+    @property
+    def dynamic(self) -> tuple[Unit, ...]:
+        """The integer nodes whose kernels round their activations by themselves."""
+        p = self.placement
+        return tuple(u for u in p.units if u.dynamic and u.view.name in p.integer)
+
 
 def make_plan(
     model: onnx.ModelProto,
@@ -166,6 +172,8 @@ class _Tensors:
 
     def _activations(self, unit: Unit) -> None:
         assert unit.demand is not None  # noqa: S101 -- integer units have a demand
+        if unit.dynamic:
+            return
         for slot in unit.demand.activations:
             tensor = unit.view.inputs[slot]
             if tensor.constant:

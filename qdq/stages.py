@@ -22,8 +22,14 @@ from qdq.graph import Graph
 from qdq.light import without_large
 from qdq.modelio import load
 from qdq.placement.frontier import WIDEST, Planner, moved
-from qdq.placement.gains import gains_of, gradients
-from qdq.placement.rating import inferred, keeps_histograms, noise_of, observed_to_rate
+from qdq.placement.gains import dynamic_errors, gains_of, gradients, typical
+from qdq.placement.rating import (
+    dynamic_noise,
+    inferred,
+    keeps_histograms,
+    noise_of,
+    observed_to_rate,
+)
 from qdq.placement.weighing import Weighing
 from qdq.plan import Plan, planner
 from qdq.prepare import prepare
@@ -236,7 +242,8 @@ def gather(
     few = dict(islice(start.kept.items(), SAMPLES))
     energies, exact = gradients(start.prepared, sizes, start.plan, few)
     start.exact.extend(exact)
-    return replace(found, gradients=energies)
+    errors = dynamic_errors(start.prepared, start.plan, few, exact)
+    return replace(found, gradients=energies.beside(errors))
 
 
 def learn(start: Start, statistics: Statistics, calibrator: Calibrator[Any]) -> Evidence:
@@ -248,10 +255,12 @@ def learn(start: Start, statistics: Statistics, calibrator: Calibrator[Any]) -> 
         for node, layout in start.layouts.items()
         if layout in statistics.moments
     }
-    noise: Mapping[str, float] = {}
+    noise: dict[str, float] = {}
     if start.rated:
         seen = inferred(start.plan, statistics.summaries)
-        noise = noise_of(start.plan, ranges, seen, gains_of(statistics.gradients, seen))
+        felt = typical(statistics.gradients)
+        noise = noise_of(start.plan, ranges, seen, gains_of(felt, seen))
+        noise |= dynamic_noise(start.plan, felt)
     evidence = Evidence(
         model=start.prepared,
         plan_for=start.plan_for,

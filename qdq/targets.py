@@ -28,12 +28,15 @@ class Kernel:
         fused: the operator that the runtime's optimized graph then holds.
         float_output: the kernel can hand out float, so that no Q is needed behind it.
         fused_float: the operator's name in that case.
+        dynamic: the kernel rounds its activations by itself, at run time, and is an operator of
+            the runtime's own: the node is written as that one.
         condition: returns why this very node cannot run on integers, or None.
     """
 
     fused: str
     float_output: bool = False
     fused_float: str = ""
+    dynamic: bool = False
     condition: Condition = _always
 
 
@@ -72,7 +75,7 @@ class Target:
     def refusal(self, node: NodeView, demand: Demand) -> str | None:
         """Why the target cannot run this node on integers; None if it can."""
         kernel = self.kernel(node.op_type)
-        if kernel is None:
+        if kernel is None or (demand.dynamic and not kernel.dynamic):
             return f"{self.name} has no integer kernel for {node.op_type}"
         return kernel.condition(node, demand)
 
@@ -122,6 +125,7 @@ ORT_CPU = Target(
         "Concat": Kernel(fused="QLinearConcat"),
         "GlobalAveragePool": Kernel(fused="QLinearGlobalAveragePool"),
         "LeakyRelu": Kernel(fused="QLinearLeakyRelu"),
+        "LSTM": Kernel(fused="DynamicQuantizeLSTM", dynamic=True),
         "Sigmoid": Kernel(fused="QLinearSigmoid"),
         "Softmax": Kernel(fused="QLinearSoftmax"),
         "Where": Kernel(fused="QLinearWhere"),
@@ -130,8 +134,16 @@ ORT_CPU = Target(
     },
 )
 
-ORT_CPU_NO_VNNI = replace(ORT_CPU, name="onnxruntime CPU without VNNI", saturates=True)
-"""x86 with AVX2 or AVX512 only: pairs of products are added in 16 bits."""
+ORT_CPU_NO_VNNI = replace(
+    ORT_CPU,
+    name="onnxruntime CPU without VNNI",
+    saturates=True,
+    kernels={op: k for op, k in (ORT_CPU.kernels or {}).items() if not k.dynamic},
+)
+"""x86 with AVX2 or AVX512 only: pairs of products are added in 16 bits.
+
+Weights of kernels that are dynamic would saturate there: their scales are not solved for.
+"""
 
 PORTABLE = Target(
     name="portable",

@@ -41,7 +41,9 @@ class Wiring:
     Attributes:
         made: tensors that an integer kernel hands out as codes.
         read: tensor → names of the nodes that read it as codes.
-        units: the integer units by node name.
+        units: the integer units by node name, less the dynamic ones, which are between float
+            tensors as any float node.
+        dynamic: names of the dynamic ones.
         followed: node → what is written behind it. An identity hides a Q from the runtime, which
             would run a float node on integers, or a Clip, which would keep an integer one in float.
         rewritten: float nodes that are written as another operator.
@@ -51,6 +53,7 @@ class Wiring:
     made: frozenset[str]
     read: Mapping[str, frozenset[str]]
     units: Mapping[str, Unit]
+    dynamic: frozenset[str]
     followed: Mapping[str, Follower]
     rewritten: Mapping[str, Rewrite]
     merged: frozenset[str]
@@ -59,11 +62,12 @@ class Wiring:
 def wire(graph: Graph, plan: Plan, floats: Mapping[str, str]) -> Wiring:
     """Derive the wiring from the placement, less the nodes in ``floats``."""
     placement = plan.placement
-    units = {
+    integer = {
         u.view.name: u
         for u in placement.units
         if u.view.name in placement.integer and u.view.name not in floats
     }
+    units = {name: u for name, u in integer.items() if not u.dynamic}
     read: dict[str, set[str]] = {}
     for name, unit in units.items():
         for tensor in unit.reads:
@@ -85,6 +89,7 @@ def wire(graph: Graph, plan: Plan, floats: Mapping[str, str]) -> Wiring:
         made=frozenset(made),
         read={k: frozenset(v) for k, v in read.items()},
         units=units,
+        dynamic=frozenset(integer.keys() - units.keys()),
         followed={**forms.followed, **dict.fromkeys(sorted(hidden | clips), IDENTITY)},
         rewritten={**forms.rewritten, **rewritten},
         merged=forms.merged,

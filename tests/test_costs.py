@@ -352,6 +352,36 @@ def test_recurrent_kernels_read_all_weights_at_each_step(op, x, hidden, micros):
 
 
 @pytest.mark.parametrize(
+    ("x", "hidden", "directions", "micros"),
+    [
+        ((100, 1, 32), 32, 1, 71),  # 39 in float
+        ((100, 1, 64), 64, 1, 127),  # 102
+        ((100, 1, 128), 128, 1, 289),  # 348
+        ((160, 1, 256), 256, 1, 1132),  # 1947
+        ((40, 1, 512), 512, 2, 2125),  # 15026
+        ((239, 1, 200), 100, 2, 1171),  # 1311
+        ((100, 8, 128), 128, 1, 953),  # 1641
+    ],
+)
+def test_integer_lstms_have_work_for_each_value_that_they_carry(x, hidden, directions, micros):
+    view = NodeView(
+        name="cell",
+        op_type="LSTM",
+        inputs=tuple(TensorView(name=n) for n in "xwr"),
+        outputs=("y",),
+        attributes={"hidden_size": hidden},
+    )
+    shapes = {
+        "x": x,
+        "w": (directions, 4 * hidden, x[2]),
+        "r": (directions, 4 * hidden, hidden),
+        "y": (x[0], directions, x[1], hidden),
+    }
+    cost = int8_cost("LSTM", features_of(view, ("y",), shapes.get))
+    assert cost == pytest.approx(1e3 * micros, rel=0.3)
+
+
+@pytest.mark.parametrize(
     ("shape", "order", "kind"),
     [
         ((64, 2, 16, 2), (0, 2, 1, 3), "Transpose.runs"),

@@ -17,9 +17,10 @@ SPREAD = frozenset({"balancing", "placement"})
 FLOORS = (
     {"checks", "errors", "sqnr", "version", "balancing"},
     {"spec"},
-    {"affine", "calibrate", "data", "excerpt", "extent", "external", "files", "forms", "graph",
-     "light", "lowering", "modelio", "nested", "ops", "outputs", "prepare", "problem", "ranges",
-     "rules", "scheme", "session", "statistics", "targets", "timing", "views", "weights", "wire",
+    {"affine", "calibrate", "data", "dynamic", "excerpt", "extent", "external", "files", "forms",
+     "graph", "light", "lowering", "modelio", "nested", "ops", "outputs", "prepare", "problem",
+     "ranges", "rules", "scheme", "session", "statistics", "targets", "timing", "views", "weights",
+     "wire",
      "balancing.dividing", "balancing.equalizing", "balancing.smoothing",
      "placement.cost_table", "placement.costs", "placement.harm", "placement.mincut",
      "placement.adjoint", "placement.gradients", "placement.tape",

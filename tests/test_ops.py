@@ -20,7 +20,8 @@ APART = {"Softmax": 3.0}
 
 
 def test_every_row_and_every_kernel_has_a_case() -> None:
-    assert {c.op for c in CASES} == set(TABLE)
+    dynamic = {"LSTM"}  # in test_dynamic: neither codes in nor codes out
+    assert {c.op for c in CASES} | dynamic == set(TABLE)
     assert set(KERNELS) <= set(TABLE)
     assert len({str(c) for c in CASES}) == len(CASES)
 

@@ -12,12 +12,23 @@ from qdq.ops import (
     movement,
     normalization,
     pooling,
+    recurrent,
 )
 from qdq.ops.demand import Demand, Handler, NodeView
 
 __all__ = ["TABLE", "demand_of", "register"]
 
-_MODULES = (linear, elementwise, clamp, movement, merging, bounded, pooling, normalization)
+_MODULES = (
+    linear,
+    elementwise,
+    clamp,
+    movement,
+    merging,
+    bounded,
+    pooling,
+    normalization,
+    recurrent,
+)
 MASK = 1e4
 """Constants from this magnitude on say "not here", and are no data."""
 TABLE: dict[str, Demand | Handler] = {}
@@ -60,7 +71,7 @@ def demand_of(node: NodeView) -> Demand | str:
     wanted = [node.inputs[slot] for slot in demand.activations]
     if not all(t.floating for t in wanted):
         return "its data is not float32"
-    if all(t.constant for t in wanted):
+    if wanted and all(t.constant for t in wanted):
         return "all its data inputs are constants"
     for tensor in wanted:
         # "not below" so that NaN is caught too

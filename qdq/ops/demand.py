@@ -67,12 +67,15 @@ class Demand:
         output: where the parameters of the outputs come from.
         weight: the weight, if the node is linear with a constant weight.
         bias: slot of the int32 bias, if there is one.
+        dynamic: slots of the weights of a kernel that rounds its activations by itself, at run
+            time: it reads and hands out float, and has no Q and DQ.
     """
 
     activations: tuple[int, ...] = (0,)
     output: Output = field(default_factory=Own)
     weight: Weight | None = None
     bias: int | None = None
+    dynamic: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,7 +63,8 @@ class Features:
         channels_in: channels of a convolution's input; K of a Gemm or MatMul.
         channels_out: channels of a convolution's output; N of a Gemm or MatMul.
         taps: elements of the kernel window of a convolution or pool (3x3: 9).
-        rows: rows of that window (3x3: 3; 1-D: 1), which are gathered as one piece each.
+        rows: rows of that window (3x3: 3; 1-D: 1), which are gathered as one piece each; values
+            that an LSTM carries to the next step, which take some time whatever the batch.
         groups: groups of a convolution.
         flat: its output has two spatial dimensions, the last of size 1.
         weights: elements of the constant weight; 0 if there is none.

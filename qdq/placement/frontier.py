@@ -42,10 +42,13 @@ Planner = Callable[[Weighing], Plan]
 AMPLITUDE = 2.0
 """Latency, relative to the float model's, that an error as large as the signal is worth."""
 
-WIDEST = Weighing(noise=0.0)
+WIDEST = Weighing(noise=0.0, dynamic=True)
 """Prices without any on accuracy (but ``least``): every rated plan is a part of that plan."""
 
 HARMS = "rounding it costs more accuracy than its integer kernel saves time"
+
+_LOST = 0.5
+"""Of the signal's energy; the error of a dynamic kernel is measured, and it is one choice."""
 
 _FIRST, _LAST = -3, 20  # worths, as powers of two; from the last on all that does harm is float
 
@@ -64,7 +67,7 @@ def check_worth(worth: float | None) -> None:
 
 
 def rounded_by(plan: Plan) -> frozenset[str]:
-    """The activations that a plan rounds.
+    """The activations that a plan rounds, and the first weight of each dynamic kernel.
 
     What a movement node hands out is rounded with its input, so it does not count again.
     """
@@ -72,7 +75,7 @@ def rounded_by(plan: Plan) -> frozenset[str]:
         t.name
         for t in plan.tensors.values()
         if not isinstance(t.source, Constant | Derived | Shared)
-    )
+    ).union(u.dynamic[0] for u in plan.dynamic)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +113,16 @@ class Frontier:
         """
         self._plan_for, self._harm = plan_for, harm
         self._whole = max(widest.placement.float_time, 1)
-        self.widest: Candidate = self._candidate(widest, 0.0)
+        self.widest: Candidate = self._candidate(self._working(widest), 0.0)
+
+    def _working(self, widest: Plan) -> Plan:
+        """Without the dynamic kernels that destroy the outputs, however fast they are."""
+        weights = [unit.dynamic[0] for unit in widest.dynamic]
+        lost = {name: 1.0 for name in weights if self._harm.get(name, 0.0) > _LOST}
+        if not lost:
+            return widest
+        weighing = replace(WIDEST, price=float(self._whole), harm=lost)
+        return explained(widest, self._plan_for(weighing))
 
     def _candidate(self, plan: Plan, worth: float) -> Candidate:
         harm = math.fsum(self._harm.get(t, 0.0) for t in rounded_by(plan))

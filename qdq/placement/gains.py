@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 
 from qdq.calibrate.noise import mean_square
 from qdq.data import Feed
+from qdq.dynamic import with_dynamic
 from qdq.errors import QdqError
 from qdq.graph import Graph
 from qdq.light import tensor_bytes
 from qdq.placement.adjoint import adjoint
+from qdq.placement.harm import read
 from qdq.placement.wholes import judged
 from qdq.plan import Plan
 from qdq.problem import Constant, Derived
@@ -28,7 +30,7 @@ from qdq.session import is_large_matrix
 from qdq.statistics.gradients import Gradients
 from qdq.statistics.observe import Observation, Observer
 
-__all__ = ["gains_of", "gradients"]
+__all__ = ["dynamic_errors", "gains_of", "gradients", "typical"]
 
 log: logging.Logger = logging.getLogger(__name__)
 
@@ -95,25 +97,69 @@ def _size(sizes: Graph, names: Iterable[str]) -> int:
     return sum(4 * prod(d or 1 for d in sizes.shape(name) or ()) for name in names)
 
 
-def gains_of(found: Gradients, summaries: Mapping[str, Any]) -> dict[str, float]:
-    """Tensor → relative error of the outputs over the relative noise of the tensor.
+def dynamic_errors(
+    model: onnx.ModelProto,
+    plan: Plan,
+    kept: Mapping[bytes, Feed],
+    exact: Sequence[Observation],
+) -> Gradients:
+    """Run the samples with one dynamic kernel at a time: the errors of the outputs.
 
-    With noise of variance v in each element and mean square m of its values, v / m is the
-    relative noise, and v times the energy of the gradient what the outputs feel of it. Of the
-    samples the median counts: one whose output is nearly nothing (a page without text, silence)
-    has relative errors beyond all measure.
+    What such a kernel rounds depends on the values of a run, and there is no way back through it.
 
     Args:
-        found: from ``gradients``.
-        summaries: tensor → histogram of its values.
+        model: the prepared model; not changed.
+        plan: the widest plan.
+        kept: digest → sample.
+        exact: what the model is ``judged`` by, of each sample; where that is not known, nothing is.
+
+    Returns:
+        First weight → relative error of the outputs, 0 to 1 (lost), of each sample.
+    """
+    nodes: dict[str, set[str]] = {}
+    for unit in plan.dynamic:  # those of the same weights go together
+        nodes.setdefault(unit.dynamic[0], set()).add(unit.view.name)
+    if not exact or not nodes:
+        return Gradients()
+    by = judged(Graph(model))
+
+    def errors(names: set[str]) -> list[float]:
+        rounded = Observer(with_dynamic(model, names), by.names, few=True)
+        pairs = zip(exact, kept.values(), strict=True)
+        return [read(seen, rounded.run(feed), by).harm for seen, feed in pairs]
+
+    columns = np.array([errors(names) for names in nodes.values()], np.float32)
+    rows = {digest.hex(): columns[:, k] for k, digest in enumerate(kept)}
+    return Gradients(tensors=tuple(nodes), energies=rows)
+
+
+def typical(found: Gradients) -> dict[str, float]:
+    """Tensor → the median of its numbers over the samples; without those that are no numbers.
+
+    A sample whose output is nearly nothing (a page without text, silence) has relative errors
+    beyond all measure.
     """
     if not found.energies:
         return {}
     rows: NDArray[np.float64] = np.stack([found.energies[d] for d in sorted(found.energies)])
     with np.errstate(over="ignore", invalid="ignore"):
-        typical = np.median(rows.astype(np.float64), axis=0)
+        median = np.median(rows.astype(np.float64), axis=0)
+    pairs = zip(found.tensors, median, strict=True)
+    return {name: float(value) for name, value in pairs if not np.isnan(value)}
+
+
+def gains_of(energies: Mapping[str, float], summaries: Mapping[str, Any]) -> dict[str, float]:
+    """Tensor → relative error of the outputs over the relative noise of the tensor.
+
+    With noise of variance v in each element and mean square m of its values, v / m is the
+    relative noise, and v times the energy of the gradient what the outputs feel of it.
+
+    Args:
+        energies: tensor → that of its gradient, from ``typical``.
+        summaries: tensor → histogram of its values.
+    """
     return {
-        name: min(float(energy), _MOST) * mean_square(summaries[name])
-        for name, energy in zip(found.tensors, typical, strict=True)
-        if isinstance(summaries.get(name), Histogram) and not np.isnan(energy)
+        name: min(energy, _MOST) * mean_square(summaries[name])
+        for name, energy in energies.items()
+        if isinstance(summaries.get(name), Histogram)
     }

@@ -25,7 +25,7 @@ def plain_network(
 ) -> Network:
     """The network without prices on harm."""
     net = Network(FIRST + len(units))
-    producer = {o: FIRST + k for k, u in enumerate(units) for o in u.outputs}
+    producer = _makers(units)
     gates = _swishes(graph, producer)
     # of the two that read the x of a swish, one stands for both where they are one operator
     merged = frozenset(
@@ -67,6 +67,11 @@ def plain_network(
     return net
 
 
+def _makers(units: tuple[Unit, ...]) -> dict[str, int]:
+    """Tensor → vertex of the unit that hands it out; of dynamic ones, always in float, none."""
+    return {o: FIRST + k for k, u in enumerate(units) if not u.dynamic for o in u.outputs}
+
+
 def _never_integer(
     net: Network,
     units: tuple[Unit, ...],
@@ -105,7 +110,8 @@ def harm_edges(
             moved |= dict.fromkeys(unit.outputs, rounded.get(source, SINK))
         kernel = target.kernel(unit.view.op_type)
         free = kernel is not None and kernel.float_output
-        for name in (*unit.reads, *(() if free else unit.outputs)):
+        made = () if free or unit.dynamic else unit.outputs
+        for name in (*unit.reads, *made, *unit.dynamic[:1]):
             if name in rounded:
                 net.edge(FIRST + k, rounded[name], INFINITE)
     return {
@@ -199,7 +205,7 @@ def _borders(
 
     A change of layout is part of the border only where there would be none without it.
     """
-    producer = {o: FIRST + k for k, u in enumerate(units) for o in u.outputs}
+    producer = _makers(units)
     convolved = {t.name for u in units if u.view.op_type == "Conv" for t in u.view.inputs[:1]}
     for name, vertices in readers.items():
         maker = producer.get(name, SINK)

@@ -22,6 +22,11 @@ __all__ = ["Placement", "Placer"]
 
 FLOAT_PAYS = "float is faster here: its integer kernel saves less than the Q and DQ around it cost"
 
+UNSEEN = (
+    "its int8 kernel rounds by itself, and what that does has to be measured: choose a calibrator "
+    "that keeps histograms (MSE, Entropy, Percentile)"
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
@@ -60,7 +65,7 @@ class Placer:
             sizes: an index whose shapes are all numbers (nominal ones).
         """
         self._graph, self._target, self._units, self._sizes = graph, target, units, sizes
-        self._plain: dict[tuple[float, float], Network] = {}  # by noise and least
+        self._plain: dict[tuple[object, ...], Network] = {}  # by ``Weighing.plain``
         self._last: _Priced | None = None
 
     def place(self, weighing: Weighing) -> Placement:
@@ -74,7 +79,11 @@ class Placer:
             chosen, times = self._cut(weighing)
         else:
             chosen, times = frozenset(u.view.name for u in units if u.demand is not None), (0, 0)
-        reasons = {u.view.name: u.reason or FLOAT_PAYS for u in units if u.view.name not in chosen}
+        reasons = {
+            u.view.name: u.reason or (UNSEEN if u.dynamic and not weighing.dynamic else FLOAT_PAYS)
+            for u in units
+            if u.view.name not in chosen
+        }
         time, float_time = times
         return Placement(
             units=units, integer=chosen, left_float=reasons, time=time, float_time=float_time
@@ -92,7 +101,7 @@ class Placer:
         return chosen, (net.capacity(side), net.capacity({SOURCE}))
 
     def _network(self, weighing: Weighing) -> Network:
-        key = weighing.noise, weighing.least
+        key = weighing.plain
         if key not in self._plain:
             parts = self._graph, self._target, self._units, self._sizes
             self._plain[key] = plain_network(*parts, replace(weighing, price=0.0, harm={}))
@@ -118,7 +127,7 @@ class _Priced:
 
     def precedes(self, other: Weighing) -> bool:
         mine = self.weighing
-        same = (mine.noise, mine.least) == (other.noise, other.least) and mine.harm is other.harm
+        same = mine.plain == other.plain and mine.harm is other.harm
         return same and mine.price <= other.price
 
     def widen(self, to: Weighing) -> None:

@@ -22,6 +22,7 @@ from qdq.ranges import Histogram, TensorRange
 from qdq.spec import QuantParams, QuantSpec
 
 __all__ = [
+    "dynamic_noise",
     "inferred",
     "keeps_histograms",
     "noise_of",
@@ -109,6 +110,17 @@ def noise_of(
             felt = gains[t.name] * relative_noise(summaries[t.name], params)
             noise[t.name] = min(max(_FELT * felt, _UNFELT * noise[t.name]), 1.0)
     return noise
+
+
+def dynamic_noise(plan: Plan, errors: Mapping[str, float]) -> dict[str, float]:
+    """First weight of a dynamic kernel → the harm that it does; all, where it was not measured.
+
+    Args:
+        plan: the widest plan.
+        errors: first weight → relative error of the outputs.
+    """
+    weights = [unit.dynamic[0] for unit in plan.dynamic]
+    return {name: min(_FELT * errors.get(name, 1.0), 1.0) for name in weights}
 
 
 def _parts(plan: Plan) -> dict[str, tuple[str, ...]]:

@@ -39,6 +39,12 @@ class Unit:
     reads: tuple[str, ...]
     others: tuple[str, ...]
 
+    @property
+    def dynamic(self) -> tuple[str, ...]:
+        """The weights, where its kernel rounds its activations by itself; else none."""
+        slots = self.demand.dynamic if self.demand is not None else ()
+        return tuple(self.view.inputs[slot].name for slot in slots)
+
 
 def units_of(graph: Graph, target: Target, pinned: Mapping[str, str]) -> tuple[Unit, ...]:
     """Every node of the graph as a unit; ``pinned``: node name → why it has to stay float."""
@@ -57,7 +63,8 @@ def units_of(graph: Graph, target: Target, pinned: Mapping[str, str]) -> tuple[U
             reason = target.refusal(view, demand)
         can = demand if reason is None and isinstance(demand, Demand) else None
         clamp = None
-        if can is not None and target.absorbs_clamps and not isinstance(can.output, SameAs):
+        absorbs = can is not None and not (isinstance(can.output, SameAs) or can.dynamic)
+        if absorbs and target.absorbs_clamps:
             clamp = _clamp_behind(graph, node.output[0], pinned)
         if clamp is not None:
             absorbed.add(clamp)

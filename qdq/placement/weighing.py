@@ -101,7 +101,14 @@ def features_of(view: NodeView, outputs: tuple[str, ...], shapes: Shapes) -> cos
     if view.op_type in costs.RECURRENT:
         weights = sum(count(shapes(t.name)) for t in view.inputs[1:3])
         steps = _known((shapes(view.inputs[0].name) or (1, 1))[:2])
-        return costs.Features(inputs=read, outputs=prod(steps), channels_in=weights)
+        hidden = prod(_known((shapes(view.inputs[2].name) or (1,))[::2]))  # of all directions
+        return costs.Features(
+            inputs=read,
+            outputs=prod(steps) * hidden,
+            channels_in=max(1, weights // hidden),
+            channels_out=prod(steps[1:]) * hidden,  # so a position is a step
+            rows=hidden,
+        )
     if view.op_type in _PRODUCTS:
         right = _known(shapes(view.inputs[1].name) or (1, 1))
         depth, width = right[-2:] if len(right) > 1 else (1, 1)
@@ -126,14 +133,23 @@ class Weighing:
         noise: price of one more rounding to 8 bits, in ns per element.
         least: price in ns that every such rounding has at least, so that tiny tensors (the
             softmax over two classes at the end of a model) are not rounded for a microsecond.
+        dynamic: whether kernels may round their activations by themselves: what that does to the
+            outputs has to be measured.
         price: ns per unit of ``harm``.
-        harm: tensor → what its rounding does to the outputs (``qdq.placement.rating``).
+        harm: tensor → what its rounding does to the outputs (``qdq.placement.rating``); the first
+            weight of a dynamic kernel stands for all that this one rounds.
     """
 
     noise: float = 0.08
     least: float = 2000.0
+    dynamic: bool = False
     price: float = 0.0
     harm: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def plain(self) -> tuple[object, ...]:
+        """All but the prices on harm."""
+        return self.noise, self.least, self.dynamic
 
     def float(self, kind: str, features: costs.Features) -> int:
         """A node on the float side."""
@@ -156,8 +172,10 @@ class Weighing:
     def integer(self, kind: str, features: costs.Features, demand: Demand) -> int:
         """A node on the integer side, time and accuracy; INFINITE where there is no kernel."""
         price = _int8_ns(kind, features)
-        if not isfinite(price):
+        if not isfinite(price) or (demand.dynamic and not self.dynamic):
             return INFINITE
+        if demand.dynamic:
+            return round(price)
         if demand.weight is None and not isinstance(demand.output, SameAs):
             price += self.least + self.noise * features.outputs
         return round(price)

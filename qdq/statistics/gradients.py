@@ -17,12 +17,29 @@ class Gradients:
     """What errors in each tensor do to the outputs; see ``qdq.placement.adjoint``.
 
     Attributes:
-        tensors: names.
-        energies: digest of a sample, in hexadecimal → energy of each tensor's gradient, (n,).
+        tensors: names; last those of weights of dynamic kernels (``qdq.dynamic``).
+        energies: digest of a sample, in hexadecimal → energy of each tensor's gradient, and what
+            the dynamic kernels do to the outputs, (n,).
     """
 
     tensors: tuple[str, ...] = ()
     energies: Mapping[str, NDArray[np.floating]] = field(default_factory=dict)
+
+    def beside(self, other: "Gradients") -> "Gradients":
+        """Both tensors' numbers, where both are of the same samples; else of those that have any.
+
+        Raises:
+            ValueError: both have samples, and others.
+        """
+        if not (self.energies and other.energies):
+            return self if self.energies else other
+        pairs = zip(sorted(self.energies), sorted(other.energies), strict=True)
+        joined = {
+            mine: np.concatenate([self.energies[mine], other.energies[theirs]])
+            for mine, theirs in pairs
+            if mine == theirs
+        }
+        return Gradients(tensors=(*self.tensors, *other.tensors), energies=joined)
 
     def merge(self, other: "Gradients") -> "Gradients":
         """Those of the samples with the smallest digests; exactly associative and commutative.
