@@ -196,7 +196,7 @@ def _sum_up(
 ) -> tuple[Sums, list[Feed], list[Feed]]:
     """The sums over all samples; the first samples, and the float model's outputs for them."""
     own, other = found.float_graph.model, found.graph.model
-    sites = [s for s in found.sites if s.reads_codes]
+    sites = [s for s in found.sites if s.rounds]
     needs = [n for s in sites for n in (needed_by(found, s) or {}).values()]
     names = [t for t in found.found if t not in found.float_graph.inputs or t in found.coded]
     wanted = list(dict.fromkeys([*names, *(t for t, _ in needs)]))
@@ -292,7 +292,7 @@ class _Alone:
     ) -> None:
         names = self.alone.pairs.get(own)
         if names is None:
-            if site.reads_codes:
+            if site.rounds:
                 sums.local[tensor] = None
             else:
                 self._note(sums, tensor, exact[tensor], rounded.get(tensor, exact[tensor]))

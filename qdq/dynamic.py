@@ -12,10 +12,13 @@ from qdq.graph import Graph
 from qdq.ranges import TensorRange
 from qdq.spec import INT8, QuantSpec
 
-__all__ = ["DOMAIN", "make_dynamic", "with_dynamic"]
+__all__ = ["FLOAT_FORMS", "make_dynamic", "with_dynamic"]
 
-DOMAIN = "com.microsoft"
-_FUSED = {"LSTM": "DynamicQuantizeLSTM"}
+_DOMAIN = "com.microsoft"
+_FORMS = {"LSTM": "DynamicQuantizeLSTM"}
+FLOAT_FORMS = {dynamic: float_form for float_form, dynamic in _FORMS.items()}
+"""Operator that rounds by itself → the float one, whose inputs it has, and more behind them."""
+
 _PLAIN_INPUTS = 8  # of an LSTM; scales and zero points of its two weights come behind them
 _ROWS = QuantSpec(dtype=INT8, symmetric=True, axis=0)
 
@@ -49,7 +52,7 @@ def make_dynamic(node: onnx.NodeProto, graph: Graph) -> list[onnx.TensorProto]:
         inputs += [made[-2].name, made[-1].name]
     del node.input[:]
     node.input.extend(inputs)
-    node.op_type, node.domain = _FUSED[node.op_type], DOMAIN
+    node.op_type, node.domain = _FORMS[node.op_type], _DOMAIN
     kept = [a for a in node.attribute if a.name != "layout"]  # 0, which this one does not know
     del node.attribute[:]
     node.attribute.extend(kept)
@@ -73,5 +76,5 @@ def with_dynamic(model: onnx.ModelProto, names: Collection[str]) -> onnx.ModelPr
     for node in result.graph.node:
         if node.name in names:
             result.graph.initializer.extend(make_dynamic(node, graph))
-    result.opset_import.append(helper.make_opsetid(DOMAIN, 1))
+    result.opset_import.append(helper.make_opsetid(_DOMAIN, 1))
     return result

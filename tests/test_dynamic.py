@@ -176,7 +176,7 @@ def test_what_it_destroys_stays_float(options: dict[str, Any]) -> None:
 def test_without_measuring_it_stays_float() -> None:
     result = run(stack(), feeds(SHAPE), calibrator=qdq.MinMax())
     assert result.left_float["LSTM_a"] == place.UNSEEN
-    assert "choose a calibrator" in place.UNSEEN
+    assert "the calibrator keeps histograms" in place.UNSEEN
 
 
 def test_small_ones_stay_float() -> None:
@@ -317,7 +317,16 @@ def test_every_lstm_that_can_is_integer_where_all_are() -> None:
     assert run(loud(), loud_data(), target=FORCED).plan.quantized == ("LSTM_y",)
 
 
-def test_compare_knows_it() -> None:
+def test_compare_tells_where_the_noise_arises() -> None:
     net, data = stack(), feeds(SHAPE)
-    report = qdq.compare(net, qdq.quantize(net, data), data)
-    assert "LSTM" in str(report)
+    report = qdq.compare(net, qdq.quantize(net, data), data, repeats=0)
+    shares = {n.name: n.share for n in report.nodes}
+    assert shares["LSTM_a"] + shares["LSTM_c"] == pytest.approx(1.0)
+    assert min(shares["LSTM_a"], shares["LSTM_c"]) > 0.05
+    assert not report.notes
+    (kernel,) = [k for k in report.kernels if k.op_type == "LSTM"]
+    assert (kernel.planned, kernel.integer, kernel.float) == (2, 2, 0)
+    gains = {a.what: a.gain_db for a in report.advice}
+    assert gains.keys() == {"leave LSTM_a float", "leave LSTM_c float"}
+    assert min(gains.values()) > 0.2
+    assert all(n.integer == (n.op_type == INT8) for n in report.nodes)

@@ -23,8 +23,8 @@ __all__ = ["Placement", "Placer"]
 FLOAT_PAYS = "float is faster here: its integer kernel saves less than the Q and DQ around it cost"
 
 UNSEEN = (
-    "its int8 kernel rounds by itself, and what that does has to be measured: choose a calibrator "
-    "that keeps histograms (MSE, Entropy, Percentile)"
+    "its int8 kernel rounds by itself; what that does is measured where the calibrator keeps "
+    "histograms (MSE, Entropy, Percentile), and without that it is not used"
 )
 
 

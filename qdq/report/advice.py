@@ -55,7 +55,8 @@ def candidates(
         if len(found) == count:
             break
         maker = makers.get(tensor)
-        own = {maker.index} if maker is not None and maker.integer else set()
+        rounds = maker is not None and (maker.integer or maker.exact is not None)
+        own = {maker.index} if maker is not None and rounds else set()
         if own and not rounding and maker is not None:
             c = Candidate(
                 what=f"leave {maker.name} float",
@@ -114,6 +115,9 @@ def without(match: Match, nodes: Collection[int]) -> onnx.ModelProto:
     hidden: dict[int, onnx.NodeProto] = {}
     for index, site in sites.items():
         node = model.graph.node[index]
+        if site.exact is not None:
+            _make_exact(match, model, node, site.exact)
+            continue
         for slot, name in enumerate(node.input):
             constant = match.constants.get(name)
             if constant is not None and constant.source is not None:
@@ -129,6 +133,17 @@ def without(match: Match, nodes: Collection[int]) -> onnx.ModelProto:
         for index, node in enumerate(kept):
             model.graph.node.extend([node, hidden[index]] if index in hidden else [node])
     return model
+
+
+def _make_exact(
+    match: Match, model: onnx.ModelProto, node: onnx.NodeProto, exact: onnx.NodeProto
+) -> None:
+    """Turn a node that rounds by itself into the float model's."""
+    node.op_type, node.domain = exact.op_type, exact.domain
+    del node.input[len(exact.input) :]
+    for slot, name in enumerate(exact.input):
+        if name in match.float_graph.constants:
+            node.input[slot] = _float_constant(match, model, name)
 
 
 def _bypassed(match: Match, sites: Mapping[int, Site]) -> dict[str, str]:

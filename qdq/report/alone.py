@@ -61,18 +61,13 @@ def build_alone(match: Match, types: Mapping[str, np.dtype[np.generic]]) -> Alon
     constants: dict[str, Array] = {}
     pairs: dict[str, tuple[str, str]] = {}
     for site in match.sites:
-        needs = needed_by(match, site) if site.reads_codes else None
-        if not needs:
-            continue
-        inputs |= {_fed(*need): need for need in needs.values()}
-        node = graph.nodes[site.index]
-        exact = {n: c for n in node.input if (c := match.constants.get(n)) and c.source}
-        for kind in ("quantized", "float") if exact else ("quantized",):
-            made = _copy(match, node, needs, kind, constants)
-            nodes.append(made)
-        for own, _ in site.outputs:
-            last = "float" if exact else "quantized"
-            pairs[own] = (f"quantized:{own}", f"{last}:{own}")
+        needs = needed_by(match, site) if site.rounds else None
+        if needs:
+            inputs |= {_fed(*need): need for need in needs.values()}
+            made = _forms(match, site, needs, constants)
+            nodes += made
+            last = "float" if len(made) > 1 else "quantized"
+            pairs |= {own: (f"quantized:{own}", f"{last}:{own}") for own, _ in site.outputs}
     model = onnx.ModelProto()
     model.ir_version = graph.model.ir_version
     model.opset_import.extend(graph.model.opset_import)
@@ -90,6 +85,22 @@ def build_alone(match: Match, types: Mapping[str, np.dtype[np.generic]]) -> Alon
 
 def _fed(tensor: str, rounded: bool) -> str:
     return f"{'rounded' if rounded else 'exact'}:{tensor}"
+
+
+def _forms(
+    match: Match,
+    site: Site,
+    needs: Mapping[str, tuple[str, bool]],
+    constants: dict[str, Array],
+) -> list[onnx.NodeProto]:
+    """A site's node as it is, and where it rounds anything itself one that does not."""
+    node = match.graph.nodes[site.index]
+    made = [_copy(match, node, needs, "quantized", constants)]
+    if site.exact is not None:
+        made.append(_float_form(match, node, site.exact, needs, constants))
+    elif any((entry := match.constants.get(n)) and entry.source for n in node.input):
+        made.append(_copy(match, node, needs, "float", constants))
+    return made
 
 
 def _copy(
@@ -114,6 +125,28 @@ def _copy(
             constants[made.input[slot]] = _value(match, name, kind)
     for slot, name in enumerate(node.output):
         made.output[slot] = f"{kind}:{name}" if name else ""
+    return made
+
+
+def _float_form(
+    match: Match,
+    node: onnx.NodeProto,
+    exact: onnx.NodeProto,
+    needs: Mapping[str, tuple[str, bool]],
+    constants: dict[str, Array],
+) -> onnx.NodeProto:
+    """The float node that a node is another form of, on the same inputs."""
+    made = onnx.NodeProto()
+    made.CopyFrom(exact)
+    made.name = f"float:{node.name}"
+    for slot, name in enumerate(exact.input):
+        if node.input[slot] in needs:
+            made.input[slot] = _fed(*needs[node.input[slot]])
+        elif name:
+            made.input[slot] = f"float:{name}"
+            constants[made.input[slot]] = match.float_graph.array(name)
+    for slot, name in enumerate(node.output):
+        made.output[slot] = f"float:{name}" if name else ""
     return made
 
 

@@ -82,7 +82,7 @@ def _head(report: Report) -> str:
     tiles = [
         (level(worst.sqnr_db), f"SQNR of output {worst.name}") if worst else ("-", "outputs"),
         (f"{before / after:.2f}x smaller", f"{after / 1e6:.3g} MB of {before / 1e6:.3g} MB"),
-        (f"{integer} of {made}", "compared nodes read and make codes"),
+        (f"{integer} of {made}", "compared nodes run on integers"),
     ]
     t = report.timing
     if t is not None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from qdq.affine import dequantize, fake_quantize
 from qdq.balancing.dividing import divided_like
+from qdq.dynamic import FLOAT_FORMS
 from qdq.errors import ConfigError, ModelError
 from qdq.graph import Graph
 from qdq.ops.clamp import bounds
@@ -83,6 +84,7 @@ class Site:
         limits: bounds of a clamp between the node and its codes; None without one.
         integer: it reads codes and its result becomes codes, or it may hand out float.
         reads_codes: it reads the output of a DQ.
+        exact: the float model's node of which it is another form, that rounds by itself.
     """
 
     index: int
@@ -92,6 +94,12 @@ class Site:
     limits: tuple[float, float] | None
     integer: bool
     reads_codes: bool
+    exact: onnx.NodeProto | None = None
+
+    @property
+    def rounds(self) -> bool:
+        """Whether noise may arise here."""
+        return self.reads_codes or self.exact is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -245,7 +253,8 @@ class _Matcher:
                 continue
             absorbed.update(passed)
             to_codes = all(e in self.before_q for e in ends)
-            own = self._source_node(outputs[0][1], node.op_type)
+            dynamic = FLOAT_FORMS.get(node.op_type)
+            own = self._source_node(outputs[0][1], dynamic or node.op_type)
             if own is not None:
                 self._link_constants(node, own)
             yield Site(
@@ -256,6 +265,7 @@ class _Matcher:
                 limits=limits or self._limits_of(outputs[0][1], node.op_type),
                 integer=coded and (to_codes or node.op_type in MATRIX),
                 reads_codes=coded or any(n in self.constants for n in node.input),
+                exact=own if dynamic else None,
             )
 
     def _ends(

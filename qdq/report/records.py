@@ -69,7 +69,7 @@ class NodeError:
         op_type: its operator; "input" for an input of the model.
         tensor: the float tensor that it makes, behind a clamp that its codes do the work of.
         position: its place in graph order.
-        integer: whether it reads and makes codes.
+        integer: whether it runs on integers: it reads and makes codes, or rounds by itself.
         reason: why it stays float, where the model says so.
         local_db: SQNR of what arises here: the node with quantized constants and a rounded
             result, against the node with float constants and an exact result, both on the
