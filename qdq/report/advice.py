@@ -110,20 +110,18 @@ def without(match: Match, nodes: Collection[int]) -> onnx.ModelProto:
     sites = {s.index: s for s in match.sites if s.index in nodes}
     made_integer = {t for s in match.sites if s.integer and s.index not in nodes
                     for _, t in s.outputs}  # fmt: skip
-    raw_of = {c.real: c.raw for t, c in match.coded.items() if t not in made_integer}
     bypassed = _bypassed(match, sites)
+    raw_of = {
+        c.real: c.raw
+        for t, c in match.coded.items()
+        if t not in made_integer and c.real not in bypassed
+    }
     hidden: dict[int, onnx.NodeProto] = {}
     for index, site in sites.items():
         node = model.graph.node[index]
+        _make_float(match, model, node, raw_of)
         if site.exact is not None:
             _make_exact(match, model, node, site.exact)
-            continue
-        for slot, name in enumerate(node.input):
-            constant = match.constants.get(name)
-            if constant is not None and constant.source is not None:
-                node.input[slot] = _float_constant(match, model, constant.source)
-            elif name in raw_of and name not in bypassed:
-                node.input[slot] = raw_of[name]
         if any(t in match.coded and match.coded[t].real not in bypassed for _, t in site.outputs):
             hidden[index] = _hide(match, node)
     _bypass(model, bypassed)
@@ -133,6 +131,18 @@ def without(match: Match, nodes: Collection[int]) -> onnx.ModelProto:
         for index, node in enumerate(kept):
             model.graph.node.extend([node, hidden[index]] if index in hidden else [node])
     return model
+
+
+def _make_float(
+    match: Match, model: onnx.ModelProto, node: onnx.NodeProto, raw_of: Mapping[str, str]
+) -> None:
+    """Let a node read float constants, and of ``raw_of`` what is before the Q."""
+    for slot, name in enumerate(node.input):
+        constant = match.constants.get(name)
+        if constant is not None and constant.source is not None:
+            node.input[slot] = _float_constant(match, model, constant.source)
+        elif name in raw_of:
+            node.input[slot] = raw_of[name]
 
 
 def _make_exact(
