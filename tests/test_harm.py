@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from models import feeds, model, node, residual, weights
 
 import qdq
+from qdq.api import run
 from qdq.errors import ConfigError
 from qdq.graph import Graph
 from qdq.placement.harm import LONE, Judged, read, relative_error, worst_decibels
@@ -238,3 +239,34 @@ def test_strings_are_kept_by_what_they_say() -> None:
         list(keep_few(({"x": np.array([w], object)} for w in again), kept, 2))
         found.append((list(kept), [f["x"].tolist() for f in kept.values()]))
     assert found[0] == found[1]
+
+
+# -- outputs of other types -------------------------------------------------------------------
+
+
+def _cast_net(to: int, last: str) -> onnx.ModelProto:
+    nodes = [
+        node("Conv", ["x", "f", "b"], "c", pads=[1, 1, 1, 1]),
+        node("Relu", ["c"], "r"),
+        node("Conv", ["r", "f", "b"], "l", pads=[1, 1, 1, 1]),
+        node(last, ["l"], "s"),
+        node("Cast", ["s"], "y", to=to),
+    ]
+    shape = [1, 32, 24, 24]
+    net = model(nodes, {"x": shape}, {"y": shape}, {"f": weights(32, 32, 3, 3), "b": weights(32)})
+    net.graph.output[0].type.tensor_type.elem_type = to
+    return net
+
+
+@pytest.mark.parametrize("last", ["Identity", "Sigmoid"])
+@pytest.mark.parametrize("to", [onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE])
+def test_what_is_cast_at_the_end_is_judged_as_if_it_were_not(to: int, last: str) -> None:
+    data = feeds({"x": [1, 32, 24, 24]}, 4)
+    plain = run(_cast_net(onnx.TensorProto.FLOAT, last), data)
+    cast = run(_cast_net(to, last), data)
+    assert sorted(cast.harm.values()) == pytest.approx(sorted(plain.harm.values()), rel=1e-2)
+    qdq.quantize(_cast_net(to, last), data, measured=True)
+
+
+def test_a_sigmoid_that_becomes_whole_numbers_is_no_error() -> None:
+    run(_cast_net(onnx.TensorProto.UINT8, "Sigmoid"), feeds({"x": [1, 32, 24, 24]}, 4))

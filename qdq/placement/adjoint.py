@@ -71,7 +71,7 @@ def adjoint(model: onnx.ModelProto, tensors: Iterable[str]) -> Adjoint | None:
     wanted = [n for n in tensors if n in graph.producer or n in graph.inputs]
     tape = Tape(graph, _live(graph, wanted))
     signals = {
-        **dict.fromkeys(by.weighed, _signal),
+        **dict.fromkeys((_before_cast(graph, n) for n in by.weighed), _signal),
         **dict.fromkeys(by.logits, _differences),
         **dict.fromkeys(by.lone, _lone),
     }
@@ -90,6 +90,20 @@ def adjoint(model: onnx.ModelProto, tensors: Iterable[str]) -> Adjoint | None:
         for _, names in groupby(known, tape.rank)
     ]
     return Adjoint(tuple(known), tape.node("Concat", *energies, axis=0), tape.added)
+
+
+def _before_cast(graph: Graph, output: str) -> str:
+    """The tensor that an output of another floating-point type is cast from, where that is all."""
+    maker = graph.producer.get(output)
+    if maker is None or graph.nodes[maker].op_type != "Cast" or output not in graph.outputs:
+        return output
+    other = graph.elem_type(output) in _OTHER_FLOATS and not graph.uses(output)
+    return str(graph.nodes[maker].input[0]) if other else output
+
+
+def _is_other(graph: Graph, name: str) -> bool:
+    """Whether a tensor is of another floating-point type, and more than the cast at the end."""
+    return graph.elem_type(name) in _OTHER_FLOATS and _before_cast(graph, name) == name
 
 
 def _live(graph: Graph, tensors: Sequence[str]) -> set[str]:
@@ -112,7 +126,7 @@ def _walk(tape: Tape, grads: dict[str, list[str]]) -> set[str]:
         dark.update(n for n in captured_names(node) if n in tape.live)
         if not live:
             continue
-        if any(o in dark or tape.graph.elem_type(o) in _OTHER_FLOATS for o in node.output):
+        if any(o in dark or _is_other(tape.graph, o) for o in node.output):
             dark.update(live)
         if not any(o in grads for o in node.output):
             continue

@@ -58,7 +58,8 @@ def gradients(
     if _bytes(sizes) > _MOST_BYTES:
         return Gradients(), []
     wanted = (t for t in plan.tensors.values() if not isinstance(t.source, Constant | Derived))
-    heads = judged(sizes).names
+    by = judged(sizes)
+    heads = by.names if by.outputs else ()
     if _size(sizes, heads) > _MOST_SHOWN:
         heads = ()
     way = adjoint(model, (t.name for t in wanted))

@@ -10,7 +10,7 @@ __all__ = ["PASSED", "gate_of", "inside_whole", "judged", "logits_of", "softmax_
 # on the way back from an output to the Softmax or Sigmoid that made its values
 PASSED = frozenset({"Cast", "Concat", "Flatten", "Identity", "Reshape", "Slice", "Split",
                     "Squeeze", "Transpose", "Unsqueeze"})  # fmt: skip
-_FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16})
+_FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE})
 _GATES = frozenset({"HardSigmoid", "Sigmoid"})
 _SATURATING = _GATES | {"LogSoftmax", "Softmax"}
 
