@@ -205,7 +205,19 @@ class _Tensors:
         demand = demand_of(node_view(self.graph, index))
         if isinstance(demand, str) or not isinstance(demand.output, Bounded):
             return None
+        if self._attends(index, name):
+            return None
         return Fixed(demand.output.low, demand.output.high)
+
+    def _attends(self, index: int, name: str) -> bool:
+        """Whether these are weights of attention: of a thousand keys none may get a tenth.
+
+        Steps of 1/255 would then make zeros of nearly all of them.
+        """
+        if self.graph.nodes[index].op_type != "Softmax" or name in self.graph.outputs:
+            return False
+        readers = [self.graph.nodes[use.node].op_type for use in self.graph.uses(name)]
+        return bool(readers) and all(op in ("MatMul", "Transpose") for op in readers)
 
     def _linear(self, unit: Unit) -> None:
         demand = unit.demand

@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import pytest
-from harness import FORCED
-from models import conv_chain, mlp, model, node, residual, weights
+from harness import FORCED, quantized
+from models import conv_chain, feeds, mlp, model, node, residual, weights
 
 from qdq.errors import ConfigError
 from qdq.placement.weighing import Weighing
@@ -483,3 +483,21 @@ def test_a_given_scale_and_a_later_type(later: dict) -> None:
     message = r"'x' was given .* as asymmetric uint8 by an earlier rule, and is .* by a later one"
     with pytest.raises(ConfigError, match=message):
         planned(conv_chain(), *rules, target=PORTABLE)
+
+
+def test_attention_over_many_keys_keeps_its_weights() -> None:
+    """Of a thousand keys none may get a tenth: steps of 1/255 would make zeros of nearly all."""
+    n, d = 512, 32
+    nodes = [
+        node("MatMul", ["x", "a"], "q"),
+        node("MatMul", ["x", "b"], "k"),
+        node("Transpose", ["k"], "t", perm=[0, 2, 1]),
+        node("MatMul", ["q", "t"], "s"),
+        node("Mul", ["s", "c"], "z"),
+        node("Softmax", ["z"], "p", axis=-1),
+        node("MatMul", ["p", "x"], "y"),
+    ]
+    constants = {"a": weights(d, d), "b": weights(d, d, seed=5), "c": np.float32(d**-0.5)}
+    net = model(nodes, {"x": [1, n, d]}, {"y": [1, n, d]}, constants)
+    _, outcome = quantized(net, feeds({"x": [1, n, d]}, 4))
+    assert outcome.sqnr > 25
