@@ -3,6 +3,7 @@
 import numpy as np
 import onnx
 import pytest
+from harness import run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import model, node, rng, weights
@@ -78,7 +79,7 @@ class TestBatchNormBehind:
             node("BatchNormalization", bn_inputs("h"), outputs),
         ]
         shape = [2, 4, 3, 3]
-        for more, kept in (({"mean": [4]}, 1), ({}, 0)):
+        for more, kept in (({"mean": [4]}, 1), ({}, 1)):
             made = prepare(model(nodes, {"x": shape}, {"y": shape, **more}, constants, opset=13))
             assert ops(made)["BatchNormalization"] == kept
 
@@ -523,3 +524,31 @@ def test_what_would_overflow_float32_stays_outside() -> None:
         made = prepare(net)
         assert ops(made) == {"Conv": 1, op: 1}
         assert all(np.isfinite(constant(made, t.name)).all() for t in made.graph.initializer)
+
+
+def test_shapes_are_known_behind_the_scaler_of_a_pipeline() -> None:
+    scaler = onnx.helper.make_node(
+        "Scaler", ["x"], ["s"], "s", domain="ai.onnx.ml", offset=[0.5] * 8, scale=[2.0] * 8
+    )
+    nodes = [node("MatMul", ["s", "w"], "m"), node("Add", ["m", "b"], "y")]
+    net = model(nodes, {"s": ["n", 8]}, {"y": ["n", 4]}, {"w": weights(8, 4), "b": weights(4)})
+    net.graph.input[0].name = "x"
+    net.graph.node.insert(0, scaler)
+    net.opset_import.add(domain="ai.onnx.ml", version=3)
+    assert [n.op_type for n in prepare(net).graph.node] == ["Scaler", "Gemm"]
+
+
+@pytest.mark.parametrize("opset", [9, 13])
+def test_batch_normalization_in_training_mode_is_not_folded(opset: int) -> None:
+    nodes = [
+        node("Conv", ["x", "w"], "c"),
+        onnx.helper.make_node(
+            "BatchNormalization", ["c", "s", "b", "m", "v"], ["y", "m2", "v2", "m3", "v3"], "bn"
+        ),
+    ]
+    constants = {k: weights(4) for k in ("s", "b", "m")}
+    constants |= {"w": weights(4, 3, 3, 3), "v": np.ones(4, np.float32)}
+    net = model(nodes, {"x": [2, 3, 8, 8]}, {"y": [2, 4, 6, 6]}, constants, opset=opset)
+    data = {"x": np.random.default_rng(0).standard_normal((2, 3, 8, 8)).astype(np.float32)}
+    (exact,), (found,) = (run(m, [data], fused=False) for m in (net, prepare(net)))
+    assert np.allclose(exact[0], found[0], atol=1e-5)

@@ -75,7 +75,8 @@ def batchnorm_affine(ed: Editor, node: Node) -> Affine | None:
     ``y = scale (x - mean) / sqrt(var + epsilon) + bias``, from the ONNX operator's definition.
     """
     constants = [ed.array(i) for i in node.inputs[1:5]]
-    if node.attr("training_mode", 0) or any(ed.read(o) for o in node.outputs[1:] if o):
+    # below opset 14 further outputs, read or not, are what says that it is in training mode
+    if node.attr("training_mode", 0) or any(node.outputs[1:]):
         return None
     if len(constants) != 4 or any(c is None for c in constants):
         return None

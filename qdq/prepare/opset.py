@@ -52,6 +52,9 @@ def opset_of(model: onnx.ModelProto) -> int:
     return max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
 
 
+_ELEMENTWISE = frozenset({"Normalizer", "Scaler"})  # of ai.onnx.ml; they give float32
+
+
 def raise_opset(model: onnx.ModelProto) -> None:
     """Convert the model to opset 21, or as near below as the converter can, down to 13.
 
@@ -117,10 +120,31 @@ def infer_types(model: onnx.ModelProto) -> dict[str, onnx.TypeProto]:
     known = [v for v in light.graph.value_info if v.name in custom]
     del light.graph.value_info[:]
     light.graph.value_info.extend(known)
+    graph = _inferred(light)
+    while added := _same_shape(graph):
+        light.graph.value_info.extend(added)
+        graph = _inferred(light)
+    infos = (*graph.value_info, *graph.input, *graph.output)
+    return {v.name: v.type for v in infos}
+
+
+def _inferred(model: onnx.ModelProto) -> onnx.GraphProto:
     try:
-        graph = onnx.shape_inference.infer_shapes(light, data_prop=True).graph
+        return onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     except Exception as e:
         reason = " ".join(str(e).split())
         raise ModelError(f"shapes of the model do not fit together: {reason}") from e
-    infos = (*graph.value_info, *graph.input, *graph.output)
-    return {v.name: v.type for v in infos}
+
+
+def _same_shape(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
+    """Types that inference does not know: outputs of the pipelines' elementwise operators."""
+    types = {v.name: v.type for v in (*graph.value_info, *graph.input, *graph.output)}
+    found = []
+    for n in graph.node:
+        if n.domain == "ai.onnx.ml" and n.op_type in _ELEMENTWISE and n.output[0] not in types:
+            x = types.get(n.input[0])
+            if x is not None and x.tensor_type.HasField("shape"):
+                found.append(onnx.ValueInfoProto(name=n.output[0]))
+                found[-1].type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+                found[-1].type.tensor_type.shape.CopyFrom(x.tensor_type.shape)
+    return found
