@@ -14,7 +14,7 @@ from qdq.checks import want
 from qdq.choice import Wish, choose
 from qdq.emit import stamp
 from qdq.errors import ConfigError
-from qdq.evidence import make_problem
+from qdq.evidence import make_problem, used_smoothings
 from qdq.history import (
     equalization_history,
     planned_counts,
@@ -125,7 +125,7 @@ def run(
         "recipe": recipe,
         "left_float": {**plan.left_float, **late},
         "planned": planned_counts(plan, late),
-        "smoothed": smoothing_history(evidence.smoothings, evidence.products),
+        "smoothed": smoothing_history(used_smoothings(evidence, plan), evidence.products),
         "equalized": equalization_history(evidence.equalizations),
         "changes": scale_history(solution.changes, {n.weight for n in plan.linears}),
     }

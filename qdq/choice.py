@@ -8,10 +8,11 @@ from typing import Any
 
 import onnx
 
+from qdq.balancing.dividing import undivide
 from qdq.checks import is_flag, is_number, want
 from qdq.emit import emit
 from qdq.errors import ConfigError, QdqError
-from qdq.evidence import Evidence, solved
+from qdq.evidence import Evidence, solved, used_smoothings
 from qdq.modelio import load
 from qdq.placement.budget import first_within, least_cost
 from qdq.placement.frontier import AMPLITUDE, Candidate, Frontier, check_worth
@@ -150,6 +151,8 @@ class _Solver:
         self.last = None  # one model at a time
         solution = solved(self.evidence, plan, self.steps)
         model = emit(self.evidence.model, plan, solution)
+        kept = used_smoothings(self.evidence, plan)
+        undivide(model, self.evidence.products, self.evidence.smoothings.keys() - kept)
         self.last = Chosen(plan=plan, solution=solution, model=model, by=by)
         return self.last
 

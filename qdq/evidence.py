@@ -19,7 +19,7 @@ from qdq.ranges import TensorRange
 from qdq.solve import Solution, Step, solve
 from qdq.weights import Weights
 
-__all__ = ["Evidence", "make_problem", "solved"]
+__all__ = ["Evidence", "make_problem", "solved", "used_smoothings"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +62,12 @@ def solved(evidence: Evidence, plan: Plan, steps: Sequence[Step]) -> Solution:
     ranges = {n: evidence.ranges[n] for n in plan.observed}
     problem = make_problem(evidence.model, plan, ranges, evidence.means, evidence.moments)
     return solve(problem, steps)
+
+
+def used_smoothings(evidence: Evidence, plan: Plan) -> dict[str, Smoothing]:
+    """Smoothed tensors that a product of the plan reads on integers; the others gain nothing."""
+    integer, products = plan.placement.integer, evidence.products
+    return {n: s for n, s in evidence.smoothings.items() if not integer.isdisjoint(products[n])}
 
 
 def make_problem(

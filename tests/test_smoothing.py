@@ -338,3 +338,14 @@ def test_a_matrix_without_columns() -> None:
     net = model([node("MatMul", ["x", "w"], "y")], {"x": [2, 3]}, {"y": [2, 0]},
                 {"w": np.zeros((3, 0), np.float32)})  # fmt: skip
     assert quantize_run(net, feeds({"x": (2, 3)}), target=FORCED).model.graph.output[0].name == "y"
+
+
+def test_what_stays_float_in_the_end_is_not_divided() -> None:
+    data = samples(4)
+    result = quantize_run(block(), data, worth=1e6)
+    assert not result.plan.quantized
+    assert smoothing_of(result) == []
+    assert not any(n.op_type == "Div" for n in result.model.graph.node)
+    exact, same = (run(m, data, fused=False) for m in (prepare(block()), result.model))
+    for mine, theirs in zip(exact, same, strict=True):
+        assert all(np.array_equal(a, b) for a, b in zip(mine, theirs, strict=True))

@@ -13,7 +13,7 @@ from qdq.light import without_large
 from qdq.prepare.editing import Editor
 from qdq.weights import read
 
-__all__ = ["Scaled", "divided", "divided_like"]
+__all__ = ["Scaled", "divided", "divided_like", "undivide"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,3 +119,33 @@ def divided_like(
         for name, axis in constants
     ]
     return divided(model, products, divisors, scaled)
+
+
+def undivide(
+    model: onnx.ModelProto, products: Mapping[str, Sequence[str]], tensors: Iterable[str]
+) -> None:
+    """Take the division of some tensors back, in place, where float products read them.
+
+    Args:
+        model: an emitted model.
+        products: tensor → names of the products that read it divided.
+        tensors: those that no integer product reads. Powers of two come back bit for bit.
+    """
+    idle = {product for name in tensors for product in products[name]}
+    if not idle:
+        return
+    made = {o: node for node in model.graph.node for o in node.output}
+    constants = {t.name: t for t in model.graph.initializer}
+    gone: dict[str, str] = {}
+    for node in model.graph.node:
+        if node.name not in idle:
+            continue
+        division = made[node.input[0]]
+        weight, by = constants[node.input[1]], read(constants[division.input[1]])
+        value = (read(weight) / by.reshape(-1, 1)).astype(np.float32)
+        weight.CopyFrom(numpy_helper.from_array(value, weight.name))
+        node.input[0] = division.input[0]
+        gone[division.name] = division.input[1]
+    for kept, names in ((model.graph.node, gone.keys()), (model.graph.initializer, gone.values())):
+        for index in reversed([k for k, item in enumerate(kept) if item.name in names]):
+            del kept[index]
