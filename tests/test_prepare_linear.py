@@ -552,3 +552,41 @@ def test_batch_normalization_in_training_mode_is_not_folded(opset: int) -> None:
     data = {"x": np.random.default_rng(0).standard_normal((2, 3, 8, 8)).astype(np.float32)}
     (exact,), (found,) = (run(m, [data], fused=False) for m in (net, prepare(net)))
     assert np.allclose(exact[0], found[0], atol=1e-5)
+
+
+class TestEinsum:
+    @pytest.mark.parametrize(
+        ("equation", "x", "w", "y"),
+        [
+            ("ibh,hnd->ibnd", ["N", "S", 6], (6, 2, 3), ["N", "S", 2, 3]),  # XLNet's q, k, v
+            ("ibnd,hnd->ibh", ["N", "S", 2, 3], (6, 2, 3), ["N", "S", 6]),  # and its output
+            ("td, dnh -> tnh", [5, 6], (6, 2, 3), [5, 2, 3]),
+            ("bd,od->bo", ["N", 6], (4, 6), ["N", 4]),
+        ],
+    )
+    def test_by_a_constant_becomes_a_product(self, equation, x, w, y) -> None:
+        nodes = [node("Einsum", ["x", "w"], "y", equation=equation)]
+        made = check(model(nodes, {"x": x}, {"y": y}, {"w": weights(*w)}))
+        assert ops(made)["MatMul"] == 1
+        assert ops(made)["Einsum"] == 0
+
+    def test_on_the_left_side(self) -> None:
+        nodes = [node("Einsum", ["w", "x"], "y", equation="od,bd->bo")]
+        made = check(model(nodes, {"x": [3, 6]}, {"y": [3, 4]}, {"w": weights(4, 6)}))
+        assert ops(made) == {"MatMul": 1}
+
+    @pytest.mark.parametrize(
+        ("equation", "x", "w", "y"),
+        [
+            ("bind,snd->bnis", [1, 4, 2, 3], (5, 2, 3), [1, 2, 4, 5]),  # a batch of matrices
+            ("hib,hd->ibd", [6, 2, 3], (6, 4), [2, 3, 4]),  # sums over x's first axis
+            ("bd,od->ob", [3, 6], (4, 6), [4, 3]),
+            ("bd,od->o", [3, 6], (4, 6), [4]),
+            ("bd,ode->bo", [3, 6], (4, 6, 2), [3, 4]),  # sums over an axis of the constant alone
+            ("...d,od->...o", [2, 3, 6], (4, 6), [2, 3, 4]),
+        ],
+    )
+    def test_others_stay(self, equation, x, w, y) -> None:
+        nodes = [node("Einsum", ["x", "w"], "y", equation=equation)]
+        made = check(model(nodes, {"x": x}, {"y": y}, {"w": weights(*w)}))
+        assert ops(made) == {"Einsum": 1}
