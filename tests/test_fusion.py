@@ -204,3 +204,19 @@ def test_an_integer_average_pool_needs_no_older_opset() -> None:
     result = run(pooled(), feeds(shape), target=FORCED)
     assert "AveragePool_p" in result.plan.quantized
     assert [o.version for o in result.model.opset_import if not o.domain] == [21]
+
+
+def test_what_depends_on_no_input_stays_float() -> None:
+    """The runtime folds float nodes on constants, but no integer kernels."""
+    nodes = [
+        node("CumSum", ["k", "axis"], "u"),
+        node("Softplus", ["u"], "m"),  # which prepare does not compute
+        node("MatMul", ["m", "w"], "p"),
+        node("MatMul", ["x", "w"], "q"),
+        node("Add", ["p", "q"], "y"),
+    ]
+    constants = {"k": weights(8, K), "w": weights(K, K), "axis": np.int64(0)}
+    made = model(nodes, {"x": [8, K]}, {"y": [8, K]}, constants)
+    result = run(made, feeds({"x": [8, K]}), calibrator=MinMax(), target=FORCED)
+    assert "depends on no input" in " ".join(result.left_float.values())
+    assert sum(n.op_type == "MatMul" for n in optimized(result.model).nodes) == 0

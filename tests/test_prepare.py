@@ -224,6 +224,36 @@ class TestConstants:
         made = check(model(nodes, {"x": [1, 800]}, {"y": [1, 800]}, {"h": w}))
         assert ops(made) == {"MatMul": 1}
 
+    def test_what_networks_compute_of_constants_folds(self) -> None:
+        # relative positions (DeBERTa), queries of a decoder (DETR), weight normalization
+        nodes = [
+            node("LayerNormalization", ["k", "g"], "n"),
+            node("MatMul", ["n", "w"], "m"),
+            node("Relu", ["m"], "r"),
+            node("Gemm", ["r", "w"], "p"),
+            node("Softmax", ["p"], "s"),
+            node("ReduceL2", ["s", "one"], "l"),
+            node("Sin", ["l"], "y1"),
+            node("Mul", ["x", "y1"], "y"),
+        ]
+        constants = {"k": weights(6, 8), "w": weights(8, 8), "g": weights(8), "one": ints(1)}
+        made = check(model(nodes, {"x": [6, 1]}, {"y": [6, 1]}, constants))
+        assert ops(made) == {"Mul": 1}
+
+    def test_standardized_weights_fold(self) -> None:
+        # as in BiT: torch exports batch_norm(weight, training=True)
+        one, none = np.ones(8, np.float32), np.zeros(8, np.float32)
+        # (the runtime writes its statistics over m0 and v0, so they are no one else's)
+        nodes = [
+            node("BatchNormalization", ["k", *"sb", "m0", "v0"], ["n", *"mv"], training_mode=1),
+            node("Reshape", ["n", "shape"], "w"),
+            node("Conv", ["x", "w"], "y"),
+        ]
+        stats = {"s": one, "b": none, "m0": none, "v0": one}
+        constants = {"k": weights(1, 8, 36), **stats, "shape": ints(8, 4, 3, 3)}
+        made = check(model(nodes, {"x": [1, 4, 5, 5]}, {"y": [1, 8, 3, 3]}, constants))
+        assert ops(made) == {"Conv": 1}
+
     def test_random_stays(self) -> None:
         nodes = [
             node("RandomNormalLike", ["k"], "r", seed=1.0),

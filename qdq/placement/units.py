@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import onnx
+
 from qdq.graph import Graph
 from qdq.nested import captured_names
 from qdq.ops import MASK, demand_of
@@ -51,12 +53,15 @@ def units_of(graph: Graph, target: Target, pinned: Mapping[str, str]) -> tuple[U
     found: list[Unit] = []
     absorbed: set[int] = set()
     masked: set[str] = set()
+    settled = set(graph.constants)
     for index, node in enumerate(graph.nodes):
         if index in absorbed:
             continue
         view = node_view(graph, index)
         demand = demand_of(view)
         reason = pinned.get(view.name) or (demand if isinstance(demand, str) else None)
+        fixed = _is_settled(node, settled)
+        reason = reason or fixed
         reason = _reads_mask(view, demand, masked) or reason
         reason = reason or inside_whole(graph, index)
         if reason is None and isinstance(demand, Demand):
@@ -85,6 +90,21 @@ def units_of(graph: Graph, target: Target, pinned: Mapping[str, str]) -> tuple[U
             )
         )
     return tuple(found)
+
+
+def _is_settled(node: onnx.NodeProto, settled: set[str]) -> str | None:
+    """Why a node that depends on no input of the graph stays float; adds to ``settled``.
+
+    The runtime computes float nodes on constants once, when it loads the model, but integer
+    kernels each time: a Q and a DQ stop its constant folding.
+    """
+    names = [i for i in node.input if i] + sorted(captured_names(node))
+    if node.op_type.startswith("Random") or node.op_type in ("Bernoulli", "Multinomial"):
+        return None
+    if not settled.issuperset(names):
+        return None
+    settled.update(o for o in node.output if o)
+    return "it depends on no input, so the runtime computes it once, when it loads the model"
 
 
 # operators whose result holds a mask's values where an input does

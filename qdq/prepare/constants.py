@@ -22,12 +22,14 @@ _MAX_ROUNDS = 16
 # Pure functions of their inputs, for which the reference evaluation is exact or within rounding.
 # fmt: off
 _FOLDABLE = frozenset({
-    "Abs", "Add", "And", "Cast", "Ceil", "Concat", "ConstantOfShape", "CumSum", "Div", "Equal",
-    "Erf", "Exp", "Expand", "EyeLike", "Flatten", "Floor", "Gather", "GatherElements", "GatherND",
-    "Greater", "GreaterOrEqual", "Identity", "Less", "LessOrEqual", "Log", "Max", "Min", "Mod",
-    "Mul", "Neg", "Not", "OneHot", "Or", "Pow", "Range", "Reciprocal", "ReduceMax", "ReduceMean",
-    "ReduceMin", "ReduceProd", "ReduceSum", "Reshape", "Round", "ScatterElements", "ScatterND",
-    "Shape", "Sign", "Size", "Slice", "Split", "Sqrt", "Squeeze", "Sub", "Tile", "Transpose",
+    "Abs", "Add", "And", "BatchNormalization", "Cast", "Ceil", "Clip", "Concat", "ConstantOfShape",
+    "Cos", "CumSum", "Div", "Equal", "Erf", "Exp", "Expand", "EyeLike", "Flatten", "Floor",
+    "Gather", "GatherElements", "GatherND", "Gelu", "Gemm", "Greater", "GreaterOrEqual", "Identity",
+    "InstanceNormalization", "LayerNormalization", "LeakyRelu", "Less", "LessOrEqual", "Log",
+    "MatMul", "Max", "Min", "Mod", "Mul", "Neg", "Not", "OneHot", "Or", "Pow", "Range",
+    "Reciprocal", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum",
+    "Relu", "Reshape", "Round", "ScatterElements", "ScatterND", "Shape", "Sigmoid", "Sign", "Sin",
+    "Size", "Slice", "Softmax", "Split", "Sqrt", "Squeeze", "Sub", "Tanh", "Tile", "Transpose",
     "Trilu", "Unsqueeze", "Where", "Xor",
 })
 # fmt: on
@@ -102,7 +104,12 @@ def _evaluate(ed: Editor, node: Node) -> list[onnx.TensorProto] | None:
     limit = max(_MAX_BYTES, 2 * sum(v.nbytes for v in feeds.values()))
     if sum(_expected_bytes(ed, o) for o in node.outputs if o) > limit:
         return None
-    session = onnx.reference.ReferenceEvaluator(node.proto, opsets={"": ed.opset})
+    trains = node.op == "BatchNormalization" and any(node.outputs[1:])
+    proto = _by_batch_statistics(ed, node) if trains else node.proto
+    if proto is None:
+        return None
+    feeds = {i: v for i, v in feeds.items() if i in proto.input}
+    session = onnx.reference.ReferenceEvaluator(proto, opsets={"": ed.opset})
     try:
         with np.errstate(all="ignore"):
             values = [np.asarray(v) for v in session.run(None, feeds)]
@@ -112,6 +119,21 @@ def _evaluate(ed: Editor, node: Node) -> list[onnx.TensorProto] | None:
     if sum(v.nbytes for v in values) > limit:
         return None
     return [onnx.numpy_helper.from_array(v) for v in values]
+
+
+def _by_batch_statistics(ed: Editor, node: Node) -> onnx.NodeProto | None:
+    """A BatchNormalization in training mode, as weights are standardized by (BiT), for evaluation.
+
+    ``onnx.reference`` takes the running statistics there. With a batch of one, it normalizes each
+    channel as InstanceNormalization does.
+    """
+    shape = ed.shape(node.input(0))
+    if not shape or shape[0] != 1 or any(map(ed.read, node.outputs[1:])):
+        return None
+    epsilon = node.attr("epsilon", 1e-5)
+    return ed.new_node(
+        "InstanceNormalization", node.inputs[:3], [node.output], node.name, epsilon=epsilon
+    )
 
 
 def _expected_bytes(ed: Editor, name: str) -> int:
