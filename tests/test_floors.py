@@ -23,7 +23,7 @@ FLOORS = (
      "wire",
      "balancing.dividing", "balancing.equalizing", "balancing.smoothing",
      "placement.cost_table", "placement.costs", "placement.harm", "placement.mincut",
-     "placement.adjoint", "placement.gradients", "placement.tape",
+     "placement.adjoint", "placement.gradients", "placement.ranking", "placement.tape",
      "placement.transposes", "placement.weighing", "placement.wholes"},
     {"bias_scale", "kernel", "placement", "placement.layout", "placement.network",
      "placement.place", "placement.units",
@@ -43,12 +43,12 @@ FLOORS = (
     {"__main__"},
 )  # fmt: skip
 NUMPY_ONLY = {"affine", "balancing.equalizing", "balancing.smoothing", "bias_scale", "calibrate",
-              "checks",
-              "extent", "kernel", "ops", "placement.cost_table", "placement.costs",
-              "placement.harm",
-              "placement.mincut", "placement.weighing", "problem", "ranges", "report.sqnr",
-              "scheme", "solve", "spec", "sqnr", "statistics.gradients", "statistics.packing",
-              "statistics.summary", "steps", "targets"}  # fmt: skip
+              "checks", "extent", "kernel", "ops", "placement.cost_table",
+              "placement.costs", "placement.harm", "placement.mincut",
+              "placement.ranking", "placement.weighing", "problem", "ranges",
+              "report.sqnr", "scheme", "solve", "spec", "sqnr",
+              "statistics.gradients", "statistics.packing", "statistics.summary",
+              "steps", "targets"}  # fmt: skip
 
 
 def unit_of(parts: Sequence[str]) -> str:

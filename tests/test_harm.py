@@ -270,3 +270,32 @@ def test_what_is_cast_at_the_end_is_judged_as_if_it_were_not(to: int, last: str)
 
 def test_a_sigmoid_that_becomes_whole_numbers_is_no_error() -> None:
     run(_cast_net(onnx.TensorProto.UINT8, "Sigmoid"), feeds({"x": [1, 32, 24, 24]}, 4))
+
+
+def test_entries_that_a_topk_puts_in_another_order_are_no_error() -> None:
+    r = np.random.default_rng(0)
+    boxes, scores = r.standard_normal((1, 20, 4)), r.standard_normal((1, 20, 3))
+    order = r.permutation(20)
+    reference = {"boxes": boxes, "scores": scores}
+    value = {"boxes": boxes[:, order] + 1e-3, "scores": scores[:, order]}
+    names = ("boxes", "scores")
+    plain = Judged(outputs=names, weighed=names)
+    ranked = Judged(outputs=names, weighed=names, ranked={"boxes": 1, "scores": 1})
+    assert read(reference, value, plain).harm > 0.5
+    assert read(reference, value, ranked).harm < 1e-4
+    value["boxes"][0, 0] += 9  # one that is lost is one of twenty
+    assert read(reference, value, ranked).harm > 1e-3
+
+
+def test_what_a_topk_orders_is_found() -> None:
+    nodes = [
+        node("MatMul", ["x", "w"], "s"),
+        node("TopK", ["s", "k"], ["v", "i"], axis=1),
+        node("Unsqueeze", ["i", "last"], "j"),
+        node("GatherND", ["x2", "j"], "y", batch_dims=1),
+        node("Relu", ["x2"], "z"),
+    ]
+    constants = {"w": weights(8, 30), "k": np.array([5]), "last": np.array([-1])}
+    shapes = {"x": [1, 8], "x2": [1, 30, 7]}
+    made = model(nodes, shapes, {"y": [1, 5, 7], "v": [1, 5], "z": [1, 30, 7]}, constants)
+    assert judged(Graph(prepare(made))).ranked == {"y": 1, "v": 1}

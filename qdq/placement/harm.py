@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from qdq.placement.ranking import in_order
 from qdq.sqnr import decibels
 
 __all__ = ["LONE", "Judged", "Reading", "read", "relative_error", "worst_decibels"]
@@ -34,12 +35,15 @@ class Judged:
         logits: other tensors whose Softmax or Sigmoid is an output. Only differences count.
         lone: logits of a Sigmoid, one for each entry of the batch, which have nothing to differ
             from.
+        ranked: those whose entries along an axis are in the order of a TopK → the axis. What is
+            nearly equal changes places in it, and no reader of the entries minds.
     """
 
     outputs: tuple[str, ...]
     weighed: tuple[str, ...]
     logits: tuple[str, ...] = ()
     lone: tuple[str, ...] = ()
+    ranked: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -121,6 +125,7 @@ def read(reference: Values, value: Values, judged: Judged) -> Reading:
         value: those of the model with rounding.
         judged: which tensors count, and how.
     """
+    value = in_order(reference, value, judged.ranked)
     harm = [relative_error(reference[n], value[n]) for n in judged.weighed]
     harm += [_difference_error(reference[n], value[n]) for n in judged.logits]
     harm += [relative_error(reference[n], value[n], LONE) for n in judged.lone]

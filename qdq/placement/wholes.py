@@ -2,7 +2,7 @@
 
 from onnx import TensorProto
 
-from qdq.graph import Graph
+from qdq.graph import Graph, attributes
 from qdq.placement.harm import Judged
 
 __all__ = ["PASSED", "gate_of", "inside_whole", "judged", "logits_of", "softmax_input"]
@@ -115,12 +115,35 @@ def judged(graph: Graph) -> Judged:
     values = graph.model.graph.output
     outputs = tuple(v.name for v in values if v.type.tensor_type.elem_type in _FLOATS)
     lone = {n: logit for n in outputs if (logit := _lone_logit(graph, n)) is not None}
+    logits = tuple(n for n in logits_of(graph) if n not in (*outputs, *lone.values()))
     return Judged(
         outputs=outputs,
         weighed=tuple(n for n in outputs if n not in lone),
-        logits=tuple(n for n in logits_of(graph) if n not in (*outputs, *lone.values())),
+        logits=logits,
         lone=tuple(dict.fromkeys(lone.values())),
+        ranked=_ranked(graph, (*outputs, *logits)),
     )
+
+
+def _ranked(graph: Graph, names: tuple[str, ...]) -> dict[str, int]:
+    """Tensors behind a TopK, of one entry for each that it chose → the axis of the entries."""
+    behind: dict[str, set[int]] = {}
+    for node in graph.nodes:
+        sizes = set().union(*(behind.get(name, ()) for name in node.input))
+        if node.op_type == "TopK":
+            shape = graph.shape(node.output[0]) or ()
+            axis = int(attributes(node).get("axis", -1))  # type: ignore[call-overload]
+            count = shape[axis] if shape else None
+            sizes |= {count} if count is not None and count > 1 else set()
+        if sizes:
+            behind.update((name, sizes) for name in node.output if name)
+    found = {}
+    for name in names:
+        shape = graph.shape(name) or ()
+        axes = [i for i, d in enumerate(shape) if d in behind.get(name, ())]
+        if len(axes) == 1:
+            found[name] = axes[0]
+    return found
 
 
 def _lone_logit(graph: Graph, output: str) -> str | None:
