@@ -25,7 +25,7 @@ from qdq.prepare.padding import fold_pads, whole_pads
 from qdq.prepare.prelu import spell_out_prelu
 from qdq.prepare.reshapes import merge_reshapes, whole_softmax
 from qdq.prepare.resize import whole_resize
-from qdq.prepare.shifts import affine_in_blocks
+from qdq.prepare.shifts import affine_in_blocks, affine_in_one
 from qdq.prepare.shuffle import channel_shuffles
 from qdq.prepare.softmax import split_softmax
 from qdq.prepare.tiny import drop_tiny_weights
@@ -60,6 +60,7 @@ PASSES: tuple[Pass, ...] = (
     fold_pads,
     fold_affine_before,
     affine_in_blocks,
+    affine_in_one,
     merge_reshapes,
     spell_out_bias,
     split_roles,

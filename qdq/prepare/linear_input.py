@@ -9,7 +9,7 @@ from qdq.prepare.affine import Affine, affine_of, is_moderate
 from qdq.prepare.editing import Array, Editor, Node
 from qdq.prepare.linear import is_plain
 
-__all__ = ["fold_affine_before"]
+__all__ = ["fold_affine_before", "precede"]
 
 
 def fold_affine_before(ed: Editor) -> None:
@@ -27,7 +27,7 @@ def fold_affine_before(ed: Editor) -> None:
             continue
         if node.input(2) and node.input(2) not in ed.constants:
             continue
-        found = _precede(ed, node)
+        found = precede(ed, node)
         if found is None:
             continue
         chain, x, affine = found
@@ -41,7 +41,7 @@ def fold_affine_before(ed: Editor) -> None:
         ed.prune(chain)
 
 
-def _precede(ed: Editor, node: Node) -> tuple[list[Node], str, Affine] | None:
+def precede(ed: Editor, node: Node) -> tuple[list[Node], str, Affine] | None:
     """The nodes before a linear node that only scale and shift; the tensor before; their sum."""
     weight = ed.constants.get(node.input(1))
     if weight is None:
