@@ -595,3 +595,55 @@ class TestEinsum:
         nodes = [node("Einsum", ["x", "w"], "y", equation=equation)]
         made = check(model(nodes, {"x": x}, {"y": y}, {"w": weights(*w)}))
         assert ops(made) == {"Einsum": 1}
+
+
+def attention(op: str, where: str, bias: bool = True, **more) -> onnx.ModelProto:
+    """Scores of two heads; the factor on the queries, the keys or the scores."""
+    constants = {"wq": weights(8, 8), "wk": weights(8, 8, seed=1), "c": np.float32(0.35)}
+    constants |= {"heads": np.array([1, 6, 2, 4]), "bq": f32(8), "bk": f32(8, seed=1)}
+
+    def projected(name: str, order: list[int]) -> list[onnx.NodeProto]:
+        scaled = where == name
+        return [
+            node("MatMul", ["x", f"w{name}"], f"{name}0"),
+            *([node("Add", [f"{name}0", f"b{name}"], f"{name}1")] if bias else []),
+            node("Reshape", [f"{name}1" if bias else f"{name}0", "heads"], f"{name}2"),
+            node("Transpose", [f"{name}2"], f"{name}3" if scaled else name, perm=order),
+            *([node(op, [f"{name}3", "c"], name)] if scaled else []),
+        ]
+
+    late = where == "scores"
+    nodes = [
+        *projected("q", [0, 2, 1, 3]),
+        *projected("k", [0, 2, 3, 1]),
+        node("MatMul", ["q", "k"], "s0" if late else "s"),
+        *([node(op, ["s0", "c"], "s")] if late else []),
+        node("Softmax", ["s"], "y", axis=-1),
+    ]
+    return model(nodes, {"x": [1, 6, 8]}, {"y": [1, 2, 6, 6], **more}, constants)
+
+
+class TestScaleQueries:
+    @pytest.mark.parametrize("where", ["q", "k", "scores"])
+    @pytest.mark.parametrize("op", ["Mul", "Div"])
+    @pytest.mark.parametrize("bias", [True, False])
+    def test_the_factor_goes_into_weights(self, op: str, where: str, bias: bool) -> None:
+        made = check(attention(op, where, bias))
+        assert ops(made)[op] == 0
+        assert ops(made)["Mul"] == 0
+
+    @pytest.mark.parametrize("seen", ["s0", "q", "q2", "s"])
+    def test_what_is_seen_keeps_its_values(self, seen: str) -> None:
+        rank = 4
+        made = check(attention("Mul", "scores", **{seen: [None] * rank}))
+        assert ops(made)["Mul"] == 1
+
+    def test_a_factor_of_an_embedding_stays(self) -> None:
+        nodes = [
+            node("Add", ["x", "p"], "a"),
+            node("Reshape", ["a", "heads"], "r"),
+            node("Mul", ["r", "c"], "y"),
+        ]
+        constants = {"p": f32(6, 8), "heads": np.array([1, 6, 2, 4]), "c": np.float32(0.35)}
+        made = check(model(nodes, {"x": [1, 6, 8]}, {"y": [1, 6, 2, 4]}, constants))
+        assert ops(made) == {"Add": 1, "Reshape": 1, "Mul": 1}

@@ -25,6 +25,7 @@ from qdq.prepare.padding import fold_pads, whole_pads
 from qdq.prepare.prelu import spell_out_prelu
 from qdq.prepare.reshapes import merge_reshapes, whole_softmax
 from qdq.prepare.resize import whole_resize
+from qdq.prepare.scores import scale_queries
 from qdq.prepare.shifts import affine_in_blocks, affine_in_one
 from qdq.prepare.shuffle import channel_shuffles
 from qdq.prepare.softmax import split_softmax
@@ -55,6 +56,7 @@ PASSES: tuple[Pass, ...] = (
     layer_norms,
     einsum_products,
     plain_gemms,
+    scale_queries,
     matmul_units,
     fold_affine,
     fold_pads,
