@@ -67,6 +67,8 @@ SIGNED: list[Case] = [
     ("m = Less(c, z) t = Exp(x) y = Where(m, x, t)", FLAT, {"z": values(0.1), "c": (6,)}),
     ("y = LayerNormalization(x, s, b)", FLAT, {"s": (6,), "b": (6,)}),
     ("y = LayerNormalization<axis=1>(x, s)", (2, 3, 4), {"s": (3, 4)}),
+    ("y = InstanceNormalization<epsilon=0.1>(x, s, b)", IMAGE, {"s": (2,), "b": (2,)}),
+    ("y = InstanceNormalization(x, s, b)", (2, 3, 7), {"s": (3,), "b": (3,)}),
     ("y = BatchNormalization<epsilon=0.1>(x, s, b, m, v)", IMAGE,
      {"s": (2,), "b": (2,), "m": (2,), "v": values(0.5, 2)}),
     *(

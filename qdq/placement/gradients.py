@@ -229,13 +229,31 @@ def _layer_norm(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, 
     axes = tape.whole(*range(first, rank))
     _, mean, scale = tape.nodes("LayerNormalization", node.input, 3, **kept)
     normal = tape.times(tape.node("Sub", x, mean), scale)
-    grad = tape.times(one(grads), node.input[1])
+    return {0: _normalized(tape, normal, scale, axes, tape.times(one(grads), node.input[1]))}
+
+
+@rule("InstanceNormalization")
+def _instance_norm(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
+    x, rank = node.input[0], tape.rank(node.input[0])
+    axes = tape.whole(*range(2, rank))
+    centred = tape.node("Sub", x, tape.node("ReduceMean", x, axes, keepdims=1))
+    variance = tape.node("ReduceMean", tape.times(centred, centred), axes, keepdims=1)
+    epsilon = float(attributes(node).get("epsilon", 1e-5))  # type: ignore[arg-type]
+    scale = tape.inverse(tape.node("Sqrt", tape.node("Add", variance, tape.real(epsilon))))
+    gain = tape.node("Reshape", node.input[1], tape.whole(-1, *[1] * (rank - 2)))
+    return {
+        0: _normalized(tape, tape.times(centred, scale), scale, axes, tape.times(one(grads), gain))
+    }
+
+
+def _normalized(tape: Tape, normal: str, scale: str, axes: str, grad: str) -> str:
+    """The gradient of what was normalized: to mean 0, and with ``scale`` to variance 1."""
 
     def middle(value: str) -> str:
         return tape.node("ReduceMean", value, axes, keepdims=1)
 
     along = tape.times(normal, middle(tape.times(grad, normal)))
-    return {0: tape.times(scale, tape.node("Sub", tape.node("Sub", grad, middle(grad)), along))}
+    return tape.times(scale, tape.node("Sub", tape.node("Sub", grad, middle(grad)), along))
 
 
 @rule("BatchNormalization")
