@@ -149,6 +149,11 @@ def begin(
     readers = divisible(prepared, plan) if scheme.smooth else {}
     groups = channel_groups(prepared, plan) if scheme.equalize else ()
     log.info("plan: %d integer nodes, %d float", len(plan.quantized), len(plan.left_float))
+    if scheme.activation.dtype.signed and target.weighs_costs:
+        log.warning(
+            "int8 activations: onnxruntime has kernels for them on Arm; on x86 many of the nodes "
+            "that are planned as integer will run in float, which uint8, the default, avoids"
+        )
     if not plan.quantized:
         log.warning(
             "no node of this model runs on integers: the result computes what the float model "

@@ -171,3 +171,13 @@ def test_the_worth_that_was_chosen_gives_the_same_bytes(wish: dict[str, Any]) ->
     assert placement(made)["worth"] > 0
     again = qdq.quantize(detector(), data, worth=placement(made)["worth"])
     assert len({m.SerializeToString(deterministic=True) for m in (made, again)}) == 1
+
+
+@pytest.mark.parametrize(("dtype", "warned"), [(qdq.INT8, 1), (qdq.UINT8, 0)])
+def test_types_that_x86_has_few_kernels_for(
+    dtype: Any, warned: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, "qdq")
+    scheme = qdq.Scheme(activation=qdq.QuantSpec(dtype=dtype))
+    qdq.quantize(detector(), feeds(SHAPE), scheme=scheme)
+    assert sum("int8 activations" in r.message for r in caplog.records) == warned

@@ -382,7 +382,7 @@ class TestHonoured:
         made(tmp_path, activation_type=QuantType.QInt8)
         made(tmp_path, calibration_providers=["CUDAExecutionProvider", "CPUExecutionProvider"])
         assert [r.message.partition(":")[0].partition("=")[0] for r in caplog.records] == [
-            "activation_type",
+            "int8 activations",
             "calibration_providers",
         ]
 

@@ -184,8 +184,6 @@ def _types(activation: object, weight: object) -> tuple[IntType, IntType]:
             "activation_type=QInt8 with weight_type=QUInt8: no kernel multiplies these; leave "
             "both out for uint8 activations and int8 weights"
         )
-    if x == INT8:
-        log.warning("activation_type=QInt8: on x86 fewer nodes fuse than with the default, uint8")
     return x, w
 
 
