@@ -581,14 +581,50 @@ class TestEinsum:
         assert ops(made) == {"MatMul": 1}
 
     @pytest.mark.parametrize(
+        ("equation", "turns"),
+        [
+            ("bhlk,bhtk->bhlt", 1),  # CvT
+            ("ibnd,jbnd->bnij", 2),  # XLNet
+            ("bqc,bck->bqk", 0),
+            ("aecd,abcd->acbe", 2),  # Keras, scores: the second one has the rows
+            ("acbe,aecd->abcd", 2),  # and what comes of them
+            ("ij,jk->ki", 2),
+            ("ij,kj->ik", 1),
+        ],
+    )
+    @pytest.mark.parametrize("constant", [False, True])
+    def test_a_batch_of_products(self, equation: str, turns: int, constant: bool) -> None:
+        left, result = equation.split("->")
+        sizes = dict(zip("abcdehijklnqst", range(2, 16), strict=False))
+        x, w, y = ([sizes[i] for i in term] for term in (*left.split(","), result))
+        nodes = [node("Einsum", ["x", "w"], "y", equation=equation)]
+        inputs = {"x": x} if constant else {"x": x, "w": w}
+        constants = {"w": f32(*w)} if constant else {}
+        made = check(model(nodes, inputs, {"y": y}, constants))
+        assert ops(made)["Einsum"] == 0
+        assert ops(made)["MatMul"] == 1
+        assert ops(made)["Transpose"] <= turns
+
+    def test_of_any_size(self) -> None:
+        nodes = [node("Einsum", ["x", "w"], "y", equation="ibnd,jbnd->bnij")]
+        inputs = {"x": ["i", "b", 2, 3], "w": ["j", "b", 2, 3]}
+        made = prepare(model(nodes, inputs, {"y": ["b", 2, "i", "j"]}))
+        assert ops(made) == {"Transpose": 2, "MatMul": 1}
+        data = [{"x": f32(4, 5, 2, 3), "w": f32(6, 5, 2, 3, seed=1)}]
+        ((found,),) = run(made, data, fused=False)
+        exact = np.einsum("ibnd,jbnd->bnij", data[0]["x"], data[0]["w"])
+        assert np.allclose(found, exact, atol=1e-5)
+
+    @pytest.mark.parametrize(
         ("equation", "x", "w", "y"),
         [
-            ("bind,snd->bnis", [1, 4, 2, 3], (5, 2, 3), [1, 2, 4, 5]),  # a batch of matrices
             ("hib,hd->ibd", [6, 2, 3], (6, 4), [2, 3, 4]),  # sums over x's first axis
-            ("bd,od->ob", [3, 6], (4, 6), [4, 3]),
             ("bd,od->o", [3, 6], (4, 6), [4]),
             ("bd,ode->bo", [3, 6], (4, 6, 2), [3, 4]),  # sums over an axis of the constant alone
             ("...d,od->...o", [2, 3, 6], (4, 6), [2, 3, 4]),
+            ("bij,bij->b", [2, 3, 4], (2, 3, 4), [2]),
+            ("bi,bj->bij", [2, 3], (2, 4), [2, 3, 4]),
+            ("bij,bjk->bik", [2, 3, 1], (2, 4, 5), [2, 3, 5]),  # widens
         ],
     )
     def test_others_stay(self, equation, x, w, y) -> None:

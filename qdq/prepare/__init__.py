@@ -10,7 +10,7 @@ from qdq.prepare.bias import spell_out_bias
 from qdq.prepare.cleanup import drop_idle_nodes
 from qdq.prepare.constants import constant_nodes, fold_constants
 from qdq.prepare.editing import Editor
-from qdq.prepare.einsum import einsum_products
+from qdq.prepare.einsum import einsum_batches, einsum_products
 from qdq.prepare.gelu import gelus
 from qdq.prepare.gemm import plain_gemms
 from qdq.prepare.half import widen_float16
@@ -55,6 +55,7 @@ PASSES: tuple[Pass, ...] = (
     spell_out_prelu,
     layer_norms,
     einsum_products,
+    einsum_batches,
     plain_gemms,
     scale_queries,
     matmul_units,

@@ -1,4 +1,4 @@
-"""Einsum by a constant: a MatMul, which has an integer kernel and a faster float one."""
+"""Einsum of two tensors as a MatMul, which has an integer kernel and a way back."""
 
 from collections.abc import Sequence
 from math import prod
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from qdq.prepare.editing import Editor, Node
 
-__all__ = ["einsum_products"]
+__all__ = ["einsum_batches", "einsum_products"]
 
 
 class _Product(NamedTuple):
@@ -43,6 +43,83 @@ def einsum_products(ed: Editor) -> None:
         if found is not None and value is not None:
             order = [found.labels.index(i) for i in found.inner + found.outer]
             ed.replace([node], _written(ed, node, found, np.transpose(value, order)))
+
+
+def einsum_batches(ed: Editor) -> None:
+    """Einsum of two tensors that is a batch of products of matrices becomes a MatMul.
+
+    The axes of both are brought into the order batch, rows, columns, and those of the product into
+    the order of the result; the runtime's Einsum does the same inside. What sums over several
+    axes, or has several axes of one tensor alone, stays an Einsum: it would need a Reshape.
+    """
+    for node in ed.nodes("Einsum"):
+        found = _terms(node)
+        if found is None or not _is_float(ed, node) or _broadcasts(ed, node, found[0]):
+            continue
+        (a, b), result = found
+        inner = [i for i in a if i in b and i not in result]
+        alone = [[i for i in term if i not in other] for term, other in ((a, b), (b, a))]
+        batch = [i for i in result if i in a and i in b]
+        if len(inner) != 1 or any(len(one) != 1 or one[0] not in result for one in alone):
+            continue
+        (row,), (column,) = alone
+        slots = (0, 1) if result.index(row) < result.index(column) else (1, 0)
+        terms, ends = (a, b), (row, column)
+        orders = ([*batch, ends[slots[0]], *inner], [*batch, *inner, ends[slots[1]]])
+        new: list[onnx.NodeProto] = []
+        sides = [
+            _turned(ed, node, node.input(slot), (terms[slot], "".join(order)), new)
+            for slot, order in zip(slots, orders, strict=True)
+        ]
+        made = "".join([*batch, ends[slots[0]], ends[slots[1]]])
+        y = node.output if made == result else ed.fresh(f"{node.output}_batches")
+        new.append(ed.new_node("MatMul", sides, [y], node.name))
+        if made != result:
+            shape = ed.shape(node.output)
+            if shape is not None:
+                ed.set_type(y, ed.elem_type(node.output), [shape[result.index(i)] for i in made])
+            new.append(_transpose(ed, node, [y, node.output], [made.index(i) for i in result]))
+        ed.replace([node], new)
+
+
+def _is_float(ed: Editor, node: Node) -> bool:
+    kinds = [ed.dtype(name) for name in node.inputs]
+    return all(kind is not None and kind.kind == "f" for kind in kinds)
+
+
+def _broadcasts(ed: Editor, node: Node, terms: Sequence[str]) -> bool:
+    """Whether an axis of size 1 stands for as many as the other tensor has."""
+    a, b = (
+        dict(zip(term, ed.shape(name) or (), strict=False))
+        for term, name in zip(terms, node.inputs, strict=True)
+    )
+    sizes = [(a.get(label), b.get(label)) for label in set(a) & set(b)]
+    return any(x != y for x, y in sizes if x is not None and y is not None)
+
+
+def _turned(
+    ed: Editor, node: Node, name: str, labels: tuple[str, str], new: list[onnx.NodeProto]
+) -> str:
+    """A tensor with its axes in another order: a constant, or behind a Transpose added to new."""
+    have, want = labels
+    order = [have.index(i) for i in want]
+    value = ed.array(name)
+    if have == want:
+        return name
+    if value is not None:
+        turned = np.ascontiguousarray(np.transpose(value, order))
+        return ed.add_constant(f"{node.name}_{want}", turned)
+    result = ed.fresh(f"{name}_{want}")
+    shape = ed.shape(name)
+    if shape is not None:
+        ed.set_type(result, ed.elem_type(name), [shape[k] for k in order])
+    new.append(_transpose(ed, node, [name, result], order))
+    return result
+
+
+def _transpose(ed: Editor, node: Node, ends: Sequence[str], order: Sequence[int]) -> onnx.NodeProto:
+    name = ed.fresh(f"{node.name}_transpose")
+    return ed.new_node("Transpose", [ends[0]], [ends[1]], name, perm=list(order))
 
 
 def _written(
@@ -85,14 +162,23 @@ def _reshape(
     return ed.new_node("Reshape", [ends[0], shape], [ends[1]], ed.fresh(name))
 
 
-def _product(ed: Editor, node: Node) -> _Product | None:
-    """None where it is none."""
+def _terms(node: Node) -> tuple[list[str], str] | None:
+    """Labels of two operands and of the result, none of them twice; None for other equations."""
     left, _, result = node.attr("equation", "").replace(" ", "").partition("->")
     terms = left.split(",")
     if len(terms) != 2 or not result or not "".join([*terms, result]).isalpha():
         return None
     if any(len(set(term)) < len(term) for term in (*terms, result)):
         return None
+    return terms, result
+
+
+def _product(ed: Editor, node: Node) -> _Product | None:
+    """None where it is none."""
+    found = _terms(node)
+    if found is None:
+        return None
+    terms, result = found
     for slot in (0, 1):
         weight, x = node.input(slot), node.input(1 - slot)
         dtype = ed.dtype(weight)
