@@ -330,3 +330,17 @@ def test_compare_tells_where_the_noise_arises() -> None:
     assert gains.keys() == {"leave LSTM_a float", "leave LSTM_c float"}
     assert min(gains.values()) > 0.2
     assert all(n.integer == (n.op_type == INT8) for n in report.nodes)
+
+
+def test_compare_takes_what_onnxruntimes_quantizer_makes(tmp_path: Any) -> None:
+    from onnxruntime.quantization import quantize_dynamic
+
+    net, data = stack(), feeds(SHAPE)
+    save(net, tmp_path / "float.onnx")
+    paths = tmp_path / "float.onnx", tmp_path / "int8.onnx"
+    quantize_dynamic(*paths, op_types_to_quantize=["LSTM"])
+    report = qdq.compare(net, paths[1], data, repeats=0)
+    shares = {n.name: n.share for n in report.nodes if n.integer}
+    assert shares.keys() == {"LSTM_a", "LSTM_c"}
+    assert sum(shares.values()) == pytest.approx(1.0)
+    assert {a.what for a in report.advice} == {"leave LSTM_a float", "leave LSTM_c float"}

@@ -254,6 +254,12 @@ class TestConstants:
         made = check(model(nodes, {"x": [1, 4, 5, 5]}, {"y": [1, 8, 3, 3]}, constants))
         assert ops(made) == {"Conv": 1}
 
+    def test_a_gelu_of_constants_stays(self) -> None:
+        # onnx.reference has none and refuses the node, not its run
+        nodes = [node("Gelu", ["k"], "g"), node("Add", ["x", "g"], "y")]
+        made = check(model(nodes, {"x": [2]}, {"y": [2]}, {"k": vec(1, 2)}))
+        assert ops(made)["Add"] == 1
+
     def test_random_stays(self) -> None:
         nodes = [
             node("RandomNormalLike", ["k"], "r", seed=1.0),

@@ -625,6 +625,9 @@ class TestEinsum:
             ("bij,bij->b", [2, 3, 4], (2, 3, 4), [2]),
             ("bi,bj->bij", [2, 3], (2, 4), [2, 3, 4]),
             ("bij,bjk->bik", [2, 3, 1], (2, 4, 5), [2, 3, 5]),  # widens
+            ("bd,od->bo", [3, 1], (4, 6), [3, 4]),
+            ("bd,od->bo", [3, 6], (4, 1), [3, 4]),
+            ("bd,od->bo", [3, "D"], (4, 1), [3, 4]),
         ],
     )
     def test_others_stay(self, equation, x, w, y) -> None:

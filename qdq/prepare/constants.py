@@ -24,7 +24,7 @@ _MAX_ROUNDS = 16
 _FOLDABLE = frozenset({
     "Abs", "Add", "And", "BatchNormalization", "Cast", "Ceil", "Clip", "Concat", "ConstantOfShape",
     "Cos", "CumSum", "Div", "Equal", "Erf", "Exp", "Expand", "EyeLike", "Flatten", "Floor",
-    "Gather", "GatherElements", "GatherND", "Gelu", "Gemm", "Greater", "GreaterOrEqual", "Identity",
+    "Gather", "GatherElements", "GatherND", "Gemm", "Greater", "GreaterOrEqual", "Identity",
     "InstanceNormalization", "LayerNormalization", "LeakyRelu", "Less", "LessOrEqual", "Log",
     "MatMul", "Max", "Min", "Mod", "Mul", "Neg", "Not", "OneHot", "Or", "Pow", "Range",
     "Reciprocal", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum",
@@ -109,8 +109,8 @@ def _evaluate(ed: Editor, node: Node) -> list[onnx.TensorProto] | None:
     if proto is None:
         return None
     feeds = {i: v for i, v in feeds.items() if i in proto.input}
-    session = onnx.reference.ReferenceEvaluator(proto, opsets={"": ed.opset})
     try:
+        session = onnx.reference.ReferenceEvaluator(proto, opsets={"": ed.opset})
         with np.errstate(all="ignore"):
             values = [np.asarray(v) for v in session.run(None, feeds)]
     except Exception:

@@ -88,13 +88,13 @@ def _is_float(ed: Editor, node: Node) -> bool:
 
 
 def _broadcasts(ed: Editor, node: Node, terms: Sequence[str]) -> bool:
-    """Whether an axis of size 1 stands for as many as the other tensor has."""
+    """Whether an axis of size 1 may stand for as many as the other tensor has."""
     a, b = (
         dict(zip(term, ed.shape(name) or (), strict=False))
         for term, name in zip(terms, node.inputs, strict=True)
     )
     sizes = [(a.get(label), b.get(label)) for label in set(a) & set(b)]
-    return any(x != y for x, y in sizes if x is not None and y is not None)
+    return any(x != y and 1 in (x, y) for x, y in sizes)
 
 
 def _turned(
@@ -176,7 +176,7 @@ def _terms(node: Node) -> tuple[list[str], str] | None:
 def _product(ed: Editor, node: Node) -> _Product | None:
     """None where it is none."""
     found = _terms(node)
-    if found is None:
+    if found is None or _broadcasts(ed, node, found[0]):
         return None
     terms, result = found
     for slot in (0, 1):

@@ -154,8 +154,8 @@ def match(source: onnx.ModelProto, quantized: onnx.ModelProto) -> Match:
     in common with the quantized one.
 
     Raises:
-        ModelError: if no tensor of the float model has codes in the quantized one, unless qdq
-            made that and left everything float.
+        ModelError: if no tensor of the float model has codes in the quantized one, and no node
+            rounds by itself, unless qdq made that and left everything float.
     """
     graph = Graph(plain(quantized))
     makers = {(n.op_type, o) for n in graph.nodes for o in n.output}
@@ -164,7 +164,8 @@ def match(source: onnx.ModelProto, quantized: onnx.ModelProto) -> Match:
     float_graph = max(forms, key=lambda g: sum((n.op_type, n.output[0]) in makers for n in g.nodes))
     found = _Matcher(float_graph, graph).match(names)
     all_float = quantized.producer_name == "qdq"  # qdq may find that nothing pays
-    if not (found.coded or found.constants or all_float):
+    dynamic = any(site.exact is not None for site in found.sites)
+    if not (found.coded or found.constants or dynamic or all_float):
         raise ModelError(
             "the quantized model has no QuantizeLinear and DequantizeLinear around a tensor of the "
             "float model; compare wants the float model and a QDQ model that was made of it"
