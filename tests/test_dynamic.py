@@ -22,8 +22,10 @@ from qdq.api import collect_statistics, run
 from qdq.dynamic import make_dynamic
 from qdq.graph import Graph
 from qdq.modelio import save
-from qdq.placement import place
-from qdq.placement.frontier import HARMS
+from qdq.ops import demand_of
+from qdq.ops.demand import NodeView, TensorView
+from qdq.placement import gains, place
+from qdq.placement.frontier import HARMS, rounded_by
 from qdq.targets import ORT_CPU_NO_VNNI, PORTABLE
 
 STEPS, WIDTH = 40, 192
@@ -86,6 +88,7 @@ def test_a_default_call_runs_lstms_on_integers(caplog: pytest.LogCaptureFixture)
     names = {t.name for t in result.model.graph.initializer}
     assert names.isdisjoint({"W0", "R0", "W1", "R1"})  # a quarter of the size, not five quarters
     assert result.harm.keys() >= {"W0", "W1"}
+    assert rounded_by(result.plan) >= {"W0", "W1"}
 
 
 @given(
@@ -179,6 +182,27 @@ def test_without_measuring_it_stays_float() -> None:
     assert "the calibrator keeps histograms" in place.UNSEEN
 
 
+def test_batches_first_stay_float() -> None:
+    """onnxruntime's CPU provider has no kernel for that at all, so nothing is run."""
+    weight = TensorView(name="w", constant=True)
+    view = NodeView(
+        name="cell",
+        op_type="LSTM",
+        inputs=(TensorView(name="x"), weight, weight),
+        outputs=("y",),
+        attributes={"layout": 1},
+    )
+    assert "layout=0" in str(demand_of(view))
+
+
+def test_a_clamp_behind_it_stays() -> None:
+    nodes = [lstm(outputs=("a",)), node("Relu", ["a"], "r"), node("Neg", ["r"], "y")]
+    net = model(nodes, SHAPE, {"y": ANY}, cell(WIDTH, WIDTH))
+    _, found = quantized(net, feeds(SHAPE))
+    assert found.ops[INT8] == found.ops["Relu"] == 1
+    assert found.sqnr > 30
+
+
 def test_small_ones_stay_float() -> None:
     constants = cell(32, 32)
     net = model([lstm(hidden=32)], {"x": [40, 1, 32]}, {"y": ANY}, constants)
@@ -252,14 +276,15 @@ def shared() -> onnx.ModelProto:
     return model(nodes, SHAPE | {"z": SHAPE["x"]}, {"y": ANY}, made)
 
 
-def test_those_of_one_weight_count_together() -> None:
+@pytest.mark.parametrize("loud", ["x", "z"])
+def test_those_of_one_weight_count_together(loud: str) -> None:
     net = shared()
     data = feeds(SHAPE | {"z": SHAPE["x"]})
     result = run(net, data)
     assert result.plan.quantized == ("LSTM_a", "LSTM_b")
     assert compare(net, result.model, data).sqnr > 30
     for feed in data:  # one of the two reads what it must not round
-        feed["z"][:, :, 0] = 1e5
+        feed[loud][:, :, 0] = 1e5
     net = onnx.ModelProto.FromString(net.SerializeToString())
     weight = onnx.numpy_helper.to_array(net.graph.initializer[0]).copy()
     weight[:, :, 0] = 0.0
@@ -344,3 +369,10 @@ def test_compare_takes_what_onnxruntimes_quantizer_makes(tmp_path: Any) -> None:
     assert shares.keys() == {"LSTM_a", "LSTM_c"}
     assert sum(shares.values()) == pytest.approx(1.0)
     assert {a.what for a in report.advice} == {"leave LSTM_a float", "leave LSTM_c float"}
+
+
+def test_of_many_several_are_measured_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = run(stack(), feeds(SHAPE))
+    monkeypatch.setattr(gains, "_MOST_RUNS", 1)
+    together = run(stack(), feeds(SHAPE))
+    assert together.harm["W0"] == together.harm["W1"] > max(alone.harm["W0"], alone.harm["W1"])

@@ -220,3 +220,16 @@ def test_what_depends_on_no_input_stays_float() -> None:
     result = run(made, feeds({"x": [8, K]}), calibrator=MinMax(), target=FORCED)
     assert "depends on no input" in " ".join(result.left_float.values())
     assert sum(n.op_type == "MatMul" for n in optimized(result.model).nodes) == 0
+
+
+def test_random_numbers_are_made_anew_each_time() -> None:
+    nodes = [
+        node("RandomNormal", [], "k", shape=[8, K]),
+        node("MatMul", ["k", "w"], "p"),
+        node("MatMul", ["x", "w"], "q"),
+        node("Add", ["p", "q"], "y"),
+    ]
+    made = model(nodes, {"x": [8, K]}, {"y": [8, K]}, {"w": weights(K, K)})
+    result = run(made, feeds({"x": [8, K]}), calibrator=MinMax(), target=FORCED)
+    assert "MatMul_p" in result.plan.quantized
+    assert "depends on no input" not in " ".join(result.left_float.values())

@@ -15,6 +15,7 @@ from qdq.api import run
 from qdq.errors import ConfigError
 from qdq.graph import Graph
 from qdq.placement.harm import LONE, Judged, read, relative_error, worst_decibels
+from qdq.placement.ranking import in_order
 from qdq.placement.trial import Trial
 from qdq.placement.wholes import judged, logits_of
 from qdq.prepare import prepare
@@ -287,6 +288,42 @@ def test_entries_that_a_topk_puts_in_another_order_are_no_error() -> None:
     assert read(reference, value, ranked).harm > 1e-3
 
 
+@pytest.mark.parametrize("shape", [(2, 5, 4), (1, 1001, 4), (1, 1, 4)])
+def test_where_entries_keep_their_order(shape: tuple[int, ...]) -> None:
+    """A batch, too many, and one alone."""
+    reference = {"y": np.random.default_rng(0).standard_normal(shape)}
+    value = {"y": reference["y"][:, ::-1]}
+    assert in_order(reference, value, {"y": 1}) is value
+
+
+def test_other_numbers_of_entries_are_let_be() -> None:
+    x = np.random.default_rng(0).standard_normal((1, 5, 4))
+    value = {"y": x[:, :3]}
+    assert in_order({"y": x}, value, {"y": 1}) is value
+
+
+@pytest.mark.parametrize("lost", [np.nan, np.inf])
+def test_every_entry_is_used_once(lost: float) -> None:
+    """More equal ones than there are rounds, and some that are no numbers."""
+    r = np.random.default_rng(0)
+    x = np.concatenate([np.zeros(60), r.standard_normal(40)]).reshape(1, 100, 1)
+    y = x[:, r.permutation(100)]
+    y[0, np.argmax(y[0, :, 0])] = lost
+    found = in_order({"y": x}, {"y": y}, {"y": 1})["y"]
+    assert np.array_equal(np.sort(found, None), np.sort(y, None), equal_nan=True)
+    assert np.sum(found != x) <= 2
+
+
+def test_all_ranked_tensors_tell_the_order_whatever_their_scale() -> None:
+    r = np.random.default_rng(0)
+    reference = {"id": np.arange(20.0).reshape(20, 1), "noise": np.full((20, 1), 1e6)}
+    order = r.permutation(20)
+    value = {"id": reference["id"][order], "noise": 1e6 + 1e2 * r.standard_normal((20, 1))}
+    for names in (("id", "noise"), ("noise", "id")):
+        found = in_order(reference, value, dict.fromkeys(names, 0))
+        assert np.array_equal(found["id"], reference["id"])
+
+
 def test_what_a_topk_orders_is_found() -> None:
     nodes = [
         node("MatMul", ["x", "w"], "s"),
@@ -299,3 +336,17 @@ def test_what_a_topk_orders_is_found() -> None:
     shapes = {"x": [1, 8], "x2": [1, 30, 7]}
     made = model(nodes, shapes, {"y": [1, 5, 7], "v": [1, 5], "z": [1, 30, 7]}, constants)
     assert judged(Graph(prepare(made))).ranked == {"y": 1, "v": 1}
+
+
+def test_each_topk_has_an_order_of_its_own() -> None:
+    nodes = [
+        node("TopK", ["x", "k"], ["v", "i"], axis=1),
+        node("TopK", ["x2", "k"], ["w", "j"], axis=1),
+        node("Add", ["v", "w"], "both"),
+        node("TopK", ["v", "k"], ["z", "l"], axis=1),
+        node("Neg", ["v"], "n"),
+    ]
+    shapes = {"x": [1, 30], "x2": [1, 30]}
+    outputs = {key: [1, 5] for key in ("w", "both", "n", "z", "v")}
+    made = model(nodes, shapes, outputs, {"k": np.array([5])})
+    assert judged(Graph(prepare(made))).ranked == {"n": 1, "v": 1}

@@ -240,19 +240,29 @@ class TestConstants:
         made = check(model(nodes, {"x": [6, 1]}, {"y": [6, 1]}, constants))
         assert ops(made) == {"Mul": 1}
 
-    def test_standardized_weights_fold(self) -> None:
+    @pytest.mark.parametrize(
+        ("rows", "seen", "folds"), [(1, False, True), (2, False, False), (1, True, False)]
+    )
+    def test_standardized_weights_fold(self, rows: int, seen: bool, folds: bool) -> None:
         # as in BiT: torch exports batch_norm(weight, training=True)
         one, none = np.ones(8, np.float32), np.zeros(8, np.float32)
         # (the runtime writes its statistics over m0 and v0, so they are no one else's)
         nodes = [
-            node("BatchNormalization", ["k", *"sb", "m0", "v0"], ["n", *"mv"], training_mode=1),
+            node(
+                "BatchNormalization",
+                ["k", *"sb", "m0", "v0"],
+                ["n", *"mv"],
+                training_mode=1,
+                epsilon=0.3,
+            ),
             node("Reshape", ["n", "shape"], "w"),
             node("Conv", ["x", "w"], "y"),
         ]
         stats = {"s": one, "b": none, "m0": none, "v0": one}
-        constants = {"k": weights(1, 8, 36), **stats, "shape": ints(8, 4, 3, 3)}
-        made = check(model(nodes, {"x": [1, 4, 5, 5]}, {"y": [1, 8, 3, 3]}, constants))
-        assert ops(made) == {"Conv": 1}
+        constants = {"k": weights(rows, 8, 36 // rows), **stats, "shape": ints(8, 4, 3, 3)}
+        outputs = {"y": [1, 8, 3, 3]} | ({"m": [8]} if seen else {})
+        made = check(model(nodes, {"x": [1, 4, 5, 5]}, outputs, constants))
+        assert ops(made)["BatchNormalization"] == (0 if folds else 1)
 
     def test_a_gelu_of_constants_stays(self) -> None:
         # onnx.reference has none and refuses the node, not its run

@@ -618,6 +618,9 @@ class TestEinsum:
     @pytest.mark.parametrize(
         ("equation", "x", "w", "y"),
         [
+            ("bdd,od->bo", [3, 6, 6], (4, 6), [3, 4]),  # a diagonal
+            ("d,od->o", [6], (4, 6), [4]),
+            ("b,o->bo", [3], (4,), [3, 4]),
             ("hib,hd->ibd", [6, 2, 3], (6, 4), [2, 3, 4]),  # sums over x's first axis
             ("bd,od->o", [3, 6], (4, 6), [4]),
             ("bd,ode->bo", [3, 6], (4, 6, 2), [3, 4]),  # sums over an axis of the constant alone
@@ -663,6 +666,17 @@ def attention(op: str, where: str, bias: bool = True, **more) -> onnx.ModelProto
 
 
 class TestScaleQueries:
+    def test_factors_of_all_three_at_once(self) -> None:
+        net = attention("Mul", "scores")
+        graph = net.graph
+        at = next(k for k, n in enumerate(graph.node) if n.output[0] == "s0")
+        for name in ("q", "k"):
+            graph.node[at].input[{"q": 0, "k": 1}[name]] = f"{name}c"
+            graph.node.insert(at, node("Mul", [name, "c"], f"{name}c"))
+            at += 1
+        made = check(net)
+        assert ops(made)["Mul"] == 0
+
     @pytest.mark.parametrize("where", ["q", "k", "scores"])
     @pytest.mark.parametrize("op", ["Mul", "Div"])
     @pytest.mark.parametrize("bias", [True, False])
@@ -671,11 +685,37 @@ class TestScaleQueries:
         assert ops(made)[op] == 0
         assert ops(made)["Mul"] == 0
 
-    @pytest.mark.parametrize("seen", ["s0", "q", "q2", "s"])
+    @pytest.mark.parametrize("seen", ["s0", "q", "q2", "q1", "q0", "s"])
     def test_what_is_seen_keeps_its_values(self, seen: str) -> None:
-        rank = 4
+        rank = 3 if seen in ("q0", "q1") else 4
         made = check(attention("Mul", "scores", **{seen: [None] * rank}))
         assert ops(made)["Mul"] == 1
+
+    def test_what_a_branch_reads_keeps_its_name(self) -> None:
+        net = attention("Mul", "scores")
+        net.graph.output.add(name="z").type.CopyFrom(net.graph.output[0].type)
+        inner = onnx.helper.make_tensor_value_info("n", onnx.TensorProto.FLOAT, None)
+        then, other = (
+            onnx.helper.make_graph([node(op, ["s"], "n")], op, [], [inner]) for op in ("Neg", "Abs")
+        )
+        net.graph.node.extend(
+            [
+                node("ReduceMax", ["x"], "m", keepdims=0),
+                node("Greater", ["m", "c"], "large"),
+                node("If", ["large"], "z", then_branch=then, else_branch=other),
+            ]
+        )
+        assert ops(check(net))["Mul"] == 1
+
+    def test_in_double_precision(self) -> None:
+        net = attention("Mul", "scores")
+        for t in net.graph.initializer:
+            if t.data_type == onnx.TensorProto.FLOAT:
+                value = onnx.numpy_helper.to_array(t).astype(np.float64)
+                t.CopyFrom(onnx.numpy_helper.from_array(value, t.name))
+        for v in (*net.graph.input, *net.graph.output):
+            v.type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
+        assert ops(check(net))["Mul"] == 0
 
     def test_a_factor_of_an_embedding_stays(self) -> None:
         nodes = [

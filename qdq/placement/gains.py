@@ -37,6 +37,7 @@ log: logging.Logger = logging.getLogger(__name__)
 _MOST = 1e30  # of an energy; infinity times no noise is not a number
 _MANY = 600  # nodes, of both ways; to optimize more takes longer than few samples can win
 _MOST_BYTES = 1 << 30  # of activations, which wait for the way back, and weights that are copied
+_MOST_RUNS = 16  # of each sample for dynamic kernels: each is one of the whole model
 _MOST_SHOWN = 1 << 26  # of what a sample's outputs take; those of all samples are kept
 
 
@@ -106,6 +107,8 @@ def dynamic_errors(
 ) -> Gradients:
     """Run the samples with one dynamic kernel at a time: the errors of the outputs.
 
+    Of more than a few, several at a time; then each counts with the error of all of them.
+
     What such a kernel rounds depends on the values of a run, and there is no way back through it.
 
     Args:
@@ -124,14 +127,18 @@ def dynamic_errors(
         return Gradients()
     by = judged(Graph(model))
 
-    def errors(names: set[str]) -> list[float]:
+    def errors(weights: Sequence[str]) -> list[list[float]]:
+        names = set().union(*(nodes[weight] for weight in weights))
         rounded = Observer(with_dynamic(model, names), by.names, few=True)
         pairs = zip(exact, kept.values(), strict=True)
-        return [read(seen, rounded.run(feed), by).harm for seen, feed in pairs]
+        return [[read(seen, rounded.run(feed), by).harm for seen, feed in pairs]] * len(weights)
 
-    columns = np.array([errors(names) for names in nodes.values()], np.float32)
+    order = list(nodes)
+    size = -(-len(order) // _MOST_RUNS)
+    groups = [order[k : k + size] for k in range(0, len(order), size)]
+    columns = np.array([row for group in groups for row in errors(group)], np.float32)
     rows = {digest.hex(): columns[:, k] for k, digest in enumerate(kept)}
-    return Gradients(tensors=tuple(nodes), energies=rows)
+    return Gradients(tensors=tuple(order), energies=rows)
 
 
 def typical(found: Gradients) -> dict[str, float]:

@@ -126,24 +126,29 @@ def judged(graph: Graph) -> Judged:
 
 
 def _ranked(graph: Graph, names: tuple[str, ...]) -> dict[str, int]:
-    """Tensors behind a TopK, of one entry for each that it chose → the axis of the entries."""
-    behind: dict[str, set[int]] = {}
-    for node in graph.nodes:
-        sizes = set().union(*(behind.get(name, ()) for name in node.input))
+    """Tensors of one entry for each that a TopK chose → the axis of the entries.
+
+    The last TopK on the way has put them in order. Of several with an order of their own, those of
+    the first are told.
+    """
+    chosen: dict[int, int] = {}  # node → how many
+    behind: dict[str, frozenset[int]] = {}
+    for index, node in enumerate(graph.nodes):
+        last = frozenset().union(*(behind.get(name, frozenset()) for name in node.input))
         if node.op_type == "TopK":
             shape = graph.shape(node.output[0]) or ()
             axis = int(attributes(node).get("axis", -1))  # type: ignore[call-overload]
-            count = shape[axis] if shape else None
-            sizes |= {count} if count is not None and count > 1 else set()
-        if sizes:
-            behind.update((name, sizes) for name in node.output if name)
-    found = {}
+            chosen[index] = (shape[axis] if shape else 0) or 0
+            last = frozenset([index])
+        if last:
+            behind.update((name, last) for name in node.output if name)
+    found: dict[int, dict[str, int]] = {}
     for name in names:
-        shape = graph.shape(name) or ()
-        axes = [i for i, d in enumerate(shape) if d in behind.get(name, ())]
-        if len(axes) == 1:
-            found[name] = axes[0]
-    return found
+        for index in behind.get(name, ()) if len(behind.get(name, ())) == 1 else ():
+            axes = [k for k, d in enumerate(graph.shape(name) or ()) if d == chosen[index] > 1]
+            if len(axes) == 1:
+                found.setdefault(index, {})[name] = axes[0]
+    return found[min(found)] if found else {}
 
 
 def _lone_logit(graph: Graph, output: str) -> str | None:

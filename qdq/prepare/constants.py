@@ -100,6 +100,8 @@ def _evaluate(ed: Editor, node: Node) -> list[onnx.TensorProto] | None:
         return None
     if not all(i in ed.constants for i in node.inputs if i):
         return None
+    if node.op == "LayerNormalization" and any(node.outputs[1:]):
+        return None  # whose types the reference evaluation gets wrong
     feeds = {i: v for i in node.inputs if (v := ed.array(i)) is not None}
     limit = max(_MAX_BYTES, 2 * sum(v.nbytes for v in feeds.values()))
     if sum(_expected_bytes(ed, o) for o in node.outputs if o) > limit:

@@ -37,11 +37,20 @@ def _linear_before(ed: Editor, name: str) -> Node | None:
     product = ed.maker(name, "MatMul")
     if product is not None and ed.only_user(name) and product.input(1) not in ed.constants:
         name = product.input(0)
-    while ed.only_user(name) and (move := ed.maker(name, *_MOVES)) is not None:
-        name = move.input(0)
+    while ed.only_user(name) and (before := _passed(ed, name)) is not None:
+        name = before
     if name == start or not ed.only_user(name):
         return None
     return _linear(ed, name)
+
+
+def _passed(ed: Editor, name: str) -> str | None:
+    """What a tensor is made of by a move, or by another factor."""
+    move = ed.maker(name, *_MOVES)
+    if move is not None:
+        return move.input(0)
+    scaled = with_scalar(ed, ed.maker(name, "Mul", "Div"))
+    return None if scaled is None else scaled[0]
 
 
 def _linear(ed: Editor, name: str) -> Node | None:
