@@ -6,9 +6,12 @@ from collections.abc import Mapping
 import numpy as np
 import onnx
 
+from qdq.errors import ModelError
 from qdq.graph import Graph, attributes
 from qdq.light import without_large
 from qdq.ops.demand import NodeView, TensorView
+from qdq.prepare.constants import fold_constants
+from qdq.prepare.editing import Editor
 
 __all__ = ["node_view", "nominal_graph"]
 
@@ -88,6 +91,33 @@ def nominal_graph(
         value.type.tensor_type.ClearField("shape")
     try:
         inferred = onnx.shape_inference.infer_shapes(scratch, data_prop=True)
-    except (onnx.shape_inference.InferenceError, RuntimeError):
+        if any(map(_is_open, inferred.graph.value_info)):
+            inferred = _computed(scratch)
+    except (onnx.shape_inference.InferenceError, RuntimeError, ModelError):
         return Graph(model)
     return Graph(model, types=inferred)
+
+
+def _is_open(value: onnx.ValueInfoProto) -> bool:
+    """Whether shape inference left a dimension of the tensor, or its rank, unknown."""
+    kind = value.type.tensor_type
+    dims = kind.shape.dim
+    return not kind.HasField("shape") or any(not d.HasField("dim_value") for d in dims)
+
+
+def _computed(scratch: onnx.ModelProto) -> onnx.ModelProto:
+    """``scratch``, whose inputs have numbers for shapes, with what is computed from these.
+
+    Shape inference follows few operators on shapes: not the division by which exporters find the
+    length behind a strided convolution. All of that is constant here, so it is folded, and with it
+    the targets of reshapes are known.
+    """
+    ed = Editor(scratch)
+    fold_constants(ed)
+    ed.finish()
+    given = {v.name: v for v in (*scratch.graph.input, *scratch.graph.output)}
+    del scratch.graph.value_info[:]
+    for name, kind in ed.types.items():
+        value = given[name] if name in given else scratch.graph.value_info.add(name=name)
+        value.type.CopyFrom(kind)
+    return scratch

@@ -303,6 +303,28 @@ def test_few_input_channels_are_dear_in_a_float_pointwise_convolution():
     assert 2.2 < few / full < 3.2
 
 
+@pytest.mark.parametrize(
+    ("cin", "cout", "side", "measured"), [(98, 64, 24, 1.8), (66, 64, 48, 1.7), (35, 16, 48, 2.5)]
+)
+def test_inputs_that_are_no_multiple_of_four_are_not_in_blocks(cin, cout, side, measured):
+    """Measured against the next smaller multiple of 16, one thread: an image beside features."""
+    whole = cin // 16 * 16
+    times = [float_cost(*conv(n, cout, side, 3)) for n in (whole, cin)]
+    assert 0.65 * measured < times[1] / times[0] < 1.2 * measured
+    assert int8_cost(*conv(cin, cout, side, 3)) < 0.65 * times[1]
+
+
+def test_dense_convolutions_over_one_dimension_are_not_in_blocks():
+    """Measured with 64 channels and 320 steps, 3 taps: 75 and 22 µs, one thread."""
+    shape = {"channels_in": 64, "channels_out": 64, "groups": 1, "taps": 3}
+    kind = conv_kind(**shape, rank=3)
+    n = 64 * 320
+    f = Features(inputs=n, outputs=n, channels_in=64, channels_out=64, taps=3, weights=64 * 64 * 3)
+    assert kind == "Conv.dense.plain"
+    assert 2.5 < float_cost(kind, f) / int8_cost(kind, f) < 5
+    assert float_cost(kind, f) > 1.5 * float_cost("Conv.dense", f)
+
+
 def test_few_input_channels_are_not_padded():
     """Measured at 64 outputs of 40 x 40, 3 x 3: 44 µs with 3 channels, 96 with 8, 164 with 14."""
     for cin, micros in ((3, 44), (8, 96), (14, 164)):

@@ -128,3 +128,32 @@ def test_a_float_product_transposes_while_it_reads(order: list[int], clamp: bool
     n = 64**3
     transpose = round(float_cost("Transpose", Features(inputs=n, outputs=n)))
     assert time - alone == (0 if fused else transpose)
+
+
+def test_sizes_follow_arithmetic_on_shapes() -> None:
+    """An exporter halves a length to reshape what a strided convolution makes (a conformer)."""
+    constants = {
+        "w": weights(16, 16, 3, 3),
+        "one": np.array([1], np.int64),
+        "two": np.array([2], np.int64),
+        "three": np.array([3], np.int64),
+        "zero": np.array([0], np.int64),
+        "last": np.array([-1], np.int64),
+    }
+    nodes = [
+        node("Conv", ["x", "w"], "c", strides=[2, 2]),
+        node("Transpose", ["c"], "t", perm=[0, 2, 1, 3]),
+        node("Shape", ["x"], "s"),
+        node("Slice", ["s", "two", "three"], "length"),
+        node("Sub", ["length", "three"], "less"),
+        node("Div", ["less", "two"], "half"),
+        node("Add", ["half", "one"], "steps"),
+        node("Slice", ["s", "zero", "one"], "batch"),
+        node("Concat", ["batch", "steps", "last"], "target", axis=0),
+        node("Reshape", ["t", "target"], "r"),
+        node("Erf", ["r"], "y"),
+    ]
+    made = model(nodes, {"x": [None, 16, None, 41]}, {"y": [None, None, None]}, constants)
+    sizes = nominal_graph(prepare(made), {"x": (1, 16, 128, 41)})
+    assert sizes.shape("y") == (1, 63, 320)
+    assert sizes.shape("r") == (1, 63, 320)

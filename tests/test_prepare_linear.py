@@ -726,3 +726,37 @@ class TestScaleQueries:
         constants = {"p": f32(6, 8), "heads": np.array([1, 6, 2, 4]), "c": np.float32(0.35)}
         made = check(model(nodes, {"x": [1, 6, 8]}, {"y": [1, 6, 2, 4]}, constants))
         assert ops(made) == {"Add": 1, "Reshape": 1, "Mul": 1}
+
+
+@pytest.mark.parametrize("perm", [[0, 2, 3, 1], [0, 2, 1, 3], [1, 0, 2, 3]])
+def test_batch_normalization_with_the_channels_last(perm: list[int]) -> None:
+    """As exporters from channels last write it: a Transpose on both sides of each Conv."""
+    shape = [1] * 4
+    shape[perm.index(1)] = 6
+    constants = {
+        "w": weights(6, 4, 3, 3),
+        "a": rng(4).uniform(0.5, 2, shape).astype(np.float32),
+        "b": rng(5).standard_normal(shape).astype(np.float32),
+    }
+    nodes = [
+        node("Conv", ["x", "w"], "c", pads=[1, 1, 1, 1]),
+        node("Transpose", ["c"], "t", perm=perm),
+        node("Mul", ["t", "a"], "m"),
+        node("Add", ["m", "b"], "s"),
+        node("Relu", ["s"], "y"),
+    ]
+    net = model(nodes, {"x": [2, 4, 5, 5]}, {"y": [None] * 4}, constants)
+    assert ops(check(net)) == {"Conv": 1, "Transpose": 1, "Relu": 1}
+
+
+def test_channels_that_a_transpose_gives_to_two_readers_are_not_scaled_for_one() -> None:
+    constants = {"w": weights(6, 4, 1, 1), "a": rng(4).uniform(0.5, 2, 6).astype(np.float32)}
+    nodes = [
+        node("Conv", ["x", "w"], "c"),
+        node("Transpose", ["c"], "t", perm=[0, 2, 3, 1]),
+        node("Mul", ["t", "a"], "y"),
+        node("Relu", ["t"], "z"),
+    ]
+    outputs = {"y": [None] * 4, "z": [None] * 4}
+    made = check(model(nodes, {"x": [2, 4, 5, 5]}, outputs, constants))
+    assert ops(made)["Mul"] == 1

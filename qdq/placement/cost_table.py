@@ -111,6 +111,7 @@ _MOVEMENT = _each(
 #: ``.last``: on data with the channels last, between integer convolutions.
 FLOAT: Mapping[str, Coefficients] = {
     "Conv.dense": Coefficients(fixed=3500, mac=0.0075, serial=1000, far=_FAR),
+    "Conv.dense.plain": Coefficients(fixed=3500, mac=0.013, serial=1000, far=_FAR),
     "Conv.narrow": Coefficients(fixed=800, mac=0.0082, output=0.06, serial=10000),
     **_each(
         Coefficients(fixed=2500, mac=0.0076, output=0.043, weight=0.015, serial=500, far=_FAR),
@@ -173,8 +174,10 @@ FLOAT: Mapping[str, Coefficients] = {
 
 #: Integer kernels; a kind that is not here has none. ``.float``: float output, no Q behind.
 INT8: Mapping[str, Coefficients] = {
-    "Conv.dense": Coefficients(
-        fixed=2200, mac=0.0019, window=0.43, output=0.045, weight=0.019, serial=2000
+    **_each(
+        Coefficients(fixed=2200, mac=0.0019, window=0.43, output=0.045, weight=0.019, serial=2000),
+        "Conv.dense",
+        "Conv.dense.plain",
     ),
     "Conv.narrow": Coefficients(fixed=800, mac=0.0022, row=4.0, output=0.09, serial=2000),
     "Conv.pointwise": Coefficients(fixed=2200, mac=0.0019, output=0.07, weight=0.025, serial=1000),

@@ -44,7 +44,7 @@ _FEW = 2.5  # and others per multiplication where not one block of outputs is fu
 # and channels in fours; for others each window is copied, ns per value.
 _LANES = 4
 _COPIED = 0.055
-_UNBLOCKED = frozenset({"Conv.gathered", "Conv.volume"})
+_UNBLOCKED = frozenset({"Conv.dense.plain", "Conv.gathered", "Conv.volume"})
 _BLOCKED_DEPTHWISE = frozenset({"Conv.depthwise", "Conv.depthwise.tap"})
 _UNPACKED = 4.5  # float pointwise ones with less than one block of inputs, per multiplication
 _SHORT = 1.3  # and those with a window of three columns at most
@@ -99,8 +99,9 @@ def conv_kind(*, channels_in: int, channels_out: int, groups: int, taps: int, ra
     lane of their sixteen. Narrow (fewer than 16 channels): the integer kernel gathers windows row
     by row, so that a 3x3 stem is faster in float and a 7x7 one on integers.
 
-    The blocked float kernels want four dimensions, and depthwise ones a multiple of four channels;
-    else they are ``.plain``. Those of one tap are ``.tap``: what is left of a BatchNormalization.
+    The blocked float kernels want four dimensions, and a multiple of four channels (depthwise) or
+    inputs (dense); else they are ``.plain``. Depthwise ones of one tap are ``.tap``: what is left
+    of a BatchNormalization.
     Over volumes, integer kernels gather the window tap by tap, in one thread unless they have
     multiples of four channels (``.volume``, ``.gathered``).
     """
@@ -115,7 +116,9 @@ def conv_kind(*, channels_in: int, channels_out: int, groups: int, taps: int, ra
         return "Conv.grouped" if rank == 4 else "Conv.grouped.plain"
     if taps == 1:
         return "Conv.pointwise" if channels_out >= _BLOCK else "Conv.pointwise.few"
-    return "Conv.narrow" if channels_in < _BLOCK else "Conv.dense"
+    if channels_in < _BLOCK:
+        return "Conv.narrow"
+    return "Conv.dense" if rank == 4 and channels_in % _LANES == 0 else "Conv.dense.plain"
 
 
 def _copy_cost(f: Features) -> float:
@@ -183,7 +186,7 @@ def _int8_work(kind: str, f: Features) -> tuple[float, float]:
     macs = _macs(kind, f)
     if kind.startswith("Conv.depthwise"):
         return macs * (RAGGED if f.channels_in % _BLOCK != 0 else 1.0), 0.0
-    if kind == "Conv.dense":
+    if kind in ("Conv.dense", "Conv.dense.plain"):
         return macs, _copy_cost(f)
     slow = kind.startswith("Conv.") and kind != "Conv.pointwise.few"  # that has a row of its own
     few = f.channels_out // f.groups < _BLOCK

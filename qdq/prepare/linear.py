@@ -23,9 +23,22 @@ def fold_affine(ed: Editor) -> None:
             continue
         if node.input(2) and node.input(2) not in ed.constants:
             continue
-        chain = follow(ed, node, axis=1, rank=len(weight.dims))
+        rank = len(weight.dims)
+        chain = follow(ed, node, axis=1, rank=rank)
         if chain is not None:
             _fold(ed, node, *chain)
+        elif (turn := _turned(ed, node, rank)) is not None:
+            _fold(ed, node, *turn)
+
+
+def _turned(ed: Editor, node: Node, rank: int) -> tuple[list[Node], Affine, Node] | None:
+    """What scales and shifts the channels behind a Transpose, which goes last: channels last."""
+    turn = ed.only_user(node.output, "Transpose")
+    order = turn.attr("perm") if turn is not None else None
+    if turn is None or order is None or 1 not in order:
+        return None
+    chain = follow(ed, node, axis=list(order).index(1), rank=rank, end=turn.output)
+    return (*chain, turn) if chain is not None else None
 
 
 def is_plain(ed: Editor, node: Node) -> bool:
@@ -35,12 +48,14 @@ def is_plain(ed: Editor, node: Node) -> bool:
     return factors == (1.0, 1.0, 0) and bias is not None and len(bias) == 1
 
 
-def follow(ed: Editor, node: Node, *, axis: int, rank: int) -> tuple[list[Node], Affine] | None:
-    """The nodes behind a linear node that only scale and shift its channels, and their sum."""
+def follow(
+    ed: Editor, node: Node, *, axis: int, rank: int, end: str | None = None
+) -> tuple[list[Node], Affine] | None:
+    """The nodes behind a linear node, or ``end``, that only scale and shift its channels."""
     channels = _out_channels(ed, node)
     chain: list[Node] = []
     total = Affine(np.ones(channels), np.zeros(channels))
-    end = node.output
+    end = end or node.output
     while (user := ed.only_user(end)) is not None:
         step = affine_of(ed, user, end, channels, axis=axis, rank=rank)
         if step is None:
@@ -83,16 +98,25 @@ def _scale_channels(node: Node, weight: Array, scale: Array) -> Array:
     return wide.astype(weight.dtype)
 
 
-def _fold(ed: Editor, node: Node, nodes: list[Node], affine: Affine) -> None:
+def _fold(
+    ed: Editor, node: Node, nodes: list[Node], affine: Affine, turn: Node | None = None
+) -> None:
     bias = ed.array(node.input(2))
     shift = affine.shift if bias is None else bias * affine.scale + affine.shift
     new = onnx.NodeProto()
     new.CopyFrom(node.proto)
-    new.output[0] = nodes[-1].output
+    made = [new]
+    if turn is None:
+        new.output[0] = nodes[-1].output
+    else:
+        back = onnx.NodeProto()
+        back.CopyFrom(turn.proto)
+        back.output[0] = nodes[-1].output
+        made.append(back)
     new.input[1] = scaled_weight(ed, node, affine.scale)
     if bias is not None or shift.any():
         del new.input[2:]
         new.input.append(
             ed.add_constant(f"{node.name}_bias", shift.astype(ed.dtype(node.input(1))))
         )
-    ed.replace([node, *nodes], [new])
+    ed.replace([node, *([turn] if turn is not None else []), *nodes], made)
