@@ -26,6 +26,8 @@ from qdq.ops import demand_of
 from qdq.ops.demand import NodeView, TensorView
 from qdq.placement import gains, place
 from qdq.placement.frontier import HARMS, rounded_by
+from qdq.placement.gains import typical
+from qdq.statistics.gradients import Gradients
 from qdq.targets import ORT_CPU_NO_VNNI, PORTABLE
 
 STEPS, WIDTH = 40, 192
@@ -376,3 +378,31 @@ def test_of_many_several_are_measured_at_a_time(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(gains, "_MOST_RUNS", 1)
     together = run(stack(), feeds(SHAPE))
     assert together.harm["W0"] == together.harm["W1"] > max(alone.harm["W0"], alone.harm["W1"])
+
+
+def test_its_price_is_that_of_other_errors() -> None:
+    net, data = stack(), feeds(SHAPE)
+    found = typical(collect_statistics(net, data).gradients)
+    harm = run(net, data).harm
+    assert {k: harm[k] for k in ("W0", "W1")} == pytest.approx(
+        {k: 8 / 3 * found[k] for k in ("W0", "W1")}
+    )
+
+
+def test_numbers_of_other_samples_are_not_put_together() -> None:
+    def of(name: str, *digests: str) -> Gradients:
+        return Gradients(tensors=(name,), energies={d: np.ones(1, np.float32) for d in digests})
+
+    both = of("a", "1", "2").beside(of("b", "1", "2"))
+    assert both.tensors == ("a", "b")
+    assert {d: len(row) for d, row in both.energies.items()} == {"1": 2, "2": 2}
+    assert not of("a", "1").beside(of("b", "2")).energies
+    assert of("a", "1").beside(Gradients()) == of("a", "1") == Gradients().beside(of("a", "1"))
+
+
+def test_compare_passes_inputs_that_are_left_out() -> None:
+    constants = cell(WIDTH, WIDTH) | {"P": weights(1, 3 * WIDTH)}
+    net = model([lstm(["x", "W", "R", "", "", "", "", "P"])], SHAPE, {"y": ANY}, constants)
+    data = feeds(SHAPE)
+    report = qdq.compare(net, qdq.quantize(net, data), data, repeats=0)
+    assert [n.share for n in report.nodes if n.integer] == [1.0]

@@ -501,3 +501,12 @@ def test_attention_over_many_keys_keeps_its_weights() -> None:
     net = model(nodes, {"x": [1, n, d]}, {"y": [1, n, d]}, constants)
     _, outcome = quantized(net, feeds({"x": [1, n, d]}, 4))
     assert outcome.sqnr > 25
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_probabilities_that_are_shown_keep_their_range(shown: bool) -> None:
+    nodes = [node("Softmax", ["x"], "p", axis=-1), node("MatMul", ["p", "w"], "y")]
+    outputs = {"y": [64, 8]} | ({"p": [64, 64]} if shown else {})
+    net = model(nodes, {"x": [64, 64]}, outputs, {"w": weights(64, 8)})
+    source = make_plan(prepare(net), target=FORCED).tensors["p"].source
+    assert isinstance(source, Fixed if shown else Observed)

@@ -665,6 +665,42 @@ def attention(op: str, where: str, bias: bool = True, **more) -> onnx.ModelProto
     return model(nodes, {"x": [1, 6, 8]}, {"y": [1, 2, 6, 6], **more}, constants)
 
 
+def normalized(shape: list[int], dtype: type = np.float32) -> onnx.ModelProto:
+    """Three channels, shifted and scaled in front of a padded Conv."""
+    channels = [3, *[1] * (len(shape) - 2)]
+    constants = {
+        "m": rng(1).uniform(0.2, 0.6, channels).astype(dtype),
+        "s": rng(2).uniform(0.1, 0.4, channels).astype(dtype),
+        "w": rng(3).standard_normal((4, 3, *[3] * (len(shape) - 2))).astype(dtype),
+    }
+    pads = [1] * 2 * (len(shape) - 2)
+    nodes = [
+        node("Sub", ["x", "m"], "a"),
+        node("Div", ["a", "s"], "b"),
+        node("Conv", ["b", "w"], "y", pads=pads),
+    ]
+    net = model(nodes, {"x": shape}, {"y": [shape[0], 4, *shape[2:]]}, constants)
+    for value in (*net.graph.input, *net.graph.output):
+        value.type.tensor_type.elem_type = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    return net
+
+
+def test_images_of_float32_are_normalized_by_one_node() -> None:
+    for net, kinds in (
+        (normalized([1, 3, 8, 8]), {"BatchNormalization", "Conv"}),
+        (normalized([1, 3, 8]), {"Sub", "Div", "Conv"}),
+        (normalized([1, 3, 8, 8], np.float64), {"Sub", "Div", "Conv"}),
+    ):
+        assert set(ops(prepare(net))) == kinds
+
+
+def test_an_einsum_of_two_constants_stays() -> None:
+    nodes = [node("Einsum", ["v", "w"], "e", equation="bd,od->bo"), node("Add", ["x", "e"], "y")]
+    constants = {"v": f32(3, 6), "w": f32(4, 6)}
+    made = check(model(nodes, {"x": [3, 4]}, {"y": [3, 4]}, constants))
+    assert ops(made) == {"Einsum": 1, "Add": 1}
+
+
 class TestScaleQueries:
     def test_factors_of_all_three_at_once(self) -> None:
         net = attention("Mul", "scores")
@@ -716,6 +752,16 @@ class TestScaleQueries:
         for v in (*net.graph.input, *net.graph.output):
             v.type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
         assert ops(check(net))["Mul"] == 0
+
+    def test_a_divisor_of_zero_stays(self) -> None:
+        net = attention("Div", "scores")
+        (zero,) = [t for t in net.graph.initializer if t.name == "c"]
+        zero.CopyFrom(onnx.numpy_helper.from_array(np.float32(0), "c"))
+        assert ops(prepare(net))["Div"] == 1
+
+    def test_a_product_that_is_read_before_its_bias_keeps_its_values(self) -> None:
+        made = check(attention("Mul", "scores", q0=[None] * 3))
+        assert ops(made)["Mul"] == 1
 
     def test_a_factor_of_an_embedding_stays(self) -> None:
         nodes = [

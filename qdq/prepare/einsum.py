@@ -83,6 +83,9 @@ def einsum_batches(ed: Editor) -> None:
 
 
 def _is_float(ed: Editor, node: Node) -> bool:
+    """Whether both are of floating point, and not both constants, which the runtime folds."""
+    if all(name in ed.constants for name in node.inputs):
+        return False
     kinds = [ed.dtype(name) for name in node.inputs]
     return all(kind is not None and kind.kind == "f" for kind in kinds)
 
