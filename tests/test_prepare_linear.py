@@ -792,7 +792,8 @@ def test_batch_normalization_with_the_channels_last(perm: list[int]) -> None:
         node("Relu", ["s"], "y"),
     ]
     net = model(nodes, {"x": [2, 4, 5, 5]}, {"y": [None] * 4}, constants)
-    assert ops(check(net)) == {"Conv": 1, "Transpose": 1, "Relu": 1}
+    made = check(net)
+    assert [n.op_type for n in made.graph.node] == ["Conv", "Relu", "Transpose"]
 
 
 def test_channels_that_a_transpose_gives_to_two_readers_are_not_scaled_for_one() -> None:
@@ -806,3 +807,58 @@ def test_channels_that_a_transpose_gives_to_two_readers_are_not_scaled_for_one()
     outputs = {"y": [None] * 4, "z": [None] * 4}
     made = check(model(nodes, {"x": [2, 4, 5, 5]}, outputs, constants))
     assert ops(made)["Mul"] == 1
+
+
+@pytest.mark.parametrize("seen", ["c", "t", ""])
+def test_a_clamp_comes_before_the_transpose(seen: str) -> None:
+    constants = {"w": weights(6, 4, 1, 1), "lo": np.float32(0), "hi": np.float32(0.5)}
+    nodes = [
+        node("Conv", ["x", "w"], "c"),
+        node("Transpose", ["c"], "t", perm=[0, 2, 3, 1]),
+        node("Clip", ["t", "lo", "hi"], "y"),
+    ]
+    outputs = {"y": [None] * 4} | ({seen: [None] * 4} if seen else {})
+    made = check(model(nodes, {"x": [2, 4, 5, 5]}, outputs, constants))
+    order = ["Conv", "Transpose", "Clip"] if seen else ["Conv", "Clip", "Transpose"]
+    assert [n.op_type for n in made.graph.node] == order
+
+
+def clamps(*steps: tuple[str, float], **more) -> onnx.ModelProto:
+    nodes, constants, last = [], {}, "x"
+    for k, (op, bound) in enumerate(steps):
+        constants[f"k{k}"] = np.float32(bound)
+        inputs = {"Relu": [last], "Clip": [last, "", f"k{k}"], "Left": [f"k{k}", last]}
+        kind = "Min" if op == "Left" else op
+        nodes.append(node(kind, inputs.get(op, [last, f"k{k}"]), f"c{k}"))
+        last = f"c{k}"
+    return model(nodes, {"x": [4, 50]}, {last: [4, 50], **more}, constants)
+
+
+@pytest.mark.parametrize(
+    ("steps", "left"),
+    [
+        ([("Max", 0.0), ("Min", 0.6)], ["Clip"]),  # a Relu6 of channels-last frameworks
+        ([("Relu", 0.0), ("Min", 0.6)], ["Clip"]),
+        ([("Min", 0.6), ("Relu", 0.0)], ["Clip"]),
+        ([("Relu", 0.0), ("Clip", 0.6)], ["Clip"]),
+        ([("Left", 0.6), ("Max", -0.2)], ["Clip"]),
+        ([("Max", 0.0)], ["Relu"]),
+        ([("Min", 0.4)], ["Clip"]),
+        ([("Relu", 0.0), ("Relu", 0.0)], ["Relu", "Relu"]),
+        ([("Max", 0.8), ("Min", 0.2)], ["Clip", "Clip"]),  # a constant, which nothing needs
+    ],
+)
+def test_clamps_in_a_row_are_one(steps: list[tuple[str, float]], left: list[str]) -> None:
+    assert [n.op_type for n in check(clamps(*steps)).graph.node] == left
+
+
+def test_what_is_seen_between_clamps_stays() -> None:
+    made = check(clamps(("Max", 0.0), ("Min", 0.6), c0=[4, 50]))
+    assert ops(made) == {"Relu": 1, "Clip": 1}
+
+
+def test_a_largest_value_of_two_tensors_is_no_clamp() -> None:
+    net = model([node("Max", ["x", "z"], "y")], {"x": [3], "z": [3]}, {"y": [3]})
+    assert ops(check(net)) == {"Max": 1}
+    net = model([node("Max", ["x", "k"], "y")], {"x": [3]}, {"y": [3]}, {"k": f32(3)})
+    assert ops(check(net)) == {"Max": 1}

@@ -7,6 +7,7 @@ import onnx
 from qdq.light import tensor_bytes, without_large
 from qdq.nested import sort_nodes
 from qdq.prepare.bias import spell_out_bias
+from qdq.prepare.clamps import clamps_before_transposes, whole_clamps
 from qdq.prepare.cleanup import drop_idle_nodes
 from qdq.prepare.constants import constant_nodes, fold_constants
 from qdq.prepare.editing import Editor
@@ -50,6 +51,7 @@ PASSES: tuple[Pass, ...] = (
     whole_resize,
     whole_pads,
     split_hard_swish,
+    whole_clamps,
     hard_activations,
     gelus,
     spell_out_prelu,
@@ -60,6 +62,7 @@ PASSES: tuple[Pass, ...] = (
     scale_queries,
     matmul_units,
     fold_affine,
+    clamps_before_transposes,
     fold_pads,
     fold_affine_before,
     affine_in_blocks,
