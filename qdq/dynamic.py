@@ -12,7 +12,7 @@ from qdq.graph import Graph
 from qdq.ranges import TensorRange
 from qdq.spec import INT8, QuantSpec
 
-__all__ = ["FLOAT_FORMS", "make_dynamic", "with_dynamic"]
+__all__ = ["FLOAT_FORMS", "import_domains", "make_dynamic", "with_dynamic"]
 
 _DOMAIN = "com.microsoft"
 _FORMS = {"LSTM": "DynamicQuantizeLSTM"}
@@ -76,5 +76,12 @@ def with_dynamic(model: onnx.ModelProto, names: Collection[str]) -> onnx.ModelPr
     for node in result.graph.node:
         if node.name in names:
             result.graph.initializer.extend(make_dynamic(node, graph))
-    result.opset_import.append(helper.make_opsetid(_DOMAIN, 1))
+    import_domains(result)
     return result
+
+
+def import_domains(model: onnx.ModelProto) -> None:
+    """Declare the domains of nodes that were made, in version 1, which is all that there is."""
+    known = {entry.domain for entry in model.opset_import} | {"", "ai.onnx"}
+    for domain in sorted({node.domain for node in model.graph.node} - known):
+        model.opset_import.append(helper.make_opsetid(domain, 1))

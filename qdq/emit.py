@@ -21,7 +21,7 @@ from onnx import helper, numpy_helper
 
 from qdq.affine import quantize
 from qdq.bias_scale import quantize_bias
-from qdq.dynamic import make_dynamic
+from qdq.dynamic import import_domains, make_dynamic
 from qdq.forms import Follower, Rewrite
 from qdq.graph import Graph
 from qdq.lowering import lower_for_pools
@@ -75,7 +75,7 @@ class _Emitter:
         result = onnx.ModelProto()
         result.CopyFrom(_shell(self.model))
         result.graph.node.extend(self.nodes)
-        _import_domains(result)
+        import_domains(result)
         read = {name for node in self.nodes for name in node.input}
         read |= {name for node in self.graph.nodes for name in captured_names(node)}
         read |= self.graph.outputs
@@ -226,13 +226,6 @@ def _rewrite(node: onnx.NodeProto, rewrite: Rewrite) -> None:
         del node.input[:]
         node.input.extend(kept)
     node.attribute.extend(helper.make_attribute(k, v) for k, v in rewrite.attributes.items())
-
-
-def _import_domains(result: onnx.ModelProto) -> None:
-    """Declare the domains of nodes that were made, in version 1, which is all that there is."""
-    known = {entry.domain for entry in result.opset_import} | {"", "ai.onnx"}
-    for domain in sorted({node.domain for node in result.graph.node} - known):
-        result.opset_import.append(helper.make_opsetid(domain, 1))
 
 
 def _shell(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -12,11 +12,7 @@ from numpy.typing import NDArray
 from qdq.nested import all_graphs, captured_names
 from qdq.weights import read
 
-__all__ = [
-    "Graph",
-    "Use",
-    "attributes",
-]
+__all__ = ["Graph", "Use", "attributes"]
 
 
 class Use(NamedTuple):

@@ -42,7 +42,7 @@ def _interval(ed: Editor, node: Node) -> tuple[str, float, float] | None:
     if node.op == "Relu":
         return node.input(0), 0.0, math.inf
     if node.op == "Clip":
-        bounds = [ed.scalar(node.input(k)) if node.input(k) else None for k in (1, 2)]
+        bounds = [ed.scalar(node.input(k)) for k in (1, 2)]
         if any(node.input(k) and bounds[k - 1] is None for k in (1, 2)):
             return None
         low, high = bounds

@@ -55,8 +55,7 @@ def candidates(
         if len(found) == count:
             break
         maker = makers.get(tensor)
-        rounds = maker is not None and (maker.integer or maker.exact is not None)
-        own = {maker.index} if maker is not None and rounds else set()
+        own = {maker.index} if maker is not None and maker.runs_on_integers else set()
         if own and not rounding and maker is not None:
             c = Candidate(
                 what=f"leave {maker.name} float",

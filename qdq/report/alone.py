@@ -111,9 +111,7 @@ def _copy(
     constants: dict[str, Array],
 ) -> onnx.NodeProto:
     """The node on inputs of its own, with the constants of that kind."""
-    made = onnx.NodeProto()
-    made.CopyFrom(node)
-    made.name = f"{kind}:{node.name}"
+    made = _renamed(node, node, kind)
     for slot, name in enumerate(node.input):
         if not name:
             continue
@@ -123,8 +121,6 @@ def _copy(
         made.input[slot] = f"{kind}:{name}" if name in match.constants else name
         if made.input[slot] not in constants:
             constants[made.input[slot]] = _value(match, name, kind)
-    for slot, name in enumerate(node.output):
-        made.output[slot] = f"{kind}:{name}" if name else ""
     return made
 
 
@@ -136,17 +132,23 @@ def _float_form(
     constants: dict[str, Array],
 ) -> onnx.NodeProto:
     """The float node that a node is another form of, on the same inputs."""
-    made = onnx.NodeProto()
-    made.CopyFrom(exact)
-    made.name = f"float:{node.name}"
+    made = _renamed(exact, node, "float")
     for slot, name in enumerate(exact.input):
         if node.input[slot] in needs:
             made.input[slot] = _fed(*needs[node.input[slot]])
         elif name:
             made.input[slot] = f"float:{name}"
             constants[made.input[slot]] = match.float_graph.array(name)
+    return made
+
+
+def _renamed(form: onnx.NodeProto, node: onnx.NodeProto, kind: str) -> onnx.NodeProto:
+    """A copy of a form of a node, whose own name and outputs tell the kind."""
+    made = onnx.NodeProto()
+    made.CopyFrom(form)
+    made.name = f"{kind}:{node.name}"
     for slot, name in enumerate(node.output):
-        made.output[slot] = f"float:{name}" if name else ""
+        made.output[slot] = f"{kind}:{name}" if name else ""
     return made
 
 

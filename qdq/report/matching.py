@@ -97,6 +97,11 @@ class Site:
     exact: onnx.NodeProto | None = None
 
     @property
+    def runs_on_integers(self) -> bool:
+        """Whether it is integer, or rounds by itself."""
+        return self.integer or self.exact is not None
+
+    @property
     def rounds(self) -> bool:
         """Whether noise may arise here."""
         return self.reads_codes or self.exact is not None

@@ -77,7 +77,7 @@ def node_errors(match: Match, sums: Sums, reasons: Mapping[str, str]) -> tuple[N
                 site.name,
                 tensors,
                 op_type=site.op_type,
-                integer=(site.integer or site.exact is not None) and stays is None,
+                integer=site.runs_on_integers and stays is None,
                 position=position,
                 reason=stays,
             )

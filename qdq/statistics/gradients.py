@@ -26,18 +26,13 @@ class Gradients:
     energies: Mapping[str, NDArray[np.floating]] = field(default_factory=dict)
 
     def beside(self, other: "Gradients") -> "Gradients":
-        """Both tensors' numbers, where both are of the same samples; else of those that have any.
-
-        Raises:
-            ValueError: both have samples, and others.
-        """
+        """Both tensors' numbers, of the samples that both have; where one has none, the other's."""
         if not (self.energies and other.energies):
             return self if self.energies else other
-        pairs = zip(sorted(self.energies), sorted(other.energies), strict=True)
         joined = {
-            mine: np.concatenate([self.energies[mine], other.energies[theirs]])
-            for mine, theirs in pairs
-            if mine == theirs
+            digest: np.concatenate([row, other.energies[digest]])
+            for digest, row in self.energies.items()
+            if digest in other.energies
         }
         return Gradients(tensors=(*self.tensors, *other.tensors), energies=joined)
 
