@@ -19,7 +19,8 @@ from qdq.modelio import load
 from qdq.report import NodeError, Report, Timing
 from qdq.report.advice import candidates, measure
 from qdq.report.alone import Alone, build_alone, needed_by
-from qdq.report.matching import Match, Site, match, plain
+from qdq.report.matched import Match, Site
+from qdq.report.matching import match, plain
 from qdq.report.sqnr import OutputSums, TensorSums, sum_of_squares
 from qdq.report.tally import (
     Sums,

@@ -13,6 +13,7 @@ the raw tensor would keep the runtime from fusing the kernel.
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -23,7 +24,7 @@ from qdq.affine import quantize
 from qdq.bias_scale import quantize_bias
 from qdq.dynamic import import_domains, make_dynamic
 from qdq.forms import Follower, Rewrite
-from qdq.graph import Graph
+from qdq.graph import Graph, attributes
 from qdq.lowering import lower_for_pools
 from qdq.nested import captured_names
 from qdq.placement import Unit
@@ -31,6 +32,8 @@ from qdq.plan import Plan
 from qdq.problem import Derived
 from qdq.solve import Solution
 from qdq.spec import QuantParams
+from qdq.subpixel import Subpixel
+from qdq.upsampling import Writer
 from qdq.weights import copy_into
 from qdq.wiring import clamps_to_drop, wire
 
@@ -65,6 +68,8 @@ class _Emitter:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
         self.dequantized: dict[str, str] = {}  # tensor → the name that carries its DQ's output
+        self.stored: dict[tuple[str, Subpixel | None], str] = {}  # the same of constants
+        self.scales: dict[tuple[str, int], tuple[str, str]] = {}
         self.raw: dict[str, str] = {}  # tensor → new name of the float tensor before its Q
 
     def build(self, metadata: Mapping[str, object]) -> onnx.ModelProto:
@@ -99,12 +104,16 @@ class _Emitter:
         node = onnx.NodeProto()
         node.CopyFrom(original)
         unit = self.wiring.units.get(node.name)
+        form = self._subpixel(original)
         for slot, name in enumerate(original.input):
-            node.input[slot] = self._input(node.name, unit, slot, name)
+            node.input[slot] = self._input(unit, slot, name, form)
         for k, name in enumerate(original.output):
             node.output[k] = self._raw_name(self.behind.get(name, name))
-        self.nodes.append(node)
-        self._form(original, node)
+        if unit is not None and form is not None:
+            self._upsampling(original, node, unit, form)
+        else:
+            self.nodes.append(node)
+            self._form(original, node)
         for name in original.output:
             self._after(name)
 
@@ -117,7 +126,26 @@ class _Emitter:
         if node.name in self.wiring.followed:
             self._follow(original, node, self.wiring.followed[node.name])
 
-    def _input(self, node: str, unit: Unit | None, slot: int, name: str) -> str:
+    def _subpixel(self, original: onnx.NodeProto) -> Subpixel | None:
+        """The form in which a node is written, if it is a subpixel unit."""
+        if original.name not in self.wiring.subpixel:
+            return None
+        found = Subpixel.of(self.graph.shape(original.input[1]) or (), attributes(original))
+        assert isinstance(found, Subpixel)  # noqa: S101 -- the target has refused others
+        return found
+
+    def _upsampling(
+        self, original: onnx.NodeProto, node: onnx.NodeProto, unit: Unit, form: Subpixel
+    ) -> None:
+        """Write a ConvTranspose as a convolution, with what brings its results to their places."""
+        tensor = unit.outputs[0]
+        codes = self._params(tensor, self.solution.params[tensor])
+        writer = Writer(node, codes, self.graph.fresh)
+        writer.write(form, self.graph.shape(original.input[0]))
+        self.nodes += writer.nodes
+        self.constants += writer.constants
+
+    def _input(self, unit: Unit | None, slot: int, name: str, form: Subpixel | None) -> str:
         if name in self.wiring.made:
             return self.dequantized[name]
         if unit is None:
@@ -128,9 +156,9 @@ class _Emitter:
         if demand is None or name not in self.graph.constants:
             return name
         if slot in demand.activations or slot == demand.bias:
-            return self._constant(name)
+            return self._constant(name, form)
         if demand.weight is not None and slot == demand.weight.slot:
-            return self._constant(name)
+            return self._constant(name, form)
         return name
 
     def _follow(self, original: onnx.NodeProto, node: onnx.NodeProto, follower: Follower) -> None:
@@ -181,10 +209,10 @@ class _Emitter:
 
     # -- constants --------------------------------------------------------------------------
 
-    def _constant(self, name: str) -> str:
-        """The DQ of a constant, made once."""
-        if name in self.dequantized:
-            return self.dequantized[name]
+    def _constant(self, name: str, form: Subpixel | None = None) -> str:
+        """The DQ of a constant, made once; in another form for a subpixel unit."""
+        if (name, form) in self.stored:
+            return self.stored[name, form]
         params = self.solution.params[name]
         plan = self.plan.tensors[name]
         value = self.solution.constants.get(name)
@@ -192,6 +220,8 @@ class _Emitter:
             value = self.graph.floats(name)
         derived = isinstance(plan.source, Derived)
         codes = quantize_bias(value, params) if derived else quantize(value, params)
+        if form is not None:
+            codes, params = _in_form(form, codes, params)
         stored = self.graph.fresh(f"{name}_quantized")
         self._initializer(stored, codes)
         scale, zero = self._params(name, params)
@@ -205,17 +235,32 @@ class _Emitter:
         if params.spec.axis is not None:
             node.attribute.append(helper.make_attribute("axis", params.spec.axis))
         self.nodes.append(node)
-        self.dequantized[name] = real
+        self.stored[name, form] = real
         return real
 
     def _params(self, name: str, params: QuantParams) -> tuple[str, str]:
-        scale, zero = self.graph.fresh(f"{name}_scale"), self.graph.fresh(f"{name}_zero_point")
-        self._initializer(scale, params.scale)
-        self._initializer(zero, params.zero_point)
-        return scale, zero
+        """Scale and zero point of a tensor, made once in each form."""
+        key = (name, params.scale.size)
+        if key not in self.scales:
+            scale, zero = self.graph.fresh(f"{name}_scale"), self.graph.fresh(f"{name}_zero_point")
+            self._initializer(scale, params.scale)
+            self._initializer(zero, params.zero_point)
+            self.scales[key] = scale, zero
+        return self.scales[key]
 
     def _initializer(self, name: str, value: NDArray[np.generic]) -> None:
         self.constants.append(numpy_helper.from_array(np.asarray(value, order="C"), name))
+
+
+def _in_form(
+    form: Subpixel, codes: NDArray[np.integer], params: QuantParams
+) -> tuple[NDArray[np.integer], QuantParams]:
+    """Codes and parameters of a weight or bias of a ConvTranspose, for the plain convolution."""
+    spec = params.spec if params.spec.axis is None else replace(params.spec, axis=0)
+    scale = form.tiled(params.scale) if params.scale.ndim else params.scale
+    zero = form.tiled(params.zero_point) if params.zero_point.ndim else params.zero_point
+    laid = form.tiled(codes) if codes.ndim == 1 else form.weight(codes, params.zero_point)
+    return laid, QuantParams(spec, scale, zero)
 
 
 def _rewrite(node: onnx.NodeProto, rewrite: Rewrite) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from qdq.ops.demand import Demand, NodeView
 from qdq.spec import INT8, INT16, UINT8, UINT16, IntType
+from qdq.subpixel import Subpixel
 
 __all__ = ["ORT_CPU", "ORT_CPU_NO_VNNI", "PORTABLE", "TARGETS", "Kernel", "Target"]
 
@@ -30,6 +31,7 @@ class Kernel:
         fused_float: the operator's name in that case.
         dynamic: the kernel rounds its activations by itself, at run time, and is an operator of
             the runtime's own: the node is written as that one.
+        subpixel: the node is written as another one, and movements (``qdq.subpixel``).
         condition: returns why this very node cannot run on integers, or None.
     """
 
@@ -37,6 +39,7 @@ class Kernel:
     float_output: bool = False
     fused_float: str = ""
     dynamic: bool = False
+    subpixel: bool = False
     condition: Condition = _always
 
 
@@ -72,6 +75,11 @@ class Target:
         """The row of an operator."""
         return self._portable if self.kernels is None else self.kernels.get(op_type)
 
+    def subpixel(self, op_type: str) -> bool:
+        """Whether nodes of an operator are written as another one, and movements."""
+        kernel = self.kernel(op_type)
+        return kernel is not None and kernel.subpixel
+
     def refusal(self, node: NodeView, demand: Demand) -> str | None:
         """Why the target cannot run this node on integers; None if it can."""
         kernel = self.kernel(node.op_type)
@@ -101,6 +109,11 @@ def _matrix(node: NodeView, demand: Demand) -> str | None:
     return None
 
 
+def _plain_convolution(node: NodeView, _demand: Demand) -> str | None:
+    found = Subpixel.of(node.inputs[1].shape or (), node.attributes)
+    return found if isinstance(found, str) else None
+
+
 _SAME = ("DepthToSpace", "Expand", "Flatten", "Gather", "GatherElements", "MaxPool", "ReduceMax",
          "ReduceMin", "Reshape", "Slice", "Split", "Squeeze", "Tile", "Transpose",
          "Unsqueeze")  # fmt: skip
@@ -112,6 +125,7 @@ ORT_CPU = Target(
     weights=frozenset({INT8, UINT8}),
     kernels={
         "Conv": Kernel(fused="QLinearConv"),
+        "ConvTranspose": Kernel(fused="QLinearConv", subpixel=True, condition=_plain_convolution),
         "Gemm": Kernel(fused="QGemm", float_output=True, fused_float="QGemm"),
         "MatMul": Kernel(
             fused="QLinearMatMul",

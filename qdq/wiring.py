@@ -44,6 +44,7 @@ class Wiring:
         units: the integer units by node name, less the dynamic ones, which are between float
             tensors as any float node.
         dynamic: names of the dynamic ones.
+        subpixel: names of the units that are written as another operator, and movements.
         followed: node → what is written behind it. An identity hides a Q from the runtime, which
             would run a float node on integers, or a Clip, which would keep an integer one in float.
         rewritten: float nodes that are written as another operator.
@@ -54,6 +55,7 @@ class Wiring:
     read: Mapping[str, frozenset[str]]
     units: Mapping[str, Unit]
     dynamic: frozenset[str]
+    subpixel: frozenset[str]
     followed: Mapping[str, Follower]
     rewritten: Mapping[str, Rewrite]
     merged: frozenset[str]
@@ -90,6 +92,7 @@ def wire(graph: Graph, plan: Plan, floats: Mapping[str, str]) -> Wiring:
         read={k: frozenset(v) for k, v in read.items()},
         units=units,
         dynamic=frozenset(integer.keys() - units.keys()),
+        subpixel=frozenset(n for n, u in units.items() if plan.target.subpixel(u.view.op_type)),
         followed={**forms.followed, **dict.fromkeys(sorted(hidden | clips), IDENTITY)},
         rewritten={**forms.rewritten, **rewritten},
         merged=forms.merged,
@@ -189,9 +192,9 @@ def clamps_to_drop(
     """Absorbed clamps that the runtime would keep for less than half a code.
 
     0 has a code of its own, so codes for [-1, 1] begin at -1.004 or end at 1.004. Saturation is as
-    good a clamp as that, but the runtime compares exactly, and would run the kernel in float. What
-    is handed out as float in the end, since the solver left the node or its readers float, has
-    nothing else that clamps it.
+    good a clamp as that, but the runtime compares exactly, and would run the kernel in float. Nor
+    does it look for a clamp behind the movements of a subpixel unit. What is handed out as float in
+    the end, since the solver left the node or its readers float, has nothing else that clamps it.
 
     Args:
         plan: what is integer.
@@ -204,7 +207,9 @@ def clamps_to_drop(
     return {
         unit.view.outputs[0]: unit.outputs[0]
         for unit, found, limits in _clamped(plan, params)
-        if unit.outputs[0] in made and not _cuts(found, limits) and _reaches_beyond(found, limits)
+        if unit.outputs[0] in made
+        and not _cuts(found, limits)
+        and (_reaches_beyond(found, limits) or plan.target.subpixel(unit.view.op_type))
     }
 
 

@@ -177,7 +177,7 @@ CASES: tuple[Case, ...] = (
     Case("ConvTranspose", ("x", "w", "b"), {"w": weights(8, 8, 2, 2), "b": CHANNEL}),
     Case(
         "ConvTranspose", ("x", "w", "b"), {"w": weights(8, 4, 2, 2), "b": CHANNEL}, {"group": 2},
-        name="group",
+        name="group", refused="groups",
     ),
     Case("Gemm", ("x", "w", "b"), {"w": weights(8, 8), "b": CHANNEL}, shape=ROWS),
     Case("MatMul", ("x", "w"), {"w": weights(8, 8)}, shape=ROWS),

@@ -14,6 +14,7 @@ from qdq.ranges import TensorRange
 from qdq.solve import solve
 from qdq.spec import INT8, UINT8, QuantParams, QuantSpec
 from qdq.steps import DEFAULT_STEPS, AvoidSaturation, for_target
+from qdq.subpixel import Subpixel
 from qdq.targets import ORT_CPU, ORT_CPU_NO_VNNI
 
 STEPS = for_target(DEFAULT_STEPS, ORT_CPU_NO_VNNI)
@@ -59,6 +60,19 @@ def test_no_pair_leaves_int16(weight: np.ndarray, axis: int | None) -> None:
     assert pair_sums(codes).max() <= 32767
     assert np.all(after.params["w"].scale >= before.params["w"].scale)
     assert np.all(after.params["w"].scale <= before.params["w"].scale * 2.01)
+
+
+@given(weights, st.sampled_from([1, None]), st.integers(1, 3))
+@settings(max_examples=60, deadline=None)
+def test_no_pair_of_a_transposed_convolution_leaves_int16(
+    weight: np.ndarray, axis: int | None, stride: int
+) -> None:
+    """In the layout in which it is written, whatever the stride."""
+    p = problem(weight, kind="conv_transpose", axis=axis)
+    after = solve(p, STEPS)
+    codes = quantize(p.constants["w"], after.params["w"])
+    form = Subpixel.of(weight.shape, {"strides": [stride, stride]})
+    assert pair_sums(form.weight(codes, np.int8(0))).max() <= 32767
 
 
 def test_the_default_would() -> None:

@@ -332,7 +332,7 @@ def test_few_input_channels_are_not_padded():
 
 
 def test_a_transposed_convolution_has_a_product_for_each_input_and_tap():
-    """Measured: 56.6 ms for 256 to 256 channels, 4 x 4 taps, from 64 x 64 to 128 x 128."""
+    """Measured: 56.6 and 45.7 ms for 256 to 256 channels, 4 x 4 taps, from 64 x 64 to 128 x 128."""
     view = NodeView(
         name="up",
         op_type="ConvTranspose",
@@ -342,7 +342,7 @@ def test_a_transposed_convolution_has_a_product_for_each_input_and_tap():
     )
     shapes = {"x": (1, 256, 64, 64), "w": (256, 256, 4, 4), "y": (1, 256, 128, 128)}
     cost = float_cost("ConvTranspose", features_of(view, ("y",), shapes.get))
-    assert cost == pytest.approx(56.6e6, rel=0.1)
+    assert cost == pytest.approx(50.9e6, rel=0.1)
 
 
 @pytest.mark.parametrize(

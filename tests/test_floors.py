@@ -19,8 +19,8 @@ FLOORS = (
     {"spec"},
     {"affine", "calibrate", "data", "dynamic", "excerpt", "extent", "external", "files", "forms",
      "graph", "light", "lowering", "modelio", "nested", "ops", "outputs", "prepare", "problem",
-     "ranges", "rules", "scheme", "session", "statistics", "targets", "timing", "views", "weights",
-     "wire",
+     "ranges", "rules", "scheme", "session", "statistics", "subpixel", "targets", "timing",
+     "upsampling", "views", "weights", "wire",
      "balancing.dividing", "balancing.equalizing", "balancing.smoothing",
      "placement.cost_table", "placement.costs", "placement.harm", "placement.mincut",
      "placement.adjoint", "placement.gradients", "placement.ranking", "placement.tape",
@@ -48,7 +48,7 @@ NUMPY_ONLY = {"affine", "balancing.equalizing", "balancing.smoothing", "bias_sca
               "placement.ranking", "placement.weighing", "problem", "ranges",
               "report.sqnr", "scheme", "solve", "spec", "sqnr",
               "statistics.gradients", "statistics.packing", "statistics.summary",
-              "steps", "targets"}  # fmt: skip
+              "steps", "subpixel", "targets"}  # fmt: skip
 
 
 def unit_of(parts: Sequence[str]) -> str:

@@ -10,8 +10,8 @@ and tensors beyond the caches cost (``far``, ``position``) is the latter's.
 Inside of models, where what they read has left the cache, borders, elementwise kernels and small
 convolutions take 1.3 to 2 times as long as in micro-models; the table has what lies between.
 What is compared, float against int8 on one machine, changes less than times do; without VNNI int8
-gains less than the table says. Not measured but set by likeness: Gelu, Gather, Expand, Tile, Pad,
-DepthToSpace, ReduceMax, ReduceMin.
+gains less than the table says. ConvTranspose and DepthToSpace are the Xeon's. Not measured but set
+by likeness: Gelu, Gather, Expand, Tile, Pad, ReduceMax, ReduceMin.
 
 What the numbers say:
 
@@ -21,6 +21,8 @@ What the numbers say:
 * Grouped convolutions lose where groups have fewer than some 16 channels: integer kernels gather
   the window of each group by itself. Few output channels gain less, since they fill no block;
   so do channels that are no multiple of four, since windows are copied then.
+* A ConvTranspose, which on integers is a convolution with channels for the pixels of blocks, gains
+  a factor of 3 to 6, but loses where it makes fewer than some eight channels.
 * Depthwise convolutions over one dimension, or with channels that are no multiple of four, gain:
   the float kernel has no blocks there. Over volumes only wide convolutions gain.
 * Add and Sigmoid cost about the same on both sides, so they follow their neighbours; Concat is
@@ -45,6 +47,7 @@ __all__ = [
     "REORDER",
     "TO_CHANNELS_LAST",
     "UNKNOWN",
+    "UPSAMPLING",
     "Coefficients",
 ]
 
@@ -128,7 +131,7 @@ FLOAT: Mapping[str, Coefficients] = {
     "Conv.grouped": Coefficients(fixed=800, mac=0.008, serial=1000),
     "Conv.grouped.plain": Coefficients(fixed=800, mac=0.0125, serial=300000),
     **_each(Coefficients(fixed=800, mac=0.0118, serial=1000), "Conv.volume", "Conv.gathered"),
-    "ConvTranspose": Coefficients(fixed=2000, mac=0.012, output=0.5),
+    "ConvTranspose": Coefficients(fixed=2000, mac=0.009),
     "LSTM": Coefficients(fixed=4000, mac=0.0175, row=7),
     "GRU": Coefficients(fixed=4000, mac=0.03),
     "RNN": Coefficients(fixed=4000, mac=0.047),
@@ -158,7 +161,7 @@ FLOAT: Mapping[str, Coefficients] = {
     **_each(_elementwise(0.05), "Slice", "Gather", "Expand", "Tile"),
     "Pad": _elementwise(0.06),
     **_each(Coefficients(output=0.15, far=0.12), "Transpose", "Transpose.runs"),
-    "DepthToSpace": _serial(0.2),
+    "DepthToSpace": _serial(1.25),
     "Resize": _elementwise(0.09),
     "Resize.last": _serial(0.6),
     **_each(Coefficients(tap=0.013, input=0.037), "MaxPool", "AveragePool"),
@@ -231,7 +234,7 @@ INT8: Mapping[str, Coefficients] = {
     "Slice": _serial(0.05),
     "Transpose": _serial(0.12),
     "Transpose.runs": _serial(4.0),  # 5 to 35 ns for each 2 or 4 codes that stay together
-    "DepthToSpace": _serial(0.15),
+    "DepthToSpace": _serial(0.9),
     "Resize": _serial(0.09),
     "MaxPool": Coefficients(tap=0.8),
     "AveragePool": Coefficients(tap=1.0),
@@ -250,6 +253,7 @@ INT8_BESIDE_CONV: Mapping[str, Coefficients] = {
     "AveragePool": Coefficients(tap=0.57, serial=30000),
 }
 
+UPSAMPLING = Coefficients(fixed=3000, output=0.11)  #: movements behind an integer ConvTranspose
 QUANTIZE = Coefficients(fixed=900, output=0.11, serial=4500)
 DEQUANTIZE = Coefficients(fixed=700, output=0.2)
 TO_CHANNELS_LAST = Coefficients(fixed=1000, output=0.13)

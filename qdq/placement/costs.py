@@ -5,7 +5,7 @@ element and so on (``qdq.placement.cost_table``).
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qdq.placement.cost_table import (
     CACHED,
@@ -18,6 +18,7 @@ from qdq.placement.cost_table import (
     REORDER,
     TO_CHANNELS_LAST,
     UNKNOWN,
+    UPSAMPLING,
     Coefficients,
 )
 
@@ -44,6 +45,10 @@ _FEW = 2.5  # and others per multiplication where not one block of outputs is fu
 # and channels in fours; for others each window is copied, ns per value.
 _LANES = 4
 _COPIED = 0.055
+_COLUMN = (
+    0.5  # a float ConvTranspose writes and adds up what each input and tap makes, ns per value
+)
+_RUN, _SLOW_RUN = 0.6, 7.0  # ns for each piece of rows that an integer one moves
 _UNBLOCKED = frozenset({"Conv.dense.plain", "Conv.gathered", "Conv.volume"})
 _BLOCKED_DEPTHWISE = frozenset({"Conv.depthwise", "Conv.depthwise.tap"})
 _UNPACKED = 4.5  # float pointwise ones with less than one block of inputs, per multiplication
@@ -62,9 +67,11 @@ class Features:
         outputs: elements of the output (of all of them together: Split).
         channels_in: channels of a convolution's input; K of a Gemm or MatMul.
         channels_out: channels of a convolution's output; N of a Gemm or MatMul.
-        taps: elements of the kernel window of a convolution or pool (3x3: 9).
+        taps: elements of the kernel window of a convolution or pool (3x3: 9). Channels and taps
+            of a ConvTranspose are those of the convolution that it is on integers.
         rows: rows of that window (3x3: 3; 1-D: 1), which are gathered as one piece each; values
-            that an LSTM carries to the next step, which take some time whatever the batch.
+            that an LSTM carries to the next step, which take some time whatever the batch; values
+            that stay side by side behind a ConvTranspose (``qdq.subpixel``).
         groups: groups of a convolution.
         flat: its output has two spatial dimensions, the last of size 1.
         weights: elements of the constant weight; 0 if there is none.
@@ -161,7 +168,8 @@ def float_cost(kind: str, features: Features) -> float:
         padding = _SHORT
     elif features.flat and kind == "Conv.dense":
         padding *= _FLAT.get(-(-features.channels_out // _BLOCK), 1.0)
-    return _evaluate(found, features, macs=_macs(kind, features) * padding)
+    more = _COLUMN * _columns(features) if base == "ConvTranspose" else 0.0
+    return _evaluate(found, features, macs=_macs(kind, features) * padding, more=more)
 
 
 def int8_cost(kind: str, features: Features) -> float:
@@ -173,6 +181,9 @@ def int8_cost(kind: str, features: Features) -> float:
             behind an integer kernel, where they are free (``.fused``).
         features: the node's counts.
     """
+    if kind.startswith("ConvTranspose."):
+        convolution = int8_cost(kind.replace("Transpose", "", 1), replace(features, rows=1))
+        return convolution + _upsampling_cost(features)
     found = INT8_BESIDE_CONV.get(kind) if features.beside_conv else None
     found = found or INT8.get(kind) or INT8.get(kind.removesuffix(".fused"))
     if found is None:
@@ -260,9 +271,22 @@ def _macs(kind: str, f: Features) -> float:
     if kind.startswith("Conv.depthwise") and (f.groups > 1 or kind not in _BLOCKED_DEPTHWISE):
         # blocks run over the groups, if at all
         return float(f.macs)
-    if kind == "ConvTranspose" or kind in RECURRENT:
+    if kind in RECURRENT:
         return float(f.macs)
+    if kind.startswith("ConvTranspose"):
+        return _columns(f) * f.channels_in
     return f.macs * _padding(f.channels_out // f.groups)
+
+
+def _columns(f: Features) -> float:
+    """Results of a float ConvTranspose before they are added up: one for each input and tap."""
+    return f.inputs * f.weights / f.channels_in**2
+
+
+def _upsampling_cost(f: Features) -> float:
+    """What it takes to bring the results of an integer ConvTranspose to their places, in ns."""
+    each = _SLOW_RUN if f.rows in SLOW_RUNS else _RUN
+    return _evaluate(UPSAMPLING, f, macs=0.0, more=each * f.outputs / f.rows)
 
 
 def _padding(channels: int) -> float:

@@ -12,6 +12,7 @@ from math import isfinite, prod
 from qdq.ops.demand import Demand, NodeView, SameAs
 from qdq.placement import costs
 from qdq.placement.mincut import INFINITE
+from qdq.subpixel import Subpixel
 
 __all__ = ["Shape", "Shapes", "Weighing", "count", "features_of", "kind_of"]
 
@@ -46,6 +47,8 @@ def kind_of(view: NodeView, shapes: Shapes, *, silu: bool = False) -> str:
             taps=taps,
             rank=len(weight) or 4,
         )
+    if view.op_type == "ConvTranspose":
+        return _transposed_kind(view, shapes)
     if view.op_type == "MatMul" and not view.inputs[1].constant:
         return "MatMul.dynamic"
     if view.op_type == "Transpose" and _run(view, shapes) in costs.SLOW_RUNS:
@@ -59,6 +62,22 @@ def kind_of(view: NodeView, shapes: Shapes, *, silu: bool = False) -> str:
             return f"{view.op_type}.scalar"
         return f"{view.op_type}.channel" if small < large else view.op_type
     return view.op_type
+
+
+def _transposed_kind(view: NodeView, shapes: Shapes) -> str:
+    """``ConvTranspose``, with the suffix of the convolution as which it runs on integers."""
+    weight = _known(shapes(view.inputs[1].name) or ())
+    form = Subpixel.of(weight, view.attributes)
+    if isinstance(form, str):
+        return view.op_type
+    kind = costs.conv_kind(
+        channels_in=weight[0],
+        channels_out=form.phases * form.channels,
+        groups=1,
+        taps=prod(form.taps),
+        rank=len(weight),
+    )
+    return kind.replace("Conv", view.op_type, 1)
 
 
 def _run(view: NodeView, shapes: Shapes) -> int:
@@ -96,8 +115,17 @@ def features_of(view: NodeView, outputs: tuple[str, ...], shapes: Shapes) -> cos
         )
     if view.op_type == "ConvTranspose":
         weight = _known(shapes(view.inputs[1].name) or (1, 1))
-        macs = read * prod(weight[1:])  # one for each input and tap, not for each output
-        return costs.Features(inputs=read, outputs=made, channels_in=max(1, round(macs / made)))
+        form = Subpixel.of(weight, view.attributes)
+        own = Subpixel(weight[1], ()) if isinstance(form, str) else form
+        return costs.Features(
+            inputs=read,
+            outputs=made,
+            channels_in=weight[0],
+            channels_out=own.phases * own.channels,
+            taps=prod(own.taps),
+            rows=own.run,
+            weights=prod(weight),
+        )
     if view.op_type in costs.RECURRENT:
         weights = sum(count(shapes(t.name)) for t in view.inputs[1:3])
         steps = _known((shapes(view.inputs[0].name) or (1, 1))[:2])

@@ -10,7 +10,7 @@ import onnx
 
 from qdq.data import Feed
 from qdq.report import Advice
-from qdq.report.matching import Match, Site
+from qdq.report.matched import Match, Site
 from qdq.report.sqnr import sum_of_squares
 from qdq.session import run
 from qdq.sqnr import decibels
@@ -120,15 +120,17 @@ def without(match: Match, nodes: Collection[int]) -> onnx.ModelProto:
         node = model.graph.node[index]
         _make_float(match, model, node, raw_of)
         if site.exact is not None:
-            _make_exact(match, model, node, site.exact)
+            _make_exact(match, model, node, site, site.exact)
         if any(t in match.coded and match.coded[t].real not in bypassed for _, t in site.outputs):
             hidden[index] = _hide(match, node)
     _bypass(model, bypassed)
-    if hidden:
+    dropped = {index for site in sites.values() for index in site.behind}
+    if hidden or dropped:
         kept = list(model.graph.node)
         del model.graph.node[:]
         for index, node in enumerate(kept):
-            model.graph.node.extend([node, hidden[index]] if index in hidden else [node])
+            if index not in dropped:
+                model.graph.node.extend([node, hidden[index]] if index in hidden else [node])
     return model
 
 
@@ -145,10 +147,14 @@ def _make_float(
 
 
 def _make_exact(
-    match: Match, model: onnx.ModelProto, node: onnx.NodeProto, exact: onnx.NodeProto
+    match: Match, model: onnx.ModelProto, node: onnx.NodeProto, site: Site, exact: onnx.NodeProto
 ) -> None:
-    """Turn a node that rounds by itself into the float model's."""
+    """Turn a node, and those behind it, into the float model's."""
     node.op_type, node.domain = exact.op_type, exact.domain
+    del node.attribute[:]
+    node.attribute.extend(exact.attribute)
+    if site.behind:
+        node.output[0] = site.outputs[0][0]
     del node.input[len(exact.input) :]
     for slot, name in enumerate(exact.input):
         if name in match.float_graph.constants:

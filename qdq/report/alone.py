@@ -8,7 +8,7 @@ import onnx
 from numpy.typing import NDArray
 
 from qdq.nested import captured_names
-from qdq.report.matching import Match, Site
+from qdq.report.matched import Match, Site
 
 __all__ = ["Alone", "build_alone", "needed_by"]
 
@@ -66,7 +66,7 @@ def build_alone(match: Match, types: Mapping[str, np.dtype[np.generic]]) -> Alon
             inputs |= {_fed(*need): need for need in needs.values()}
             made = _forms(match, site, needs, constants)
             nodes += made
-            last = "float" if len(made) > 1 else "quantized"
+            last = made[-1].name.partition(":")[0]
             pairs |= {own: (f"quantized:{own}", f"{last}:{own}") for own, _ in site.outputs}
     model = onnx.ModelProto()
     model.ir_version = graph.model.ir_version
@@ -93,46 +93,54 @@ def _forms(
     needs: Mapping[str, tuple[str, bool]],
     constants: dict[str, Array],
 ) -> list[onnx.NodeProto]:
-    """A site's node as it is, and where it rounds anything itself one that does not."""
+    """A site's nodes as they are, and where they round anything themselves one that does not."""
     node = match.graph.nodes[site.index]
-    made = [_copy(match, node, needs, "quantized", constants)]
+    made = _copies(match, site, needs, "quantized", constants)
     if site.exact is not None:
-        made.append(_float_form(match, node, site.exact, needs, constants))
+        made.append(_float_form(match, site, site.exact, needs, constants))
     elif any((entry := match.constants.get(n)) and entry.source for n in node.input):
-        made.append(_copy(match, node, needs, "float", constants))
+        made += _copies(match, site, needs, "float", constants)
     return made
 
 
-def _copy(
+def _copies(
     match: Match,
-    node: onnx.NodeProto,
+    site: Site,
     needs: Mapping[str, tuple[str, bool]],
     kind: str,
     constants: dict[str, Array],
-) -> onnx.NodeProto:
-    """The node on inputs of its own, with the constants of that kind."""
-    made = _renamed(node, node, kind)
-    for slot, name in enumerate(node.input):
-        if not name:
-            continue
-        if name in needs:
-            made.input[slot] = _fed(*needs[name])
-            continue
-        made.input[slot] = f"{kind}:{name}" if name in match.constants else name
-        if made.input[slot] not in constants:
-            constants[made.input[slot]] = _value(match, name, kind)
-    return made
+) -> list[onnx.NodeProto]:
+    """The nodes on inputs of their own, with the constants of that kind."""
+    nodes = [match.graph.nodes[index] for index in (site.index, *site.behind)]
+    inside = {name for node in nodes for name in node.output}
+    found = []
+    for node in nodes:
+        made = _renamed(node, node, kind)
+        for slot, name in enumerate(node.input):
+            if not name:
+                continue
+            if name in needs:
+                made.input[slot] = _fed(*needs[name])
+                continue
+            own = name in match.constants or name in inside
+            made.input[slot] = f"{kind}:{name}" if own else name
+            if name not in inside and made.input[slot] not in constants:
+                constants[made.input[slot]] = _value(match, name, kind)
+        found.append(made)
+    return found
 
 
 def _float_form(
     match: Match,
-    node: onnx.NodeProto,
+    site: Site,
     exact: onnx.NodeProto,
     needs: Mapping[str, tuple[str, bool]],
     constants: dict[str, Array],
 ) -> onnx.NodeProto:
-    """The float node that a node is another form of, on the same inputs."""
-    made = _renamed(exact, node, "float")
+    """The float node that a site is another form of, on the same inputs."""
+    node = match.graph.nodes[site.index]
+    last = match.graph.nodes[site.behind[-1]] if site.behind else node
+    made = _renamed(exact, last, "float")
     for slot, name in enumerate(exact.input):
         if node.input[slot] in needs:
             made.input[slot] = _fed(*needs[node.input[slot]])

@@ -5,18 +5,14 @@ float tensor. Constants are matched by the place where they are read, since tool
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import replace
 
-import numpy as np
 import onnx
-from numpy.typing import NDArray
 
-from qdq.affine import dequantize, fake_quantize
 from qdq.balancing.dividing import divided_like
 from qdq.dynamic import FLOAT_FORMS
 from qdq.errors import ConfigError, ModelError
-from qdq.graph import Graph
+from qdq.graph import Graph, attributes
 from qdq.ops.clamp import bounds
 from qdq.ops.demand import NodeView
 from qdq.prepare import prepare
@@ -24,116 +20,18 @@ from qdq.prepare.constants import constant_nodes
 from qdq.prepare.editing import Editor
 from qdq.prepare.naming import name_nodes
 from qdq.report.codes import params_of
+from qdq.report.matched import Coded, Constant, Match, Site
 from qdq.spec import QuantParams
+from qdq.subpixel import Subpixel
 from qdq.views import node_view
 
-__all__ = ["Coded", "Constant", "Match", "Site", "match", "plain"]
+__all__ = ["match", "plain"]
 
 MATRIX = frozenset({"Gemm", "MatMul"})  # their kernels can hand out float
+_UPSAMPLED = "ConvTranspose"  # is written as a convolution, and movements
+_MOVEMENTS = frozenset({"DequantizeLinear", "Mul", "QuantizeLinear", "Reshape", "Shape", "Slice",
+                        "Transpose"})  # fmt: skip
 FLOAT_TYPES = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
-
-
-@dataclass(frozen=True, slots=True)
-class Coded:
-    """A Q and DQ behind an activation of the quantized model.
-
-    Attributes:
-        raw: the tensor that the Q reads.
-        real: the tensor that the DQ makes.
-        params: scale and zero point.
-    """
-
-    raw: str
-    real: str
-    params: QuantParams
-
-
-@dataclass(frozen=True, slots=True)
-class Constant:
-    """A constant that the quantized model dequantizes.
-
-    Attributes:
-        real: the tensor that the DQ makes.
-        stored: the initializer: codes, or floats that a Q reads.
-        params: scale and zero point.
-        source: the constant of the float model at the same place; None if it was not found.
-    """
-
-    real: str
-    stored: str
-    params: QuantParams
-    source: str | None = None
-
-    def value(self, quantized: Graph) -> NDArray[np.float32]:
-        """The dequantized values."""
-        stored: NDArray[Any] = quantized.array(self.stored)
-        if stored.dtype.kind == "f":
-            return fake_quantize(stored, self.params)
-        return dequantize(stored, self.params)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Site:
-    """A node of the quantized model that makes tensors of the float model.
-
-    Attributes:
-        index: of the node in the quantized graph.
-        name: the node's name, in the float model where it is known there.
-        op_type: its operator.
-        outputs: (its own output, what the float model calls the result) for each.
-        limits: bounds of a clamp between the node and its codes; None without one.
-        integer: it reads codes and its result becomes codes, or it may hand out float.
-        reads_codes: it reads the output of a DQ.
-        exact: the float model's node of which it is another form, that rounds by itself.
-    """
-
-    index: int
-    name: str
-    op_type: str
-    outputs: tuple[tuple[str, str], ...]
-    limits: tuple[float, float] | None
-    integer: bool
-    reads_codes: bool
-    exact: onnx.NodeProto | None = None
-
-    @property
-    def runs_on_integers(self) -> bool:
-        """Whether it is integer, or rounds by itself."""
-        return self.integer or self.exact is not None
-
-    @property
-    def rounds(self) -> bool:
-        """Whether noise may arise here."""
-        return self.reads_codes or self.exact is not None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Match:
-    """A float and a QDQ model, matched.
-
-    Attributes:
-        float_graph: the float model, in the form that the quantized one was made from.
-        graph: the quantized model.
-        meaning: tensor of the quantized model → tensor of the float model.
-        coded: float tensor → its Q and DQ in the quantized model.
-        found: float tensor → the tensor of the quantized model that stands for it.
-        constants: output of a DQ → the constant.
-        sites: nodes that make matched tensors, in graph order.
-        site_of: the same by the index of the node.
-        notes: what could not be matched.
-        undivided: tensor that smoothing divided → its name in the user's model.
-    """
-
-    float_graph: Graph
-    graph: Graph
-    meaning: Mapping[str, str]
-    coded: Mapping[str, Coded]
-    found: Mapping[str, str]
-    constants: Mapping[str, Constant]
-    sites: tuple[Site, ...]
-    site_of: Mapping[int, Site]
-    notes: tuple[str, ...]
-    undivided: Mapping[str, str]
 
 
 def plain(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -189,6 +87,7 @@ class _Matcher:
         self.constants: dict[str, Constant] = {}
         self.meaning: dict[str, str] = {}
         self.before_q: set[str] = set()
+        self.inside: set[str] = set()  # tensors with codes within a form of one node
 
     def match(self, names: Mapping[str, str]) -> Match:
         for node in self.graph.nodes:
@@ -203,7 +102,7 @@ class _Matcher:
         found = {t: c.real for t, c in coded.items()}
         for name, tensor in self.meaning.items():
             found.setdefault(tensor, name)
-        lost = sum(p.real not in self.meaning for p in self.pairs.values())
+        lost = sum(not {p.real} & (self.meaning.keys() | self.inside) for p in self.pairs.values())
         if lost:
             self.notes.append(f"{lost} tensors with codes have no namesake in the float model")
         return Match(
@@ -252,27 +151,61 @@ class _Matcher:
             if index in absorbed or node.op_type in ("QuantizeLinear", "DequantizeLinear"):
                 continue
             coded = any(name in self.pairs for name in node.input)
-            ends, limits, passed = self._ends(node) if coded else (list(node.output), None, [])
-            outputs = [(o, self.meaning.get(e, "")) for o, e in zip(node.output, ends, strict=True)]
+            behind = self._movements(node) if coded and node.op_type == "Conv" else []
+            last = self.graph.nodes[behind[-1]] if behind else node
+            ends, limits, passed = self._ends(last) if coded else (list(last.output), None, [])
+            outputs = [(o, self.meaning.get(e, "")) for o, e in zip(last.output, ends, strict=True)]
             outputs = [(o, t) for o, t in outputs if t]
             if not outputs:
                 continue
-            absorbed.update(passed)
+            absorbed.update(behind, passed)
             to_codes = all(e in self.before_q for e in ends)
-            dynamic = FLOAT_FORMS.get(node.op_type)
-            own = self._source_node(outputs[0][1], dynamic or node.op_type)
-            if own is not None:
+            other = _UPSAMPLED if behind else FLOAT_FORMS.get(node.op_type)
+            own = self._source_node(outputs[0][1], other or node.op_type)
+            if own is not None and not behind:
                 self._link_constants(node, own)
+            op_type = _UPSAMPLED if behind else node.op_type
             yield Site(
                 index=index,
                 name=own.name if own is not None else node.name,
-                op_type=node.op_type,
+                op_type=op_type,
                 outputs=tuple(outputs),
-                limits=limits or self._limits_of(outputs[0][1], node.op_type),
+                limits=limits or self._limits_of(outputs[0][1], op_type),
                 integer=coded and (to_codes or node.op_type in MATRIX),
                 reads_codes=coded or any(n in self.constants for n in node.input),
-                exact=own if dynamic else None,
+                exact=own if other else None,
+                behind=tuple(behind),
+                relaid=tuple(self._relaid(node, own)) if behind and own is not None else (),
             )
+
+    def _movements(self, node: onnx.NodeProto) -> list[int]:
+        """The nodes behind a convolution that make a ConvTranspose of it; none if it is a Conv."""
+        pending, end = [node.output[0]], ""
+        found: set[int] = set()
+        while pending:
+            name = pending.pop()
+            if name in self.meaning:
+                end = name
+                continue
+            uses = self.graph.uses(name)
+            if not uses or any(self.graph.nodes[u.node].op_type not in _MOVEMENTS for u in uses):
+                return []
+            found.update(u.node for u in uses)
+            pending += [self.graph.nodes[u.node].output[0] for u in uses]
+        if not found or self._source_node(self.meaning[end], _UPSAMPLED) is None:
+            return []
+        self.inside |= {o for index in found for o in self.graph.nodes[index].output}
+        return sorted(found)
+
+    def _relaid(self, node: onnx.NodeProto, own: onnx.NodeProto) -> Iterator[Constant]:
+        """Weight and bias of a ConvTranspose, in its own layout."""
+        form = Subpixel.of(self.float_graph.shape(own.input[1]) or (), attributes(own))
+        for name, source in zip(node.input[1:], own.input[1:], strict=True):
+            entry = self.constants.get(name)
+            if entry is not None and isinstance(form, Subpixel):
+                axis = 1 if source == own.input[1] else 0
+                params = _first_phase(entry.params, form.channels, axis)
+                yield replace(entry, params=params, source=source, form=form)
 
     def _ends(
         self, node: onnx.NodeProto
@@ -322,6 +255,14 @@ class _Matcher:
                 continue
             if tuple(proto.dims) == self.graph.shape(entry.stored):
                 self.constants[name] = Constant(entry.real, entry.stored, entry.params, source)
+
+
+def _first_phase(params: QuantParams, channels: int, axis: int) -> QuantParams:
+    """Parameters of the channels of all phases → of the channels, along another axis."""
+    if params.spec.axis is None:
+        return params
+    spec = replace(params.spec, axis=axis)
+    return QuantParams(spec, params.scale[:channels], params.zero_point[:channels])
 
 
 def _is_identity(view: NodeView) -> bool:

@@ -11,7 +11,7 @@ import onnx
 
 from qdq.ranges import Histogram
 from qdq.report import Bars, KernelCount, NodeError, OutputError, ScaleChange, TensorError
-from qdq.report.matching import Match
+from qdq.report.matched import Match
 from qdq.report.sqnr import OutputSums, TensorSums, representable, sum_of_squares
 from qdq.session import optimized_op_counts
 from qdq.sqnr import decibels
@@ -139,8 +139,8 @@ def _constants(match: Match) -> list[TensorError]:
     rows = []
     done: set[str] = set()
     for position, site in enumerate(match.sites):
-        for name in match.graph.nodes[site.index].input:
-            constant = match.constants.get(name)
+        read = [match.constants.get(name) for name in match.graph.nodes[site.index].input]
+        for constant in (*read, *site.relaid):
             if constant is None or constant.source is None or constant.source in done:
                 continue
             done.add(constant.source)
@@ -211,27 +211,45 @@ def kernel_counts(
     Operators whose integer kernel has the operator's own name (those that move values) cannot be
     told apart, and are left out.
     """
-    names: dict[str, str] = {}
-    for op, kernel in (ORT_CPU.kernels or {}).items():
-        names |= {f: op for f in (kernel.fused, kernel.fused_float) if f and f != op}
+    names, families = _kernel_names()
     counts = optimized_op_counts(model)
     integer: Counter[str] = Counter()
     for found, count in counts.items():
         if found in names or found.startswith("QLinear"):
             integer[names.get(found, found.removeprefix("QLinear"))] += count
     same = {op for op, kernel in (ORT_CPU.kernels or {}).items() if kernel.fused == op}
-    wanted = Counter(planned or {})
+    wanted: Counter[str] = Counter()
+    for op, count in (planned or {}).items():
+        wanted[families.get(op, op)] += count
+    float_ones: Counter[str] = Counter()
+    for op, count in counts.items():
+        own = op.removeprefix("Fused")
+        float_ones[families.get(own, own)] += count
     ops = [op for op in sorted({*integer, *wanted}) if op not in same]
     rows = tuple(
         KernelCount(
             op_type=op,
             planned=None if planned is None else wanted[op],
             integer=integer[op],
-            float=counts.get(op, 0) + counts.get(f"Fused{op}", 0),
+            float=float_ones[op],
         )
         for op in ops
     )
     return rows, counts.get("QuantizeLinear", 0) + counts.get("DequantizeLinear", 0)
+
+
+def _kernel_names() -> tuple[dict[str, str], dict[str, str]]:
+    """Integer kernel → the operator that it belongs to; operator → the one that has its row.
+
+    A ConvTranspose becomes a Conv, so the two share a row.
+    """
+    names: dict[str, str] = {}
+    families: dict[str, str] = {}
+    for op, kernel in (ORT_CPU.kernels or {}).items():
+        for fused in (kernel.fused, kernel.fused_float):
+            if fused and fused != op:
+                families.setdefault(op, names.setdefault(fused, op))
+    return names, families
 
 
 def history_of(metadata: Mapping[str, Any]) -> tuple[ScaleChange, ...]:

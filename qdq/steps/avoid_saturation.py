@@ -29,8 +29,8 @@ class AvoidSaturation:
 
     so a channel in which large weights never meet keeps all 8 bits, and no channel loses more
     than one. Neighbours are taken in the order in which kernels walk: taps first, then channels
-    fastest; both ways to pair them up are covered. Depthwise convolutions do not pair up
-    products. Given scales stay as they are.
+    fastest; both ways to pair them up are covered. Of a ConvTranspose any two weights may be
+    neighbours. Depthwise convolutions do not pair up products. Given scales stay as they are.
 
     Raises:
         ConfigError: asymmetric int8 weights, whose sums no scale keeps in 16 bits.
@@ -46,7 +46,7 @@ class AvoidSaturation:
             plan = problem.tensors[linear.weight]
             pairs = x.spec.dtype == UINT8 and w.spec.dtype == INT8
             own = isinstance(plan.source, Constant | Fixed)
-            if not (pairs and own) or linear.kind == "conv_transpose" or _depthwise(linear, weight):
+            if not (pairs and own) or _depthwise(linear, weight):
                 continue
             if not w.spec.symmetric:
                 raise ConfigError(
@@ -76,12 +76,16 @@ def _largest_pair(linear: Linear, weight: NDArray[np.floating]) -> NDArray[np.fl
     """Per output channel: the largest sum of two neighbours, or one weight, of one sign; (M,)."""
     if linear.kind == "conv":
         rows = np.moveaxis(weight, 1, -1).reshape(weight.shape[0], -1)
+    elif linear.kind == "conv_transpose":
+        rows = np.moveaxis(weight, 1, 0).reshape(weight.shape[1], -1)
     else:
         rows = weight.reshape(-1, weight.shape[-1]).T
     padded = np.zeros((rows.shape[0], rows.shape[1] + 1))
     padded[:, :-1] = rows
-    sums = [np.maximum(sign * padded, 0.0) for sign in (1.0, -1.0)]
-    largest: NDArray[np.float64] = np.maximum(
-        *((part[:, :-1] + part[:, 1:]).max(axis=1, initial=0.0) for part in sums)
-    )
-    return largest
+    signs = [np.maximum(sign * padded, 0.0) for sign in (1.0, -1.0)]
+    if linear.kind == "conv_transpose":
+        # which weights meet depends on the stride, so any two may
+        pairs = [np.partition(part, -2, axis=1)[:, -2:].sum(axis=1) for part in signs]
+    else:
+        pairs = [(part[:, :-1] + part[:, 1:]).max(axis=1, initial=0.0) for part in signs]
+    return np.maximum(*pairs)

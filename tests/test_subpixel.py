@@ -1,0 +1,265 @@
+"""A ConvTranspose is a convolution, and runs on integers as one."""
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from harness import compare, quantized
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import feeds, model, node
+from onnx.reference import ReferenceEvaluator
+
+import qdq
+from qdq.api import run
+from qdq.subpixel import Axis, Subpixel
+
+Array = np.ndarray[Any, Any]
+
+
+def values(*shape: int, seed: int = 0) -> Array:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+# -- the mathematics ------------------------------------------------------------------------------
+
+
+@st.composite
+def axes(draw: st.DrawFn) -> tuple[int, Axis]:
+    """The size of an input along a dimension, and how it is convolved there."""
+    window, stride = draw(st.integers(1, 7)), draw(st.integers(1, 4))
+    begin, end = (draw(st.integers(0, window - 1)) for _ in range(2))
+    added = draw(st.integers(0, max(0, stride - 1)))
+    size = draw(st.integers(1, 4))
+    made = stride * (size - 1) + window - begin - end + added
+    if made < 1:
+        begin = end = 0
+    return size, Axis(window, stride, begin, end, added)
+
+
+def transposed(x: Array, w: Array, form: Subpixel) -> Array:
+    """What onnx says that a ConvTranspose is."""
+    attributes = {
+        "strides": list(form.strides),
+        "pads": [a.begin for a in form.axes] + [a.end for a in form.axes],
+        "output_padding": [a.added for a in form.axes],
+    }
+    made = node("ConvTranspose", ["x", "w"], "y", **attributes)
+    open_ = [None] * x.ndim
+    net = model([made], {"x": list(x.shape)}, {"y": open_}, {"w": w})
+    (found,) = ReferenceEvaluator(net).run(None, {"x": x})
+    return np.asarray(found)
+
+
+def convolved(x: Array, w: Array, form: Subpixel) -> Array:
+    """The same by a plain convolution and movements, in numpy."""
+    rank = len(form.axes)
+    pads = zip(form.pads[:rank], form.pads[rank:], strict=True)
+    wide = np.pad(x, [(0, 0), (0, 0), *pads])
+    spatial = tuple(range(2, 2 + rank))
+    windows = np.lib.stride_tricks.sliding_window_view(wide, form.taps, spatial)
+    plain = form.weight(w, np.float32(0))
+    summed = ([1, *range(2 + rank, 2 + 2 * rank)], [1, *range(2, 2 + rank)])
+    y = np.moveaxis(np.tensordot(windows, plain, summed), -1, 1)
+    blocks = y.reshape(len(x), *form.strides, form.channels, *y.shape[2:])
+    order = [0, rank + 1, *(k for d in range(rank) for k in (rank + 2 + d, 1 + d))]
+    sides = [n * s for n, s in zip(y.shape[2:], form.strides, strict=True)]
+    full = blocks.transpose(order).reshape(len(x), form.channels, *sides)
+    kept = (slice(a.crop[0], n - a.crop[1]) for a, n in zip(form.axes, sides, strict=True))
+    return full[(slice(None), slice(None), *kept)]
+
+
+@given(st.lists(axes(), min_size=1, max_size=2), st.integers(1, 3), st.integers(1, 3))
+@settings(max_examples=150, deadline=None)
+def test_it_is_the_same(found: list[tuple[int, Axis]], inputs: int, made: int) -> None:
+    """For any window, stride, padding and output padding."""
+    form = Subpixel(made, tuple(a for _, a in found))
+    x = values(2, inputs, *(size for size, _ in found))
+    w = values(inputs, made, *(a.window for a in form.axes), seed=1)
+    exact = transposed(x, w, form)
+    np.testing.assert_allclose(convolved(x, w, form), exact, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(form.restored(form.weight(w, np.float32(0))), w)
+
+
+def test_what_stands_for_nothing_is_the_zero_point() -> None:
+    """A window of 3 at stride 2 leaves a tap of the second phase empty."""
+    form = Subpixel(2, (Axis(3, 2),))
+    codes = np.full((4, 2, 3), 9, np.uint8)
+    laid = form.weight(codes, np.array([5, 7], np.uint8))
+    assert laid.shape == (4, 4, 2)
+    assert (laid[:2] == 9).all()  # the first phase, both channels
+    np.testing.assert_array_equal(laid[2:, :, 0], [[5] * 4, [7] * 4])
+    assert (laid[2:, :, 1] == 9).all()
+    np.testing.assert_array_equal(form.tiled(np.array([1, 2])), [1, 2, 1, 2])
+    np.testing.assert_array_equal(form.restored(np.array([1, 2, 1, 2])), [1, 2])
+
+
+@pytest.mark.parametrize(
+    ("weight", "attributes", "reason"),
+    [
+        ((8, None, 2, 2), {}, "not known"),
+        ((8, 4), {}, "not known"),
+        ((8, 1, 2, 2), {"group": 8}, "8 groups"),
+        ((8, 4, 2), {"output_shape": [4]}, "output_shape"),
+        ((8, 4, 2), {"auto_pad": b"SAME_UPPER"}, "auto_pad"),
+        ((8, 4, 2), {"dilations": [2]}, "dilations"),
+        ((8, 4, 2), {"pads": [2, 0]}, "not smaller than its window"),
+        ((8, 4, 2), {"pads": [0, -1]}, "not smaller than its window"),
+    ],
+)
+def test_what_has_no_such_form(weight: Any, attributes: Any, reason: str) -> None:
+    found = Subpixel.of(weight, attributes)
+    assert isinstance(found, str)
+    assert reason in found
+
+
+# -- the kernels ----------------------------------------------------------------------------------
+
+SHAPES = {1: [2, 16, 33], 2: [2, 16, 9, 8], 3: [1, 16, 4, 5, 6]}
+
+
+def decoder(
+    rank: int, *, window: int, behind: str = "Relu", fixed: bool = True, **attributes: Any
+) -> onnx.ModelProto:
+    """Conv → Relu → ConvTranspose → ``behind`` → Conv."""
+    w = {
+        "w0": values(16, 16, *[3] * rank, seed=1) / 7,
+        "up": values(16, 8, *[window] * rank, seed=2) / 5,
+        "b": values(8, seed=3),
+        "w1": values(16, 8, *[3] * rank, seed=4) / 5,
+    }
+    pads = [1] * (2 * rank)
+    nodes = [
+        node("Conv", ["x", "w0"], "c", pads=pads),
+        node("Relu", ["c"], "r"),
+        node("ConvTranspose", ["r", "up", "b"], "t", **attributes),
+        node(behind, ["t"], "q"),
+        node("Conv", ["q", "w1"], "y", pads=pads),
+    ]
+    shape: list[Any] = SHAPES[rank] if fixed else ["N", 16, *"DHW"[:rank]]
+    return model(nodes, {"x": shape}, {"y": [None] * (rank + 2)}, w)
+
+
+FORMS = [
+    (1, 8, {"strides": [4], "pads": [2, 2]}),
+    (1, 4, {"strides": [2]}),
+    (1, 3, {"strides": [1], "pads": [1, 1]}),
+    (2, 2, {"strides": [2, 2]}),
+    (2, 4, {"strides": [2, 2], "pads": [1, 1, 1, 1]}),
+    (2, 3, {"strides": [2, 2], "pads": [1, 1, 1, 1], "output_padding": [1, 1]}),
+    (2, 3, {"strides": [1, 2], "pads": [0, 1, 2, 0]}),
+    (2, 3, {"strides": [1, 1], "pads": [1, 1, 1, 1]}),
+    (3, 2, {"strides": [2, 2, 2]}),
+    (3, 3, {"strides": [2, 1, 2], "pads": [1, 1, 0, 1, 0, 1]}),
+]
+
+
+@pytest.mark.parametrize("fixed", [True, False], ids=["fixed", "any size"])
+@pytest.mark.parametrize("behind", ["Relu", "LeakyRelu"])
+@pytest.mark.parametrize(("rank", "window", "attributes"), FORMS)
+def test_between_convolutions(
+    rank: int, window: int, attributes: Any, behind: str, fixed: bool
+) -> None:
+    """All on integers, fused as unfused, and near float."""
+    net = decoder(rank, window=window, behind=behind, fixed=fixed, **attributes)
+    data = feeds({"x": SHAPES[rank]}, 4)
+    found, _ = quantized(net, data)
+    assert found.plan.left_float == {}
+    outcome = compare(net, found.model, data)
+    assert outcome.sqnr > 27
+    assert outcome.unfused_sqnr > 27
+    assert outcome.steps_apart <= 1.01
+    assert outcome.ops["QLinearConv"] == 3
+    assert not {"Conv", "ConvTranspose", "Relu", "FusedConv"} & set(outcome.ops)
+    measured = not fixed and rank > 1 and any(s > 1 for s in attributes["strides"])
+    # sizes that are not fixed are those of one channel, dequantized
+    assert outcome.ops["DequantizeLinear"] == (2 if measured else 1)
+    assert outcome.ops["QuantizeLinear"] == 1
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_weights_of_each_kind(per_channel: bool, symmetric: bool) -> None:
+    """Zero points fill the taps that a phase does not have."""
+    net, data = decoder(2, window=3, strides=[2, 2]), feeds({"x": SHAPES[2]}, 4)
+    weight = qdq.QuantSpec(dtype=qdq.INT8 if symmetric else qdq.UINT8, symmetric=symmetric)
+    scheme = qdq.Scheme(weight=weight, per_channel=per_channel)
+    _, outcome = quantized(net, data, scheme=scheme)
+    assert outcome.sqnr > 25
+    assert outcome.steps_apart <= 1.01
+    assert outcome.ops["QLinearConv"] == 3
+
+
+def test_two_share_a_weight_in_two_forms() -> None:
+    """Strides differ, so the codes are laid out twice."""
+    w = {"w": values(8, 8, 2, 2) / 4, "v": values(8, 8, 1, 1, seed=1) / 2}
+    nodes = [
+        node("Conv", ["x", "v"], "c"),
+        node("ConvTranspose", ["c", "w"], "a", strides=[2, 2]),
+        node("ConvTranspose", ["c", "w"], "b", strides=[1, 1]),
+        node("Conv", ["a", "v"], "y"),
+        node("Conv", ["b", "v"], "z"),
+    ]
+    shape = [1, 8, 6, 6]
+    net = model(nodes, {"x": shape}, {"y": [1, 8, 12, 12], "z": [1, 8, 7, 7]}, w)
+    data = feeds({"x": shape}, 4)
+    _, outcome = quantized(net, data)
+    assert outcome.sqnr > 27
+    assert outcome.steps_apart <= 1.01
+    assert outcome.ops["QLinearConv"] == 5
+
+
+def test_a_range_beyond_the_clamp_keeps_it() -> None:
+    """Codes that go below 0 cannot do the work of the Relu behind, so that is written."""
+    net, data = decoder(2, window=2, strides=[2, 2]), feeds({"x": SHAPES[2]}, 4)
+    wide = qdq.Rule(tensors="q", range=(-3.0, 6.0))
+    found, outcome = quantized(net, data, scheme=qdq.Scheme(rules=(wide,)))
+    assert outcome.sqnr > 25
+    assert any(n.op_type == "Relu" for n in found.model.graph.node)
+
+
+def test_the_default_takes_it_where_it_pays() -> None:
+    """With channels enough; the scores of a detector, one channel, are faster in float."""
+    wide = {"w0": values(64, 16, 3, 3) / 12, "up": values(64, 32, 2, 2, seed=1) / 8,
+            "one": values(32, 1, 2, 2, seed=2) / 6}  # fmt: skip
+    nodes = [
+        node("Conv", ["x", "w0"], "c", pads=[1] * 4),
+        node("ConvTranspose", ["c", "up"], "t", strides=[2, 2]),
+        node("Relu", ["t"], "q"),
+        node("ConvTranspose", ["q", "one"], "y", strides=[2, 2]),
+    ]
+    net = model(nodes, {"x": [1, 16, 32, 32]}, {"y": [1, 1, 128, 128]}, wide)
+    data = feeds({"x": [1, 16, 32, 32]}, 4)
+    result = run(net, data)
+    outcome = compare(net, result.model, data)
+    assert outcome.ops["QLinearConv"] == 2
+    assert outcome.ops["ConvTranspose"] == 1
+    assert result.plan.left_float.keys() == {"ConvTranspose_y"}
+    assert outcome.sqnr > 27
+
+
+# -- compare --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fixed", [True, False], ids=["fixed", "any size"])
+def test_compare_takes_the_pieces_for_the_node(fixed: bool) -> None:
+    net = decoder(2, window=4, strides=[2, 2], pads=[1, 1, 1, 1], fixed=fixed)
+    data = feeds({"x": SHAPES[2]}, 3)
+    found, _ = quantized(net, data)
+    report = qdq.compare(net, found.model, data, repeats=0)
+    (row,) = [n for n in report.nodes if n.op_type == "ConvTranspose"]
+    assert row.integer
+    assert row.name == "ConvTranspose_t"
+    assert row.local_db is not None
+    assert 25 < row.local_db < 60
+    assert [(k.op_type, k.planned, k.integer, k.float) for k in report.kernels] == [
+        ("Conv", 3, 3, 0)
+    ]
+    constants = {t.name: t for t in report.tensors if t.kind != "activation"}
+    assert constants["up"].rounding_db > 30
+    assert constants["b"].rounding_db > 60
+    assert report.notes == ()
+    tried = [a for a in report.advice if "ConvTranspose_t" in a.rule]
+    assert tried
+    assert all(a.gain_db > -3 for a in tried)
