@@ -24,7 +24,7 @@ from qdq.affine import quantize
 from qdq.bias_scale import quantize_bias
 from qdq.dynamic import import_domains, make_dynamic
 from qdq.forms import Follower, Rewrite
-from qdq.graph import Graph, attributes
+from qdq.graph import Graph
 from qdq.lowering import lower_for_pools
 from qdq.nested import captured_names
 from qdq.placement import Unit
@@ -104,7 +104,7 @@ class _Emitter:
         node = onnx.NodeProto()
         node.CopyFrom(original)
         unit = self.wiring.units.get(node.name)
-        form = self._subpixel(original)
+        form = self.wiring.subpixel.get(node.name)
         for slot, name in enumerate(original.input):
             node.input[slot] = self._input(unit, slot, name, form)
         for k, name in enumerate(original.output):
@@ -126,18 +126,10 @@ class _Emitter:
         if node.name in self.wiring.followed:
             self._follow(original, node, self.wiring.followed[node.name])
 
-    def _subpixel(self, original: onnx.NodeProto) -> Subpixel | None:
-        """The form in which a node is written, if it is a subpixel unit."""
-        if original.name not in self.wiring.subpixel:
-            return None
-        found = Subpixel.of(self.graph.shape(original.input[1]) or (), attributes(original))
-        assert isinstance(found, Subpixel)  # noqa: S101 -- the target has refused others
-        return found
-
     def _upsampling(
         self, original: onnx.NodeProto, node: onnx.NodeProto, unit: Unit, form: Subpixel
     ) -> None:
-        """Write a ConvTranspose as a convolution, with what brings its results to their places."""
+        """Write movements, behind a convolution if the node is one."""
         tensor = unit.outputs[0]
         codes = self._params(tensor, self.solution.params[tensor])
         writer = Writer(node, codes, self.graph.fresh)

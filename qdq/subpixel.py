@@ -16,9 +16,29 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Axis", "Subpixel"]
+from qdq.ops.demand import NodeView
+
+__all__ = ["Axis", "Subpixel", "form_of"]
 
 Number = TypeVar("Number", bound=np.generic)
+
+_LEAST_RUN = 8  # values side by side; shorter ones are copied one by one
+
+
+def form_of(view: NodeView) -> "Subpixel | str":
+    """The form of a ConvTranspose, or what a DepthToSpace has of it; else why there is none.
+
+    Movements behind a DepthToSpace keep rows of channels together where these are side by side
+    in its input (mode ``DCR``), and not too few.
+    """
+    if view.op_type == "ConvTranspose":
+        return Subpixel.of(view.inputs[1].shape or (), view.attributes)
+    shape, side = view.inputs[0].shape or (), view.integer("blocksize", 1)
+    channels = (shape[1] or 0) // side**2 if len(shape) == 4 else 0
+    found = Subpixel(channels, (Axis(side, side),) * 2)
+    if view.text("mode", "DCR") != "DCR" or side < 2 or found.run < _LEAST_RUN:
+        return "its rows of channels are not together, or short"
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from qdq.ops.demand import Demand, NodeView
 from qdq.spec import INT8, INT16, UINT8, UINT16, IntType
-from qdq.subpixel import Subpixel
+from qdq.subpixel import form_of
 
 __all__ = ["ORT_CPU", "ORT_CPU_NO_VNNI", "PORTABLE", "TARGETS", "Kernel", "Target"]
 
@@ -31,7 +31,8 @@ class Kernel:
         fused_float: the operator's name in that case.
         dynamic: the kernel rounds its activations by itself, at run time, and is an operator of
             the runtime's own: the node is written as that one.
-        subpixel: the node is written as another one, and movements (``qdq.subpixel``).
+        subpixel: the node is written as movements, behind another one, if it has such a form
+            (``qdq.subpixel``).
         condition: returns why this very node cannot run on integers, or None.
     """
 
@@ -110,11 +111,11 @@ def _matrix(node: NodeView, demand: Demand) -> str | None:
 
 
 def _plain_convolution(node: NodeView, _demand: Demand) -> str | None:
-    found = Subpixel.of(node.inputs[1].shape or (), node.attributes)
+    found = form_of(node)
     return found if isinstance(found, str) else None
 
 
-_SAME = ("DepthToSpace", "Expand", "Flatten", "Gather", "GatherElements", "MaxPool", "ReduceMax",
+_SAME = ("Expand", "Flatten", "Gather", "GatherElements", "MaxPool", "ReduceMax",
          "ReduceMin", "Reshape", "Slice", "Split", "Squeeze", "Tile", "Transpose",
          "Unsqueeze")  # fmt: skip
 
@@ -144,6 +145,7 @@ ORT_CPU = Target(
         "Softmax": Kernel(fused="QLinearSoftmax"),
         "Where": Kernel(fused="QLinearWhere"),
         "Resize": Kernel(fused="Resize", condition=_nearest),
+        "DepthToSpace": Kernel(fused="DepthToSpace", subpixel=True),
         **{op: Kernel(fused=op) for op in _SAME},
     },
 )

@@ -1,5 +1,7 @@
 """A ConvTranspose on integers, as a convolution and movements: onnxruntime has kernels for those.
 
+And a DepthToSpace, as the movements alone.
+
 What is written, for an image (``qdq.subpixel`` has the mathematics)::
 
     x ─DQ─┐
@@ -9,8 +11,8 @@ What is written, for an image (``qdq.subpixel`` has the mathematics)::
 
 with a Q and DQ of y's parameters between any two. The channels come last since then a movement
 copies whole rows of channels; the runtime's integer convolutions have them there anyway, and it
-leaves out the first and the last Transpose. ``DepthToSpace`` does the same between channels first,
-value by value: it was measured to take four times as long.
+leaves out the first and the last Transpose. The kernel of DepthToSpace has the channels first and
+goes value by value: it was measured to take four times as long.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -35,7 +37,8 @@ class Writer:
         """Begin.
 
         Args:
-            node: the float ConvTranspose; its inputs and its output are named as they are to be.
+            node: the float ConvTranspose or DepthToSpace; its inputs and its output are named as
+                they are to be.
             codes: names of the output's scale and zero point.
             fresh: makes a name that is free.
         """
@@ -50,8 +53,9 @@ class Writer:
         if form.phases == 1:
             self._add("Conv", inputs, conv, self.node.output[0])
             return
-        rank = len(form.axes)
-        x = self._coded(self._add("Conv", inputs, conv))
+        rank, x = len(form.axes), inputs[0]
+        if self.node.op_type == "ConvTranspose":
+            x = self._coded(self._add("Conv", inputs, conv))
         x = self._moved("Transpose", [x], [0, *range(2, rank + 2), 1])
         x = self._moved("Reshape", self._without_blocks(x, form, shape))
         crop = [a.crop for a in form.axes]

@@ -13,6 +13,7 @@ from qdq.placement import Unit
 from qdq.placement.weighing import kind_of
 from qdq.plan import Plan
 from qdq.spec import QuantParams
+from qdq.subpixel import Subpixel, form_of
 from qdq.views import node_view
 
 __all__ = ["Wiring", "clamps_that_stay", "clamps_to_drop", "wire"]
@@ -44,7 +45,7 @@ class Wiring:
         units: the integer units by node name, less the dynamic ones, which are between float
             tensors as any float node.
         dynamic: names of the dynamic ones.
-        subpixel: names of the units that are written as another operator, and movements.
+        subpixel: units that are written as movements, behind another operator: name → form.
         followed: node → what is written behind it. An identity hides a Q from the runtime, which
             would run a float node on integers, or a Clip, which would keep an integer one in float.
         rewritten: float nodes that are written as another operator.
@@ -55,7 +56,7 @@ class Wiring:
     read: Mapping[str, frozenset[str]]
     units: Mapping[str, Unit]
     dynamic: frozenset[str]
-    subpixel: frozenset[str]
+    subpixel: Mapping[str, Subpixel]
     followed: Mapping[str, Follower]
     rewritten: Mapping[str, Rewrite]
     merged: frozenset[str]
@@ -92,7 +93,12 @@ def wire(graph: Graph, plan: Plan, floats: Mapping[str, str]) -> Wiring:
         read={k: frozenset(v) for k, v in read.items()},
         units=units,
         dynamic=frozenset(integer.keys() - units.keys()),
-        subpixel=frozenset(n for n, u in units.items() if plan.target.subpixel(u.view.op_type)),
+        subpixel={
+            name: form
+            for name, unit in units.items()
+            if plan.target.subpixel(unit.view.op_type)
+            and not isinstance(form := form_of(unit.view), str)
+        },
         followed={**forms.followed, **dict.fromkeys(sorted(hidden | clips), IDENTITY)},
         rewritten={**forms.rewritten, **rewritten},
         merged=forms.merged,

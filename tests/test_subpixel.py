@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import feeds, model, node
 from onnx.reference import ReferenceEvaluator
+from prepared import check
 
 import qdq
 from qdq.api import run
@@ -263,3 +264,81 @@ def test_compare_takes_the_pieces_for_the_node(fixed: bool) -> None:
     tried = [a for a in report.advice if "ConvTranspose_t" in a.rule]
     assert tried
     assert all(a.gain_db > -3 for a in tried)
+
+
+# -- DepthToSpace ---------------------------------------------------------------------------------
+
+
+def enlarger(mode: str, side: int = 2, channels: int = 4, *, fixed: bool = True) -> onnx.ModelProto:
+    """Conv → DepthToSpace → Conv."""
+    made = channels * side**2
+    w = {
+        "w0": values(made, 8, 3, 3, seed=1) / 8,
+        "b": values(made, seed=2),
+        "w1": values(8, channels, 3, 3, seed=3) / 6,
+    }
+    nodes = [
+        node("Conv", ["x", "w0", "b"], "c", pads=[1] * 4),
+        node("DepthToSpace", ["c"], "d", blocksize=side, mode=mode),
+        node("Conv", ["d", "w1"], "y", pads=[1] * 4),
+    ]
+    shape: list[Any] = [2, 8, 7, 6] if fixed else ["N", 8, "H", "W"]
+    return model(nodes, {"x": shape}, {"y": [None] * 4}, w)
+
+
+ENLARGED = {"x": [2, 8, 7, 6]}
+
+
+@pytest.mark.parametrize("fixed", [True, False], ids=["fixed", "any size"])
+@pytest.mark.parametrize("side", [2, 3])
+@pytest.mark.parametrize("mode", ["CRD", "DCR"])
+def test_blocks_of_channels_are_moved_in_rows(mode: str, side: int, fixed: bool) -> None:
+    net, data = enlarger(mode, side, fixed=fixed), feeds(ENLARGED, 4)
+    found, outcome = quantized(net, data)
+    assert found.plan.left_float == {}
+    assert outcome.sqnr > 27
+    assert outcome.steps_apart <= 1.01
+    assert outcome.ops["QLinearConv"] == 2
+    assert outcome.ops["DepthToSpace"] == 0
+    assert outcome.ops["DequantizeLinear"] == (1 if fixed else 2)
+    report = qdq.compare(net, found.model, data, repeats=0)
+    (row,) = [n for n in report.nodes if n.op_type == "DepthToSpace"]
+    assert row.integer
+    assert row.share == 0  # it moves codes, no more
+    assert report.notes == ()
+
+
+def test_short_rows_are_left_to_the_kernel() -> None:
+    """A single channel in pixels of 2 by 2."""
+    _, outcome = quantized(enlarger("CRD", channels=1), feeds(ENLARGED, 4))
+    assert outcome.ops["DepthToSpace"] == 1
+    assert outcome.sqnr > 27
+
+
+def test_the_convolution_takes_in_the_order_of_channels() -> None:
+    net = enlarger("CRD")
+    made = check(net, feed=feeds(ENLARGED, 1)[0])
+    modes = [
+        onnx.helper.get_node_attr_value(n, "mode") for n in made.graph.node if n.name[0] == "D"
+    ]
+    assert modes == [b"DCR"]
+
+
+@pytest.mark.parametrize("why", ["two readers", "groups", "computed weight"])
+def test_where_it_cannot_the_order_stays(why: str) -> None:
+    net = enlarger("CRD")
+    conv = net.graph.node[0]
+    if why == "two readers":
+        net.graph.output.append(onnx.helper.make_tensor_value_info("c", 1, None))
+    elif why == "groups":
+        conv.attribute.append(onnx.helper.make_attribute("group", 2))
+        (weight,) = [t for t in net.graph.initializer if t.name == "w0"]
+        weight.CopyFrom(onnx.numpy_helper.from_array(values(16, 4, 3, 3), "w0"))
+    else:
+        net.graph.node.insert(0, node("Mul", ["w0", "s"], "scaled"))
+        net.graph.input.append(onnx.helper.make_tensor_value_info("s", 1, [1]))
+        net.graph.node[1].input[1] = "scaled"
+    given = {**feeds(ENLARGED, 1)[0], **({"s": values(1)} if why == "computed weight" else {})}
+    made = check(net, feed=given)
+    (found,) = [n for n in made.graph.node if n.op_type == "DepthToSpace"]
+    assert onnx.helper.get_node_attr_value(found, "mode") == b"CRD"

@@ -184,6 +184,8 @@ def int8_cost(kind: str, features: Features) -> float:
     if kind.startswith("ConvTranspose."):
         convolution = int8_cost(kind.replace("Transpose", "", 1), replace(features, rows=1))
         return convolution + _upsampling_cost(features)
+    if kind == "DepthToSpace.rows":
+        return _upsampling_cost(features)
     found = INT8_BESIDE_CONV.get(kind) if features.beside_conv else None
     found = found or INT8.get(kind) or INT8.get(kind.removesuffix(".fused"))
     if found is None:

@@ -12,7 +12,7 @@ from math import isfinite, prod
 from qdq.ops.demand import Demand, NodeView, SameAs
 from qdq.placement import costs
 from qdq.placement.mincut import INFINITE
-from qdq.subpixel import Subpixel
+from qdq.subpixel import Subpixel, form_of
 
 __all__ = ["Shape", "Shapes", "Weighing", "count", "features_of", "kind_of"]
 
@@ -35,41 +35,42 @@ def _in_blocks(shape: Shape) -> int:
 
 def kind_of(view: NodeView, shapes: Shapes, *, silu: bool = False) -> str:
     """The row of the cost table for a node; ``silu``: a Mul that closes x * Sigmoid(x)."""
-    if view.op_type == "Conv":
-        weight = shapes(view.inputs[1].name) or ()
-        groups = view.integer("group", 1)
-        channels = (weight[1] or 1) * groups if len(weight) > 1 else groups
-        made, taps = weight[0] if weight else 1, prod(_known(weight[2:]))
-        return costs.conv_kind(
-            channels_in=channels,
-            channels_out=made or 1,
-            groups=groups,
-            taps=taps,
-            rank=len(weight) or 4,
-        )
-    if view.op_type == "ConvTranspose":
-        return _transposed_kind(view, shapes)
-    if view.op_type == "MatMul" and not view.inputs[1].constant:
-        return "MatMul.dynamic"
-    if view.op_type == "Transpose" and _run(view, shapes) in costs.SLOW_RUNS:
-        return "Transpose.runs"
-    if view.op_type in ("Add", "Mul") and len(view.inputs) == 2:
-        if silu:
-            return "Mul.silu"
-        small = min(count(shapes(t.name)) for t in view.inputs)
-        large = max(count(shapes(t.name)) for t in view.inputs)
-        if small == 1 and large > 1:
-            return f"{view.op_type}.scalar"
-        return f"{view.op_type}.channel" if small < large else view.op_type
+    match view.op_type:
+        case "Conv":
+            return _conv_kind(view, shapes)
+        case "ConvTranspose" | "DepthToSpace":
+            return _subpixel_kind(view)
+        case "MatMul":
+            return "MatMul" if view.inputs[1].constant else "MatMul.dynamic"
+        case "Transpose":
+            return "Transpose.runs" if _run(view, shapes) in costs.SLOW_RUNS else "Transpose"
+        case "Add" | "Mul" if len(view.inputs) == 2:
+            return "Mul.silu" if silu else _pair_kind(view, shapes)
     return view.op_type
 
 
-def _transposed_kind(view: NodeView, shapes: Shapes) -> str:
-    """``ConvTranspose``, with the suffix of the convolution as which it runs on integers."""
-    weight = _known(shapes(view.inputs[1].name) or ())
-    form = Subpixel.of(weight, view.attributes)
+def _conv_kind(view: NodeView, shapes: Shapes) -> str:
+    weight = shapes(view.inputs[1].name) or ()
+    groups = view.integer("group", 1)
+    channels = (weight[1] or 1) * groups if len(weight) > 1 else groups
+    made, taps = weight[0] if weight else 1, prod(_known(weight[2:]))
+    return costs.conv_kind(
+        channels_in=channels,
+        channels_out=made or 1,
+        groups=groups,
+        taps=taps,
+        rank=len(weight) or 4,
+    )
+
+
+def _subpixel_kind(view: NodeView) -> str:
+    """With a suffix for how it runs on integers: the convolution's, or that it moves rows."""
+    form = form_of(view)
     if isinstance(form, str):
         return view.op_type
+    if view.op_type == "DepthToSpace":
+        return "DepthToSpace.rows"
+    weight = _known(view.inputs[1].shape or ())
     kind = costs.conv_kind(
         channels_in=weight[0],
         channels_out=form.phases * form.channels,
@@ -78,6 +79,15 @@ def _transposed_kind(view: NodeView, shapes: Shapes) -> str:
         rank=len(weight),
     )
     return kind.replace("Conv", view.op_type, 1)
+
+
+def _pair_kind(view: NodeView, shapes: Shapes) -> str:
+    """Of an Add or Mul, by what is widened."""
+    small = min(count(shapes(t.name)) for t in view.inputs)
+    large = max(count(shapes(t.name)) for t in view.inputs)
+    if small == 1 and large > 1:
+        return f"{view.op_type}.scalar"
+    return f"{view.op_type}.channel" if small < large else view.op_type
 
 
 def _run(view: NodeView, shapes: Shapes) -> int:
@@ -115,7 +125,7 @@ def features_of(view: NodeView, outputs: tuple[str, ...], shapes: Shapes) -> cos
         )
     if view.op_type == "ConvTranspose":
         weight = _known(shapes(view.inputs[1].name) or (1, 1))
-        form = Subpixel.of(weight, view.attributes)
+        form = form_of(view)
         own = Subpixel(weight[1], ()) if isinstance(form, str) else form
         return costs.Features(
             inputs=read,
@@ -144,6 +154,10 @@ def features_of(view: NodeView, outputs: tuple[str, ...], shapes: Shapes) -> cos
         return costs.Features(
             inputs=read, outputs=made, channels_in=depth, channels_out=width, weights=constant
         )
+    if view.op_type == "DepthToSpace":
+        form = form_of(view)
+        run = 1 if isinstance(form, str) else form.run
+        return costs.Features(inputs=read, outputs=made, rows=run)
     window = view.attributes.get("kernel_shape")
     taps = prod(window) if isinstance(window, list | tuple) else 1
     return costs.Features(inputs=read, outputs=made, taps=taps, beside_conv=rank == 4)

@@ -23,6 +23,7 @@ from qdq.prepare.matmul import matmul_units
 from qdq.prepare.naming import name_nodes, split_roles
 from qdq.prepare.opset import infer_types, open_dimensions, plain_constants, raise_opset
 from qdq.prepare.padding import fold_pads, whole_pads
+from qdq.prepare.pixels import pixels_first
 from qdq.prepare.prelu import spell_out_prelu
 from qdq.prepare.reshapes import merge_reshapes, whole_softmax
 from qdq.prepare.resize import whole_resize
@@ -67,6 +68,7 @@ PASSES: tuple[Pass, ...] = (
     fold_affine_before,
     affine_in_blocks,
     affine_in_one,
+    pixels_first,
     merge_reshapes,
     spell_out_bias,
     split_roles,

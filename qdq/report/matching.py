@@ -28,7 +28,8 @@ from qdq.views import node_view
 __all__ = ["match", "plain"]
 
 MATRIX = frozenset({"Gemm", "MatMul"})  # their kernels can hand out float
-_UPSAMPLED = "ConvTranspose"  # is written as a convolution, and movements
+# operators that are written as movements, by the first node of these
+_MOVED = {"Conv": "ConvTranspose", "Transpose": "DepthToSpace"}
 _MOVEMENTS = frozenset({"DequantizeLinear", "Mul", "QuantizeLinear", "Reshape", "Shape", "Slice",
                         "Transpose"})  # fmt: skip
 FLOAT_TYPES = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
@@ -151,7 +152,7 @@ class _Matcher:
             if index in absorbed or node.op_type in ("QuantizeLinear", "DequantizeLinear"):
                 continue
             coded = any(name in self.pairs for name in node.input)
-            behind = self._movements(node) if coded and node.op_type == "Conv" else []
+            behind = self._movements(node) if coded and node.op_type in _MOVED else []
             last = self.graph.nodes[behind[-1]] if behind else node
             ends, limits, passed = self._ends(last) if coded else (list(last.output), None, [])
             outputs = [(o, self.meaning.get(e, "")) for o, e in zip(last.output, ends, strict=True)]
@@ -160,11 +161,11 @@ class _Matcher:
                 continue
             absorbed.update(behind, passed)
             to_codes = all(e in self.before_q for e in ends)
-            other = _UPSAMPLED if behind else FLOAT_FORMS.get(node.op_type)
+            other = _MOVED[node.op_type] if behind else FLOAT_FORMS.get(node.op_type)
             own = self._source_node(outputs[0][1], other or node.op_type)
             if own is not None and not behind:
                 self._link_constants(node, own)
-            op_type = _UPSAMPLED if behind else node.op_type
+            op_type = _MOVED[node.op_type] if behind else node.op_type
             yield Site(
                 index=index,
                 name=own.name if own is not None else node.name,
@@ -179,7 +180,7 @@ class _Matcher:
             )
 
     def _movements(self, node: onnx.NodeProto) -> list[int]:
-        """The nodes behind a convolution that make a ConvTranspose of it; none if it is a Conv."""
+        """The rest of the form of one node that begins with this node; none if it is by itself."""
         pending, end = [node.output[0]], ""
         found: set[int] = set()
         while pending:
@@ -192,13 +193,15 @@ class _Matcher:
                 return []
             found.update(u.node for u in uses)
             pending += [self.graph.nodes[u.node].output[0] for u in uses]
-        if not found or self._source_node(self.meaning[end], _UPSAMPLED) is None:
+        if not found or self._source_node(self.meaning[end], _MOVED[node.op_type]) is None:
             return []
         self.inside |= {o for index in found for o in self.graph.nodes[index].output}
         return sorted(found)
 
     def _relaid(self, node: onnx.NodeProto, own: onnx.NodeProto) -> Iterator[Constant]:
         """Weight and bias of a ConvTranspose, in its own layout."""
+        if own.op_type != "ConvTranspose":
+            return
         form = Subpixel.of(self.float_graph.shape(own.input[1]) or (), attributes(own))
         for name, source in zip(node.input[1:], own.input[1:], strict=True):
             entry = self.constants.get(name)

@@ -88,4 +88,5 @@ def _largest_pair(linear: Linear, weight: NDArray[np.floating]) -> NDArray[np.fl
         pairs = [np.partition(part, -2, axis=1)[:, -2:].sum(axis=1) for part in signs]
     else:
         pairs = [(part[:, :-1] + part[:, 1:]).max(axis=1, initial=0.0) for part in signs]
-    return np.maximum(*pairs)
+    largest: NDArray[np.float64] = np.maximum(*pairs)
+    return largest
