@@ -104,7 +104,8 @@ def conv_kind(*, channels_in: int, channels_out: int, groups: int, taps: int, ra
 
     One channel to one (filters of a waveform) is depthwise too: integer kernels take it so, one
     lane of their sixteen. Narrow (fewer than 16 channels): the integer kernel gathers windows row
-    by row, so that a 3x3 stem is faster in float and a 7x7 one on integers.
+    by row, so that a 3x3 stem is faster in float and a 7x7 one on integers; 4, 8 and 12 channels
+    it reads in place, as more.
 
     The blocked float kernels want four dimensions, and a multiple of four channels (depthwise) or
     inputs (dense); else they are ``.plain``. Depthwise ones of one tap are ``.tap``: what is left
@@ -186,6 +187,8 @@ def int8_cost(kind: str, features: Features) -> float:
         return convolution + _upsampling_cost(features)
     if kind == "DepthToSpace.rows":
         return _upsampling_cost(features)
+    if kind == "Conv.narrow" and _reads_in_place(features.channels_in, features.channels_out):
+        kind = "Conv.dense"
     found = INT8_BESIDE_CONV.get(kind) if features.beside_conv else None
     found = found or INT8.get(kind) or INT8.get(kind.removesuffix(".fused"))
     if found is None:
