@@ -158,6 +158,39 @@ def test_transposed_convolutions_have_the_size_that_is_inferred(auto: str) -> No
         assert list(y.shape[2:]) == [7 * stride, 6 * stride] or kernel < stride
 
 
+@pytest.mark.parametrize("auto", ["NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID"])
+def test_the_padding_of_a_transposed_convolution_is_spelled_out(auto: str) -> None:
+    """What ``output_shape`` asks for; as TensorFlow's converters write it."""
+    for kernel, stride, less in product((2, 3, 4), (1, 2, 3), (0, 1, 2, 3)):
+        sizes = [stride * (n - 1) + kernel - less for n in (7, 6)]
+        up = node("ConvTranspose", ["x", "w"], "y", auto_pad=auto, strides=[stride] * 2,
+                  output_shape=sizes)  # fmt: skip
+        net = model([up], {"x": [1, 3, 7, 6]}, {"y": [None] * 4},
+                    {"w": weights(3, 4, kernel, kernel)})  # fmt: skip
+        made = check(net)
+        assert sizes_of(made) == [1, 4, *sizes]
+        found = {a.name: list(a.ints) for a in only(made, "ConvTranspose").attribute}
+        assert sum(found["pads"]) == 2 * less
+        assert not {"output_shape", "auto_pad"} & found.keys()
+
+
+@pytest.mark.parametrize("size", [7, "L"])
+@pytest.mark.parametrize("auto", ["SAME_UPPER", "SAME_LOWER"])
+def test_the_padding_of_same_is_spelled_out(auto: str, size: int | str) -> None:
+    """It does not depend on the input's size."""
+    up = node("ConvTranspose", ["x", "w"], "y", auto_pad=auto, strides=[2])
+    net = model([up], {"x": [1, 3, size]}, {"y": [None] * 3}, {"w": weights(3, 4, 3)})
+    made = check(net, feed={"x": weights(1, 3, 7)})
+    (pads,) = [a.ints for a in only(made, "ConvTranspose").attribute if a.name == "pads"]
+    assert list(pads) == ([0, 1] if auto == "SAME_UPPER" else [1, 0])
+
+
+def test_an_output_larger_than_what_is_computed_is_left_alone() -> None:
+    up = node("ConvTranspose", ["x", "w"], "y", strides=[2], output_shape=[16])
+    net = model([up], {"x": [1, 3, 7]}, {"y": [None] * 3}, {"w": weights(3, 4, 2)})
+    assert "output_shape" in {a.name for a in only(prepare(net), "ConvTranspose").attribute}
+
+
 def test_a_softmax_behind_such_a_pool() -> None:
     """Its old form is spelled out with shapes, which were those that inference found."""
     pool = node("MaxPool", ["x"], "p", ceil_mode=1, kernel_shape=[1], strides=[2])

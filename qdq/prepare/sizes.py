@@ -16,7 +16,8 @@ def settle_sizes(ed: Editor) -> bool:
     out; shape inference, of onnx as of onnxruntime (1.32), counts it. In place of ``ceil_mode``
     the pool gets the padding at the end with which it has the right size. Of a ConvTranspose with
     ``auto_pad`` of SAME the output has stride times the input's size (less, if the window is
-    narrower than that), whatever ``output_padding``, which shape inference adds.
+    narrower than that), whatever ``output_padding``, which shape inference adds. It gets the
+    padding that follows from that, or from ``output_shape``, so that nobody has to work it out.
 
     Nodes behind one of these have to wait until shapes were inferred again.
 
@@ -31,10 +32,11 @@ def settle_sizes(ed: Editor) -> bool:
         elif node.op in _POOLS:
             pads = _pool_pads(ed, node)
         elif node.op == "ConvTranspose":
-            pads = _same_pads(ed, node)
+            pads = _transposed_pads(ed, node)
         if pads is not None:
             node.set_attr("ceil_mode", None)
             node.set_attr("auto_pad", None)
+            node.set_attr("output_shape", None)
             node.set_attr("pads", pads)
             unsure.update(node.outputs)
     return bool(unsure)
@@ -74,26 +76,35 @@ def _pool_pads(ed: Editor, node: Node) -> list[int] | None:
     return None if not wrong or (more and (counts or wide)) else [*pads[:rank], *ends]
 
 
-def _same_pads(ed: Editor, node: Node) -> list[int] | None:
-    """The padding that ``auto_pad`` of SAME stands for in a ConvTranspose with output_padding.
+def _transposed_pads(ed: Editor, node: Node) -> list[int] | None:
+    """The padding that ``output_shape``, or ``auto_pad`` of SAME, of a ConvTranspose stands for.
 
     From the operator's definition: all of it is ``stride (size - 1) + output_padding + window -
-    stride size``, and its odd half is at the end (SAME_UPPER) or at the beginning (SAME_LOWER). A
-    window that is narrower than the stride gets none.
+    output``, with ``stride size`` for the output of SAME, and its odd half is at the end
+    (SAME_UPPER) or at the beginning (all others). A window that is narrower than the stride gets
+    none. None where there is neither, where sizes are not known, and where the output is larger
+    than what is computed.
     """
-    auto, added = node.attr("auto_pad", "NOTSET"), node.attr("output_padding", [])
+    auto, wanted = node.attr("auto_pad", "NOTSET"), node.attr("output_shape", [])
     sizes, weight = _sizes(ed, node), ed.shape(node.input(1))
-    if auto not in ("SAME_UPPER", "SAME_LOWER") or not any(added) or node.attr("output_shape"):
+    same = auto in ("SAME_UPPER", "SAME_LOWER")
+    if not (same or wanted) or weight is None or (wanted and sizes is None):
         return None
-    if sizes is None or weight is None:
-        return None
-    rank = len(sizes)
+    rank = len(weight) - 2
     kernel = node.attr("kernel_shape", weight[2:])
     strides, dilations = (node.attr(n, [1] * rank) for n in ("strides", "dilations"))
-    totals = [
-        max(0, (k - 1) * d + 1 + a - s)
+    added = node.attr("output_padding", [0] * rank)
+    totals = [  # beside an output of stride times the size
+        (k - 1) * d + 1 + a - s
         for k, d, a, s in zip(kernel, dilations, added, strides, strict=True)
     ]
+    if wanted:
+        rows = zip(totals, strides, sizes or (), wanted[-rank:], strict=True)
+        totals = [t + s * n - w for t, s, n, w in rows]
+    else:
+        totals = [max(0, t) for t in totals]
+    if min(totals) < 0:
+        return None
     less, more = [t // 2 for t in totals], [t - t // 2 for t in totals]
     return [*less, *more] if auto == "SAME_UPPER" else [*more, *less]
 
