@@ -185,6 +185,12 @@ def test_the_padding_of_same_is_spelled_out(auto: str, size: int | str) -> None:
     assert list(pads) == ([0, 1] if auto == "SAME_UPPER" else [1, 0])
 
 
+def test_a_window_of_unknown_size_is_left_alone() -> None:
+    up = node("ConvTranspose", ["x", "w"], "y", strides=[2], auto_pad="SAME_UPPER")
+    net = model([up], {"x": [1, 3, 7], "w": [3, 4, "k"]}, {"y": [None] * 3})
+    assert "auto_pad" in {a.name for a in only(prepare(net), "ConvTranspose").attribute}
+
+
 def test_an_output_larger_than_what_is_computed_is_left_alone() -> None:
     up = node("ConvTranspose", ["x", "w"], "y", strides=[2], output_shape=[16])
     net = model([up], {"x": [1, 3, 7]}, {"y": [None] * 3}, {"w": weights(3, 4, 2)})

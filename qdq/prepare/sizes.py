@@ -88,10 +88,10 @@ def _transposed_pads(ed: Editor, node: Node) -> list[int] | None:
     auto, wanted = node.attr("auto_pad", "NOTSET"), node.attr("output_shape", [])
     sizes, weight = _sizes(ed, node), ed.shape(node.input(1))
     same = auto in ("SAME_UPPER", "SAME_LOWER")
-    if not (same or wanted) or weight is None or (wanted and sizes is None):
+    kernel = node.attr("kernel_shape", (weight or ())[2:])
+    if not (same or wanted) or not kernel or None in kernel or (wanted and sizes is None):
         return None
-    rank = len(weight) - 2
-    kernel = node.attr("kernel_shape", weight[2:])
+    rank = len(kernel)
     strides, dilations = (node.attr(n, [1] * rank) for n in ("strides", "dilations"))
     added = node.attr("output_padding", [0] * rank)
     totals = [  # beside an output of stride times the size
