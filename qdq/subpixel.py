@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 
 from qdq.ops.demand import NodeView
 
-__all__ = ["Axis", "Subpixel", "form_of"]
+__all__ = ["LEAST_RUN", "Axis", "Subpixel", "form_of"]
 
 Number = TypeVar("Number", bound=np.generic)
 
-_LEAST_RUN = 8  # values side by side; shorter ones are copied one by one
+LEAST_RUN = 8
+"""Values side by side; shorter rows are copied value by value."""
 
 
 def form_of(view: NodeView) -> "Subpixel | str":
@@ -36,7 +37,7 @@ def form_of(view: NodeView) -> "Subpixel | str":
     shape, side = view.inputs[0].shape or (), view.integer("blocksize", 1)
     channels = (shape[1] or 0) // side**2 if len(shape) == 4 else 0
     found = Subpixel(channels, (Axis(side, side),) * 2)
-    if view.text("mode", "DCR") != "DCR" or side < 2 or found.run < _LEAST_RUN:
+    if view.text("mode", "DCR") != "DCR" or side < 2 or found.run < LEAST_RUN:
         return "its rows of channels are not together, or short"
     return found
 

@@ -73,20 +73,27 @@ class Writer:
         """Bring the pixels of blocks to their places; the inputs of the Reshape that is left."""
         rank, made = len(form.axes), form.channels
         if rank == 1:
-            return [x, self._constant([0, -1, made])]
+            length = self._sides(form, shape) or [-1]
+            return [x, self._constant([0, *length, made])]
         *outer, inner = form.strides
         apart = self._constant([0] * (rank + 1) + [*outer, inner * made])
         # (N, D, H, W, sd, sh, sw * M) -> (N, D, sd, H, sh, W, sw * M)
         order = [0, *(k for d in range(1, rank) for k in (d, rank + d)), rank, 2 * rank]
         blocks = self._moved("Reshape", [x, apart])
         blocks = self._moved("Transpose", [blocks], order)
-        known = [d for d in (shape or ())[2:] if d is not None]
-        if len(known) < rank:
+        sides = self._sides(form, shape)
+        if sides is None:
             return [blocks, self._measured(x, form)]
-        sides = [
-            a.stride * (d + sum(a.pads) - a.taps + 1) for d, a in zip(known, form.axes, strict=True)
-        ]
         return [blocks, self._constant([0, *sides, made])]
+
+    @staticmethod
+    def _sides(form: Subpixel, shape: Sequence[int | None] | None) -> list[int] | None:
+        """Sizes without blocks, before the crop, if those of the input are known."""
+        known = [d for d in (shape or ())[2:] if d is not None]
+        if len(known) < len(form.axes):
+            return None
+        pairs = zip(known, form.axes, strict=True)
+        return [a.stride * (d + sum(a.pads) - a.taps + 1) for d, a in pairs]
 
     def _measured(self, x: str, form: Subpixel) -> str:
         """The shape without blocks, found at run time from one channel of x."""

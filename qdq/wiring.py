@@ -180,16 +180,20 @@ def clamps_that_stay(plan: Plan, params: Mapping[str, QuantParams]) -> dict[str,
 
     A calibrated range ends at the clamp's bounds, so that saturation does the clamp's work. A
     range or scale that a rule set may go beyond; then the runtime keeps the clamp, and the kernel
-    before it, in float. The results are right, but slow.
+    before it, in float. The results are right, but slow. Before that of a subpixel unit stands the
+    last of its movements, so its kernel runs on integers; the clamp does not.
     """
-    return {
-        unit.view.name: (
+    found: dict[str, str] = {}
+    for unit, known, limits in _clamped(plan, params):
+        if not _cuts(known, limits):
+            continue
+        apart = plan.target.subpixel(unit.view.op_type)
+        found[unit.clamp if apart and unit.clamp else unit.view.name] = (
             f"the range of '{unit.outputs[0]}' goes beyond the bounds of '{unit.clamp}', so "
-            f"the runtime has to run both in float; set a range within {unit.limits}"
+            f"the runtime has to run {'that' if apart else 'both'} in float; "
+            f"set a range within {unit.limits}"
         )
-        for unit, found, limits in _clamped(plan, params)
-        if _cuts(found, limits)
-    }
+    return found
 
 
 def clamps_to_drop(

@@ -1,20 +1,30 @@
 """A ConvTranspose is a convolution, and runs on integers as one."""
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-from harness import compare, quantized
+from harness import compare, quantized, session
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import feeds, model, node
 from onnx.reference import ReferenceEvaluator
+from onnxruntime.quantization import CalibrationDataReader, quantize_static
 from prepared import check
 
 import qdq
 from qdq.api import run
-from qdq.subpixel import Axis, Subpixel
+from qdq.modelio import load
+from qdq.ops.demand import NodeView, TensorView
+from qdq.placement.costs import Features, float_cost, int8_cost
+from qdq.placement.weighing import features_of, kind_of
+from qdq.report.advice import without
+from qdq.report.matching import match, plain
+from qdq.subpixel import Axis, Subpixel, form_of
+from qdq.targets import PORTABLE
 
 Array = np.ndarray[Any, Any]
 
@@ -342,3 +352,258 @@ def test_where_it_cannot_the_order_stays(why: str) -> None:
     made = check(net, feed=given)
     (found,) = [n for n in made.graph.node if n.op_type == "DepthToSpace"]
     assert onnx.helper.get_node_attr_value(found, "mode") == b"CRD"
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["inside", "an output"])
+def test_compare_takes_what_was_made_without_turning_channels(last: bool, tmp_path: Path) -> None:
+    """onnxruntime's quantizer keeps the order of channels."""
+    net, data = enlarger("CRD"), feeds(ENLARGED, 3)
+    if last:
+        del net.graph.node[2], net.graph.output[:]
+        net.graph.output.append(onnx.helper.make_tensor_value_info("d", 1, [2, 4, 14, 12]))
+    source, target = tmp_path / "a.onnx", tmp_path / "b.onnx"
+    onnx.save(net, source)
+
+    class Reader(CalibrationDataReader):
+        rest = iter(data)
+
+        def get_next(self) -> dict[str, Any] | None:
+            return next(self.rest, None)
+
+    quantize_static(source, target, Reader(), per_channel=True)
+    rows = {n.name: n for n in qdq.compare(net, target, data, repeats=0).nodes}
+    assert 30 < rows["Conv_c"].local_db < 60
+    assert rows["Conv_c"].accumulated_db > 30
+
+
+def test_turned_constants_keep_their_names_where_nothing_else_reads_them() -> None:
+    rule = qdq.Rule(tensors="w0", range=(-0.5, 0.5))
+    result, _ = quantized(enlarger("CRD"), feeds(ENLARGED, 2), scheme=qdq.Scheme(rules=(rule,)))
+    assert "w0_quantized" in {t.name for t in result.model.graph.initializer}
+    shared = enlarger("CRD")
+    shared.graph.node.append(node("Conv", ["x", "w0"], "z"))
+    shared.graph.output.append(onnx.helper.make_tensor_value_info("z", 1, None))
+    names = {t.name for t in check(shared, feed=feeds(ENLARGED, 1)[0]).graph.initializer}
+    assert {"w0", "w0_turned"} <= names
+
+
+@pytest.mark.parametrize("fixed", [True, False], ids=["fixed", "any size"])
+def test_compare_knows_one_without_strides(fixed: bool) -> None:
+    """That is written as a single Conv."""
+    net = decoder(2, window=3, strides=[1, 1], pads=[1] * 4, fixed=fixed)
+    data = feeds({"x": SHAPES[2]}, 3)
+    scheme = qdq.Scheme(per_channel=False)
+    report = qdq.compare(net, quantized(net, data, scheme=scheme)[0].model, data, repeats=0)
+    (row,) = [n for n in report.nodes if n.op_type == "ConvTranspose"]
+    assert row.name == "ConvTranspose_t"
+    assert {"up", "b"} <= {t.name for t in report.tensors}
+
+
+def test_advice_keeps_the_clamp_that_codes_do() -> None:
+    """Nothing else clamps a float tensor whose Relu was left out."""
+    net = decoder(2, window=4, strides=[2, 2], pads=[1] * 4)
+    data = feeds({"x": SHAPES[2]}, 3)
+    result, outcome = quantized(net, data)
+    matched = match(plain(load(net)), plain(result.model))
+    both = {s.index for s in matched.sites if s.name in ("ConvTranspose_t", "Conv_y")}
+    assert len(both) == 2
+    assert compare(net, without(matched, both), data).sqnr > outcome.sqnr
+
+
+def test_a_clamp_that_is_written_is_told() -> None:
+    net, data = decoder(2, window=2, strides=[2, 2]), feeds({"x": SHAPES[2]}, 2)
+    wide = qdq.Rule(tensors="q", range=(-3.0, 6.0))
+    result, outcome = quantized(net, data, scheme=qdq.Scheme(rules=(wide,)))
+    assert outcome.ops["QLinearConv"] == 3
+    assert result.left_float.keys() == {"Relu_q"}
+    assert "run that in float" in result.left_float["Relu_q"]
+
+
+@pytest.mark.parametrize("rank", [1, 2])
+def test_a_batch_may_be_empty(rank: int) -> None:
+    net = decoder(rank, window=4, strides=[2] * rank)
+    net.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "N"
+    result, _ = quantized(net, feeds({"x": SHAPES[rank]}, 2))
+    empty = {"x": np.zeros((0, *SHAPES[rank][1:]), np.float32)}
+    (exact,) = session(net, fused=True).run(None, empty)
+    (found,) = session(result.model, fused=True).run(None, empty)
+    assert found.shape == exact.shape
+
+
+# -- more of what could go wrong -----------------------------------------------------------------
+
+
+def view(op: str, *shapes: Any, **attributes: Any) -> NodeView:
+    names = ("x", "w", "b")
+    inputs = tuple(
+        TensorView(name=n, shape=s, constant=n != "x") for n, s in zip(names, shapes, strict=False)
+    )
+    return NodeView(name="n", op_type=op, inputs=inputs, outputs=("y",), attributes=attributes)
+
+
+@pytest.mark.parametrize(
+    ("shape", "attributes", "rows"),
+    [
+        ((1, 16, 5, 5), {"blocksize": 2}, True),
+        ((1, 16, 5, 5), {"blocksize": 2, "mode": b"CRD"}, False),
+        ((1, 49, 5, 5), {"blocksize": 7}, False),
+        ((1, 16, 5, 5), {"blocksize": 1}, False),
+        ((1, None, 5, 5), {"blocksize": 2}, False),
+        (None, {"blocksize": 2}, False),
+    ],
+)
+def test_which_depth_to_space_moves_rows(shape: Any, attributes: Any, rows: bool) -> None:
+    found = form_of(view("DepthToSpace", shape, **attributes))
+    assert isinstance(found, Subpixel) == rows
+
+
+def test_defaults_of_a_transposed_convolution() -> None:
+    """Without strides there are no movements; VALID pads nothing."""
+    found = form_of(view("ConvTranspose", None, (8, 4, 3, 3), auto_pad=b"VALID"))
+    assert isinstance(found, Subpixel)
+    assert found.phases == 1
+    assert found.pads == (2, 2, 2, 2)
+
+
+def test_channels_that_cannot_be_turned_are_left_to_the_kernel() -> None:
+    """The convolution's result is read twice, so its channels stay in the order of CRD."""
+    net, data = enlarger("CRD"), feeds(ENLARGED, 4)
+    net.graph.node.append(node("Relu", ["c"], "r"))
+    net.graph.output.append(onnx.helper.make_tensor_value_info("r", 1, None))
+    _, outcome = quantized(net, data)
+    assert outcome.ops["DepthToSpace"] == 1
+    assert outcome.sqnr > 27
+
+
+@pytest.mark.parametrize("why", ["computed bias", "no convolution", "DCR by default", "empty bias"])
+def test_which_order_is_left(why: str) -> None:
+    net, given = enlarger("CRD"), feeds(ENLARGED, 1)[0]
+    mover = net.graph.node[1]
+    if why == "computed bias":
+        net.graph.node[0].input[2] = "s"
+        net.graph.input.append(onnx.helper.make_tensor_value_info("s", 1, [16]))
+        given["s"] = values(16)
+    elif why == "no convolution":
+        net.graph.node[0].CopyFrom(node("Concat", ["x", "x"], "c", axis=1))
+    elif why == "empty bias":
+        net.graph.node[0].input[2] = ""
+    else:
+        del mover.attribute[1]
+    made = check(net, feed=given)
+    (found,) = [n for n in made.graph.node if n.op_type == "DepthToSpace"]
+    expected = b"DCR" if why in ("DCR by default", "empty bias") else b"CRD"
+    modes = [a.s for a in found.attribute if a.name == "mode"] or [b"DCR"]
+    assert modes == [expected]
+
+
+def test_what_is_written() -> None:
+    """No node that does nothing, all movements on codes, one scale for all of them."""
+    net = decoder(2, window=2, strides=[2, 2])
+    found, _ = quantized(net, feeds({"x": SHAPES[2]}, 2))
+    graph = found.model.graph
+    assert not {"Slice", "Shape"} & {n.op_type for n in graph.node}
+    assert "ConvTranspose_t" in {n.name for n in graph.node}
+    maker = {o: n.op_type for n in graph.node for o in n.output}
+    moved = [n for n in graph.node if n.op_type in ("Transpose", "Reshape")]
+    assert len(moved) == 5
+    assert {maker[n.input[0]] for n in moved} == {"DequantizeLinear"}
+    scales = {n.input[1] for n in graph.node if n.op_type == "QuantizeLinear"}
+    assert len(scales) == 4  # of x, r, q and y
+
+
+def test_a_constant_is_stored_once_in_each_form() -> None:
+    w = {"w": values(8, 8, 2, 2) / 4, "v": values(8, 8, 1, 1, seed=1) / 2}
+    nodes = [
+        node("Conv", ["x", "v"], "c"),
+        node("ConvTranspose", ["c", "w"], "a", strides=[2, 2]),
+        node("ConvTranspose", ["c", "w"], "b", strides=[2, 2]),
+        node("Conv", ["a", "v"], "y"),
+        node("Conv", ["b", "v"], "z"),
+    ]
+    shape = [1, 8, 6, 6]
+    net = model(nodes, {"x": shape}, {"y": [1, 8, 12, 12], "z": [1, 8, 12, 12]}, w)
+    found, _ = quantized(net, feeds({"x": shape}, 2))
+    names = [t.name for t in found.model.graph.initializer]
+    stored = sorted(n for n in names if n[:2] in ("v_", "w_") and "quantized" in n)
+    assert stored == ["v_quantized", "w_quantized"]
+
+
+def test_costs_see_the_convolution_and_the_rows() -> None:
+    """Rows are as wide as the last stride makes them; a volume has a volume's kernel."""
+    shapes = {"x": (1, 8, 5, 5), "w": (8, 6, 3, 5), "y": (1, 6, 7, 13)}
+    f = features_of(view("ConvTranspose", *list(shapes.values())[:2], strides=[1, 2]),
+                    ("y",), shapes.get)  # fmt: skip
+    assert (f.channels_in, f.channels_out, f.taps, f.rows) == (8, 12, 9, 12)
+    volume = view("ConvTranspose", (1, 16, 4, 4, 4), (16, 16, 3, 3, 3), strides=[2, 2, 2])
+    assert kind_of(volume, {}.get) == "ConvTranspose.volume"
+    # 8 channels in blocks of 2 by 2 are no few channels
+    wide = view("ConvTranspose", (1, 16, 5, 5), (16, 8, 2, 2), strides=[2, 2])
+    assert kind_of(wide, {}.get) == "ConvTranspose.pointwise"
+    product = replace(view("MatMul", (4, 8)), inputs=(TensorView(name="x"), TensorView(name="z")))
+    assert kind_of(product, {}.get) == "MatMul.dynamic"
+
+
+def test_longer_rows_do_not_cost_more() -> None:
+    """Very short ones are moved slowly; DepthToSpace in rows is faster than its kernel.
+
+    But windows of 3 channels are gathered, so a 3 by 3 stem is faster in float.
+    """
+    stem = Features(inputs=3 * 112**2, outputs=32 * 112**2, channels_in=3, channels_out=32,
+                    taps=9, rows=3, weights=864)  # fmt: skip
+    assert int8_cost("Conv.narrow", stem) > 1.2 * float_cost("Conv.narrow", stem)
+    shapes = {"x": (1, 6, 32, 32), "w": (6, 4, 4, 4), "y": (1, 4, 64, 64)}
+    up = view("ConvTranspose", *list(shapes.values())[:2], strides=[2, 2], pads=[1] * 4)
+    f, kind = features_of(up, ("y",), shapes.get), kind_of(up, shapes.get)
+    assert kind == "ConvTranspose.narrow"
+    cost = {rows: int8_cost(kind, replace(f, rows=rows)) for rows in (1, 4, 8, 64)}
+    assert cost[4] > cost[1] > cost[8] > cost[64]
+    sizes = {"x": (1, 64, 32, 32), "y": (1, 16, 64, 64)}
+    moved = view("DepthToSpace", sizes["x"], blocksize=2)
+    f = features_of(moved, ("y",), sizes.get)
+    assert kind_of(moved, sizes.get) == "DepthToSpace.rows"
+    assert f.rows == 32
+    assert int8_cost("DepthToSpace.rows", f) < int8_cost("DepthToSpace", f) / 2
+
+
+def test_compare_knows_a_weight_with_one_scale() -> None:
+    net, data = decoder(2, window=4, strides=[2, 2]), feeds({"x": SHAPES[2]}, 2)
+    found, _ = quantized(net, data, scheme=qdq.Scheme(per_channel=False))
+    report = qdq.compare(net, found.model, data, repeats=0)
+    rounding = {t.name: t.rounding_db for t in report.tensors}
+    assert rounding["up"] > 30
+    assert rounding["b"] > 60
+
+
+def test_other_targets_keep_the_operators() -> None:
+    net = decoder(2, window=2, strides=[2, 2])
+    net.graph.node[3].CopyFrom(node("DepthToSpace", ["t"], "q", blocksize=1))
+    found = run(net, feeds({"x": SHAPES[2]}, 2), target=PORTABLE)
+    ops = {n.op_type for n in found.model.graph.node}
+    assert "ConvTranspose" in ops
+    assert not {"Transpose", "Reshape"} & ops
+
+
+def test_groups_are_left_float() -> None:
+    w = {"up": values(8, 2, 2, 2) / 2, "v": values(8, 8, 1, 1, seed=1) / 2}
+    nodes = [
+        node("Conv", ["x", "v"], "c"),
+        node("ConvTranspose", ["c", "up"], "t", strides=[2, 2], group=4),
+        node("Conv", ["t", "v"], "y"),
+    ]
+    net = model(nodes, {"x": [1, 8, 6, 6]}, {"y": [None] * 4}, w)
+    found, outcome = quantized(net, feeds({"x": [1, 8, 6, 6]}, 2))
+    assert "4 groups" in found.plan.left_float["ConvTranspose_t"]
+    assert outcome.sqnr > 27
+
+
+def test_compare_counts_what_stays_float_with_the_convolutions() -> None:
+    """Also one that the runtime fuses with its Relu."""
+    net, data = decoder(1, window=2, strides=[2]), feeds({"x": SHAPES[1]}, 2)
+    kept = qdq.Rule(nodes="Conv_c|ConvTranspose_t", keep_float=True)
+    found, outcome = quantized(net, data, scheme=qdq.Scheme(rules=(kept,)))
+    assert outcome.ops["FusedConv"] == 1
+    report = qdq.compare(net, found.model, data, repeats=0)
+    (row,) = report.kernels
+    assert (row.op_type, row.planned, row.integer, row.float) == ("Conv", 1, 1, 2)
+    (up,) = [n for n in report.nodes if n.name == "ConvTranspose_t"]
+    assert not up.integer

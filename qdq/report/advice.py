@@ -110,10 +110,11 @@ def without(match: Match, nodes: Collection[int]) -> onnx.ModelProto:
     made_integer = {t for s in match.sites if s.integer and s.index not in nodes
                     for _, t in s.outputs}  # fmt: skip
     bypassed = _bypassed(match, sites)
+    clamped = {o for s in sites.values() if s.limits is not None for o, _ in s.outputs}
     raw_of = {
         c.real: c.raw
         for t, c in match.coded.items()
-        if t not in made_integer and c.real not in bypassed
+        if t not in made_integer and c.real not in bypassed and c.raw not in clamped
     }
     hidden: dict[int, onnx.NodeProto] = {}
     for index, site in sites.items():

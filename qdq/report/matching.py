@@ -19,6 +19,7 @@ from qdq.prepare import prepare
 from qdq.prepare.constants import constant_nodes
 from qdq.prepare.editing import Editor
 from qdq.prepare.naming import name_nodes
+from qdq.prepare.pixels import pixels_like
 from qdq.report.codes import params_of
 from qdq.report.matched import Coded, Constant, Match, Site
 from qdq.spec import QuantParams
@@ -63,7 +64,9 @@ def match(source: onnx.ModelProto, quantized: onnx.ModelProto) -> Match:
     """
     graph = Graph(plain(quantized))
     makers = {(n.op_type, o) for n in graph.nodes for o in n.output}
-    prepared, names = divided_like(prepare(source), quantized)
+    prepared = prepare(source)
+    pixels_like(prepared, quantized)
+    prepared, names = divided_like(prepared, quantized)
     forms = [Graph(prepared), Graph(plain(source))]
     float_graph = max(forms, key=lambda g: sum((n.op_type, n.output[0]) in makers for n in g.nodes))
     found = _Matcher(float_graph, graph).match(names)
@@ -161,11 +164,12 @@ class _Matcher:
                 continue
             absorbed.update(behind, passed)
             to_codes = all(e in self.before_q for e in ends)
-            other = _MOVED[node.op_type] if behind else FLOAT_FORMS.get(node.op_type)
+            moved = bool(behind) or (coded and self._alone(node, outputs[0][1]))
+            other = _MOVED[node.op_type] if moved else FLOAT_FORMS.get(node.op_type)
             own = self._source_node(outputs[0][1], other or node.op_type)
-            if own is not None and not behind:
+            if own is not None and not moved:
                 self._link_constants(node, own)
-            op_type = _MOVED[node.op_type] if behind else node.op_type
+            op_type = _MOVED[node.op_type] if moved else node.op_type
             yield Site(
                 index=index,
                 name=own.name if own is not None else node.name,
@@ -176,8 +180,16 @@ class _Matcher:
                 reads_codes=coded or any(n in self.constants for n in node.input),
                 exact=own if other else None,
                 behind=tuple(behind),
-                relaid=tuple(self._relaid(node, own)) if behind and own is not None else (),
+                relaid=tuple(self._relaid(node, own)) if moved and own is not None else (),
             )
+
+    def _alone(self, node: onnx.NodeProto, tensor: str) -> bool:
+        """Whether a Conv is all of a ConvTranspose: at stride 1 nothing is left to be moved."""
+        return (
+            node.op_type == "Conv"
+            and self._source_node(tensor, "Conv") is None
+            and self._source_node(tensor, "ConvTranspose") is not None
+        )
 
     def _movements(self, node: onnx.NodeProto) -> list[int]:
         """The rest of the form of one node that begins with this node; none if it is by itself."""
