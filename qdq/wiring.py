@@ -203,8 +203,9 @@ def clamps_to_drop(
 
     0 has a code of its own, so codes for [-1, 1] begin at -1.004 or end at 1.004. Saturation is as
     good a clamp as that, but the runtime compares exactly, and would run the kernel in float. Nor
-    does it look for a clamp behind the movements of a subpixel unit. What is handed out as float in
-    the end, since the solver left the node or its readers float, has nothing else that clamps it.
+    does it always take in a clamp behind the movements of a subpixel unit. What is handed out as
+    float in the end, since the solver left the node or its readers float, has nothing else that
+    clamps it.
 
     Args:
         plan: what is integer.

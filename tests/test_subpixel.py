@@ -607,3 +607,14 @@ def test_compare_counts_what_stays_float_with_the_convolutions() -> None:
     assert (row.op_type, row.planned, row.integer, row.float) == ("Conv", 1, 1, 2)
     (up,) = [n for n in report.nodes if n.name == "ConvTranspose_t"]
     assert not up.integer
+
+
+def test_the_clamp_is_not_written_where_codes_do_its_work() -> None:
+    """With one between the movements and two readers onnxruntime leaves a Q and DQ there."""
+    net = decoder(2, window=4, strides=[2, 2], pads=[1] * 4)
+    net.graph.node.append(node("Conv", ["q", "w1"], "z"))
+    net.graph.output.append(onnx.helper.make_tensor_value_info("z", 1, None))
+    result, outcome = quantized(net, feeds({"x": SHAPES[2]}, 2))
+    assert sum(n.op_type == "Relu" for n in result.model.graph.node) == 1  # behind the first Conv
+    assert outcome.ops["QuantizeLinear"] == 1
+    assert outcome.ops["DequantizeLinear"] == 2
