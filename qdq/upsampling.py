@@ -42,7 +42,9 @@ class Writer:
             codes: names of the output's scale and zero point.
             fresh: makes a name that is free.
         """
-        self.node, self.codes, self.fresh = node, codes, fresh
+        self.node: onnx.NodeProto = node
+        self.codes: tuple[str, str] = codes
+        self.fresh: Callable[[str], str] = fresh
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
 
