@@ -1,7 +1,6 @@
 """A ConvTranspose is a convolution, and runs on integers as one."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,26 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import feeds, model, node
 from onnx.reference import ReferenceEvaluator
-from onnxruntime.quantization import CalibrationDataReader, quantize_static
-from prepared import check
+from upsamplers import SHAPES, Array, decoder, values, view
 
 import qdq
 from qdq.api import run
 from qdq.modelio import load
-from qdq.ops.demand import NodeView, TensorView
+from qdq.ops.demand import TensorView
 from qdq.placement.costs import Features, float_cost, int8_cost
 from qdq.placement.weighing import features_of, kind_of
 from qdq.report.advice import without
 from qdq.report.matching import match, plain
 from qdq.subpixel import Axis, Subpixel, form_of
 from qdq.targets import PORTABLE
-
-Array = np.ndarray[Any, Any]
-
-
-def values(*shape: int, seed: int = 0) -> Array:
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-
 
 # -- the mathematics ------------------------------------------------------------------------------
 
@@ -125,31 +116,15 @@ def test_what_has_no_such_form(weight: Any, attributes: Any, reason: str) -> Non
     assert reason in found
 
 
+def test_defaults_of_a_transposed_convolution() -> None:
+    """Without strides there are no movements; VALID pads nothing."""
+    found = form_of(view("ConvTranspose", None, (8, 4, 3, 3), auto_pad=b"VALID"))
+    assert isinstance(found, Subpixel)
+    assert found.phases == 1
+    assert found.pads == (2, 2, 2, 2)
+
+
 # -- the kernels ----------------------------------------------------------------------------------
-
-SHAPES = {1: [2, 16, 33], 2: [2, 16, 9, 8], 3: [1, 16, 4, 5, 6]}
-
-
-def decoder(
-    rank: int, *, window: int, behind: str = "Relu", fixed: bool = True, **attributes: Any
-) -> onnx.ModelProto:
-    """Conv → Relu → ConvTranspose → ``behind`` → Conv."""
-    w = {
-        "w0": values(16, 16, *[3] * rank, seed=1) / 7,
-        "up": values(16, 8, *[window] * rank, seed=2) / 5,
-        "b": values(8, seed=3),
-        "w1": values(16, 8, *[3] * rank, seed=4) / 5,
-    }
-    pads = [1] * (2 * rank)
-    nodes = [
-        node("Conv", ["x", "w0"], "c", pads=pads),
-        node("Relu", ["c"], "r"),
-        node("ConvTranspose", ["r", "up", "b"], "t", **attributes),
-        node(behind, ["t"], "q"),
-        node("Conv", ["q", "w1"], "y", pads=pads),
-    ]
-    shape: list[Any] = SHAPES[rank] if fixed else ["N", 16, *"DHW"[:rank]]
-    return model(nodes, {"x": shape}, {"y": [None] * (rank + 2)}, w)
 
 
 FORMS = [
@@ -250,166 +225,6 @@ def test_the_default_takes_it_where_it_pays() -> None:
     assert outcome.sqnr > 27
 
 
-# -- compare --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("fixed", [True, False], ids=["fixed", "any size"])
-def test_compare_takes_the_pieces_for_the_node(fixed: bool) -> None:
-    net = decoder(2, window=4, strides=[2, 2], pads=[1, 1, 1, 1], fixed=fixed)
-    data = feeds({"x": SHAPES[2]}, 3)
-    found, _ = quantized(net, data)
-    report = qdq.compare(net, found.model, data, repeats=0)
-    (row,) = [n for n in report.nodes if n.op_type == "ConvTranspose"]
-    assert row.integer
-    assert row.name == "ConvTranspose_t"
-    assert row.local_db is not None
-    assert 25 < row.local_db < 60
-    assert [(k.op_type, k.planned, k.integer, k.float) for k in report.kernels] == [
-        ("Conv", 3, 3, 0)
-    ]
-    constants = {t.name: t for t in report.tensors if t.kind != "activation"}
-    assert constants["up"].rounding_db > 30
-    assert constants["b"].rounding_db > 60
-    assert report.notes == ()
-    tried = [a for a in report.advice if "ConvTranspose_t" in a.rule]
-    assert tried
-    assert all(a.gain_db > -3 for a in tried)
-
-
-# -- DepthToSpace ---------------------------------------------------------------------------------
-
-
-def enlarger(mode: str, side: int = 2, channels: int = 4, *, fixed: bool = True) -> onnx.ModelProto:
-    """Conv → DepthToSpace → Conv."""
-    made = channels * side**2
-    w = {
-        "w0": values(made, 8, 3, 3, seed=1) / 8,
-        "b": values(made, seed=2),
-        "w1": values(8, channels, 3, 3, seed=3) / 6,
-    }
-    nodes = [
-        node("Conv", ["x", "w0", "b"], "c", pads=[1] * 4),
-        node("DepthToSpace", ["c"], "d", blocksize=side, mode=mode),
-        node("Conv", ["d", "w1"], "y", pads=[1] * 4),
-    ]
-    shape: list[Any] = [2, 8, 7, 6] if fixed else ["N", 8, "H", "W"]
-    return model(nodes, {"x": shape}, {"y": [None] * 4}, w)
-
-
-ENLARGED = {"x": [2, 8, 7, 6]}
-
-
-@pytest.mark.parametrize("fixed", [True, False], ids=["fixed", "any size"])
-@pytest.mark.parametrize("side", [2, 3])
-@pytest.mark.parametrize("mode", ["CRD", "DCR"])
-def test_blocks_of_channels_are_moved_in_rows(mode: str, side: int, fixed: bool) -> None:
-    net, data = enlarger(mode, side, fixed=fixed), feeds(ENLARGED, 4)
-    found, outcome = quantized(net, data)
-    assert found.plan.left_float == {}
-    assert outcome.sqnr > 27
-    assert outcome.steps_apart <= 1.01
-    assert outcome.ops["QLinearConv"] == 2
-    assert outcome.ops["DepthToSpace"] == 0
-    assert outcome.ops["DequantizeLinear"] == (1 if fixed else 2)
-    report = qdq.compare(net, found.model, data, repeats=0)
-    (row,) = [n for n in report.nodes if n.op_type == "DepthToSpace"]
-    assert row.integer
-    assert row.share == 0  # it moves codes, no more
-    assert report.notes == ()
-
-
-def test_short_rows_are_left_to_the_kernel() -> None:
-    """A single channel in pixels of 2 by 2."""
-    _, outcome = quantized(enlarger("CRD", channels=1), feeds(ENLARGED, 4))
-    assert outcome.ops["DepthToSpace"] == 1
-    assert outcome.sqnr > 27
-
-
-def test_the_convolution_takes_in_the_order_of_channels() -> None:
-    net = enlarger("CRD")
-    made = check(net, feed=feeds(ENLARGED, 1)[0])
-    modes = [
-        onnx.helper.get_node_attr_value(n, "mode") for n in made.graph.node if n.name[0] == "D"
-    ]
-    assert modes == [b"DCR"]
-
-
-@pytest.mark.parametrize("why", ["two readers", "groups", "computed weight"])
-def test_where_it_cannot_the_order_stays(why: str) -> None:
-    net = enlarger("CRD")
-    conv = net.graph.node[0]
-    if why == "two readers":
-        net.graph.output.append(onnx.helper.make_tensor_value_info("c", 1, None))
-    elif why == "groups":
-        conv.attribute.append(onnx.helper.make_attribute("group", 2))
-        (weight,) = [t for t in net.graph.initializer if t.name == "w0"]
-        weight.CopyFrom(onnx.numpy_helper.from_array(values(16, 4, 3, 3), "w0"))
-    else:
-        net.graph.node.insert(0, node("Mul", ["w0", "s"], "scaled"))
-        net.graph.input.append(onnx.helper.make_tensor_value_info("s", 1, [1]))
-        net.graph.node[1].input[1] = "scaled"
-    given = {**feeds(ENLARGED, 1)[0], **({"s": values(1)} if why == "computed weight" else {})}
-    made = check(net, feed=given)
-    (found,) = [n for n in made.graph.node if n.op_type == "DepthToSpace"]
-    assert onnx.helper.get_node_attr_value(found, "mode") == b"CRD"
-
-
-@pytest.mark.parametrize("last", [False, True], ids=["inside", "an output"])
-def test_compare_takes_what_was_made_without_turning_channels(last: bool, tmp_path: Path) -> None:
-    """onnxruntime's quantizer keeps the order of channels."""
-    net, data = enlarger("CRD"), feeds(ENLARGED, 3)
-    if last:
-        del net.graph.node[2], net.graph.output[:]
-        net.graph.output.append(onnx.helper.make_tensor_value_info("d", 1, [2, 4, 14, 12]))
-    source, target = tmp_path / "a.onnx", tmp_path / "b.onnx"
-    onnx.save(net, source)
-
-    class Reader(CalibrationDataReader):
-        rest = iter(data)
-
-        def get_next(self) -> dict[str, Any] | None:
-            return next(self.rest, None)
-
-    quantize_static(source, target, Reader(), per_channel=True)
-    rows = {n.name: n for n in qdq.compare(net, target, data, repeats=0).nodes}
-    assert 30 < rows["Conv_c"].local_db < 60
-    assert rows["Conv_c"].accumulated_db > 30
-
-
-def test_turned_constants_keep_their_names_where_nothing_else_reads_them() -> None:
-    rule = qdq.Rule(tensors="w0", range=(-0.5, 0.5))
-    result, _ = quantized(enlarger("CRD"), feeds(ENLARGED, 2), scheme=qdq.Scheme(rules=(rule,)))
-    assert "w0_quantized" in {t.name for t in result.model.graph.initializer}
-    shared = enlarger("CRD")
-    shared.graph.node.append(node("Conv", ["x", "w0"], "z"))
-    shared.graph.output.append(onnx.helper.make_tensor_value_info("z", 1, None))
-    names = {t.name for t in check(shared, feed=feeds(ENLARGED, 1)[0]).graph.initializer}
-    assert {"w0", "w0_turned"} <= names
-
-
-@pytest.mark.parametrize("fixed", [True, False], ids=["fixed", "any size"])
-def test_compare_knows_one_without_strides(fixed: bool) -> None:
-    """That is written as a single Conv."""
-    net = decoder(2, window=3, strides=[1, 1], pads=[1] * 4, fixed=fixed)
-    data = feeds({"x": SHAPES[2]}, 3)
-    scheme = qdq.Scheme(per_channel=False)
-    report = qdq.compare(net, quantized(net, data, scheme=scheme)[0].model, data, repeats=0)
-    (row,) = [n for n in report.nodes if n.op_type == "ConvTranspose"]
-    assert row.name == "ConvTranspose_t"
-    assert {"up", "b"} <= {t.name for t in report.tensors}
-
-
-def test_advice_keeps_the_clamp_that_codes_do() -> None:
-    """Nothing else clamps a float tensor whose Relu was left out."""
-    net = decoder(2, window=4, strides=[2, 2], pads=[1] * 4)
-    data = feeds({"x": SHAPES[2]}, 3)
-    result, outcome = quantized(net, data)
-    matched = match(plain(load(net)), plain(result.model))
-    both = {s.index for s in matched.sites if s.name in ("ConvTranspose_t", "Conv_y")}
-    assert len(both) == 2
-    assert compare(net, without(matched, both), data).sqnr > outcome.sqnr
-
-
 def test_a_clamp_that_is_written_is_told() -> None:
     net, data = decoder(2, window=2, strides=[2, 2]), feeds({"x": SHAPES[2]}, 2)
     wide = qdq.Rule(tensors="q", range=(-3.0, 6.0))
@@ -428,72 +243,6 @@ def test_a_batch_may_be_empty(rank: int) -> None:
     (exact,) = session(net, fused=True).run(None, empty)
     (found,) = session(result.model, fused=True).run(None, empty)
     assert found.shape == exact.shape
-
-
-# -- more of what could go wrong -----------------------------------------------------------------
-
-
-def view(op: str, *shapes: Any, **attributes: Any) -> NodeView:
-    names = ("x", "w", "b")
-    inputs = tuple(
-        TensorView(name=n, shape=s, constant=n != "x") for n, s in zip(names, shapes, strict=False)
-    )
-    return NodeView(name="n", op_type=op, inputs=inputs, outputs=("y",), attributes=attributes)
-
-
-@pytest.mark.parametrize(
-    ("shape", "attributes", "rows"),
-    [
-        ((1, 16, 5, 5), {"blocksize": 2}, True),
-        ((1, 16, 5, 5), {"blocksize": 2, "mode": b"CRD"}, False),
-        ((1, 49, 5, 5), {"blocksize": 7}, False),
-        ((1, 16, 5, 5), {"blocksize": 1}, False),
-        ((1, None, 5, 5), {"blocksize": 2}, False),
-        (None, {"blocksize": 2}, False),
-    ],
-)
-def test_which_depth_to_space_moves_rows(shape: Any, attributes: Any, rows: bool) -> None:
-    found = form_of(view("DepthToSpace", shape, **attributes))
-    assert isinstance(found, Subpixel) == rows
-
-
-def test_defaults_of_a_transposed_convolution() -> None:
-    """Without strides there are no movements; VALID pads nothing."""
-    found = form_of(view("ConvTranspose", None, (8, 4, 3, 3), auto_pad=b"VALID"))
-    assert isinstance(found, Subpixel)
-    assert found.phases == 1
-    assert found.pads == (2, 2, 2, 2)
-
-
-def test_channels_that_cannot_be_turned_are_left_to_the_kernel() -> None:
-    """The convolution's result is read twice, so its channels stay in the order of CRD."""
-    net, data = enlarger("CRD"), feeds(ENLARGED, 4)
-    net.graph.node.append(node("Relu", ["c"], "r"))
-    net.graph.output.append(onnx.helper.make_tensor_value_info("r", 1, None))
-    _, outcome = quantized(net, data)
-    assert outcome.ops["DepthToSpace"] == 1
-    assert outcome.sqnr > 27
-
-
-@pytest.mark.parametrize("why", ["computed bias", "no convolution", "DCR by default", "empty bias"])
-def test_which_order_is_left(why: str) -> None:
-    net, given = enlarger("CRD"), feeds(ENLARGED, 1)[0]
-    mover = net.graph.node[1]
-    if why == "computed bias":
-        net.graph.node[0].input[2] = "s"
-        net.graph.input.append(onnx.helper.make_tensor_value_info("s", 1, [16]))
-        given["s"] = values(16)
-    elif why == "no convolution":
-        net.graph.node[0].CopyFrom(node("Concat", ["x", "x"], "c", axis=1))
-    elif why == "empty bias":
-        net.graph.node[0].input[2] = ""
-    else:
-        del mover.attribute[1]
-    made = check(net, feed=given)
-    (found,) = [n for n in made.graph.node if n.op_type == "DepthToSpace"]
-    expected = b"DCR" if why in ("DCR by default", "empty bias") else b"CRD"
-    modes = [a.s for a in found.attribute if a.name == "mode"] or [b"DCR"]
-    assert modes == [expected]
 
 
 def test_what_is_written() -> None:
@@ -526,6 +275,42 @@ def test_a_constant_is_stored_once_in_each_form() -> None:
     names = [t.name for t in found.model.graph.initializer]
     stored = sorted(n for n in names if n[:2] in ("v_", "w_") and "quantized" in n)
     assert stored == ["v_quantized", "w_quantized"]
+
+
+def test_other_targets_keep_the_operators() -> None:
+    net = decoder(2, window=2, strides=[2, 2])
+    net.graph.node[3].CopyFrom(node("DepthToSpace", ["t"], "q", blocksize=1))
+    found = run(net, feeds({"x": SHAPES[2]}, 2), target=PORTABLE)
+    ops = {n.op_type for n in found.model.graph.node}
+    assert "ConvTranspose" in ops
+    assert not {"Transpose", "Reshape"} & ops
+
+
+def test_groups_are_left_float() -> None:
+    w = {"up": values(8, 2, 2, 2) / 2, "v": values(8, 8, 1, 1, seed=1) / 2}
+    nodes = [
+        node("Conv", ["x", "v"], "c"),
+        node("ConvTranspose", ["c", "up"], "t", strides=[2, 2], group=4),
+        node("Conv", ["t", "v"], "y"),
+    ]
+    net = model(nodes, {"x": [1, 8, 6, 6]}, {"y": [None] * 4}, w)
+    found, outcome = quantized(net, feeds({"x": [1, 8, 6, 6]}, 2))
+    assert "4 groups" in found.plan.left_float["ConvTranspose_t"]
+    assert outcome.sqnr > 27
+
+
+def test_the_clamp_is_not_written_where_codes_do_its_work() -> None:
+    """With one between the movements and two readers onnxruntime leaves a Q and DQ there."""
+    net = decoder(2, window=4, strides=[2, 2], pads=[1] * 4)
+    net.graph.node.append(node("Conv", ["q", "w1"], "z"))
+    net.graph.output.append(onnx.helper.make_tensor_value_info("z", 1, None))
+    result, outcome = quantized(net, feeds({"x": SHAPES[2]}, 2))
+    assert sum(n.op_type == "Relu" for n in result.model.graph.node) == 1  # behind the first Conv
+    assert outcome.ops["QuantizeLinear"] == 1
+    assert outcome.ops["DequantizeLinear"] == 2
+
+
+# -- costs ----------------------------------------------------------------------------------------
 
 
 def test_costs_see_the_convolution_and_the_rows() -> None:
@@ -565,6 +350,44 @@ def test_longer_rows_do_not_cost_more() -> None:
     assert int8_cost("DepthToSpace.rows", f) < int8_cost("DepthToSpace", f) / 2
 
 
+# -- compare --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fixed", [True, False], ids=["fixed", "any size"])
+def test_compare_takes_the_pieces_for_the_node(fixed: bool) -> None:
+    net = decoder(2, window=4, strides=[2, 2], pads=[1, 1, 1, 1], fixed=fixed)
+    data = feeds({"x": SHAPES[2]}, 3)
+    found, _ = quantized(net, data)
+    report = qdq.compare(net, found.model, data, repeats=0)
+    (row,) = [n for n in report.nodes if n.op_type == "ConvTranspose"]
+    assert row.integer
+    assert row.name == "ConvTranspose_t"
+    assert row.local_db is not None
+    assert 25 < row.local_db < 60
+    assert [(k.op_type, k.planned, k.integer, k.float) for k in report.kernels] == [
+        ("Conv", 3, 3, 0)
+    ]
+    constants = {t.name: t for t in report.tensors if t.kind != "activation"}
+    assert constants["up"].rounding_db > 30
+    assert constants["b"].rounding_db > 60
+    assert report.notes == ()
+    tried = [a for a in report.advice if "ConvTranspose_t" in a.rule]
+    assert tried
+    assert all(a.gain_db > -3 for a in tried)
+
+
+@pytest.mark.parametrize("fixed", [True, False], ids=["fixed", "any size"])
+def test_compare_knows_one_without_strides(fixed: bool) -> None:
+    """That is written as a single Conv."""
+    net = decoder(2, window=3, strides=[1, 1], pads=[1] * 4, fixed=fixed)
+    data = feeds({"x": SHAPES[2]}, 3)
+    scheme = qdq.Scheme(per_channel=False)
+    report = qdq.compare(net, quantized(net, data, scheme=scheme)[0].model, data, repeats=0)
+    (row,) = [n for n in report.nodes if n.op_type == "ConvTranspose"]
+    assert row.name == "ConvTranspose_t"
+    assert {"up", "b"} <= {t.name for t in report.tensors}
+
+
 def test_compare_knows_a_weight_with_one_scale() -> None:
     net, data = decoder(2, window=4, strides=[2, 2]), feeds({"x": SHAPES[2]}, 2)
     found, _ = quantized(net, data, scheme=qdq.Scheme(per_channel=False))
@@ -572,28 +395,6 @@ def test_compare_knows_a_weight_with_one_scale() -> None:
     rounding = {t.name: t.rounding_db for t in report.tensors}
     assert rounding["up"] > 30
     assert rounding["b"] > 60
-
-
-def test_other_targets_keep_the_operators() -> None:
-    net = decoder(2, window=2, strides=[2, 2])
-    net.graph.node[3].CopyFrom(node("DepthToSpace", ["t"], "q", blocksize=1))
-    found = run(net, feeds({"x": SHAPES[2]}, 2), target=PORTABLE)
-    ops = {n.op_type for n in found.model.graph.node}
-    assert "ConvTranspose" in ops
-    assert not {"Transpose", "Reshape"} & ops
-
-
-def test_groups_are_left_float() -> None:
-    w = {"up": values(8, 2, 2, 2) / 2, "v": values(8, 8, 1, 1, seed=1) / 2}
-    nodes = [
-        node("Conv", ["x", "v"], "c"),
-        node("ConvTranspose", ["c", "up"], "t", strides=[2, 2], group=4),
-        node("Conv", ["t", "v"], "y"),
-    ]
-    net = model(nodes, {"x": [1, 8, 6, 6]}, {"y": [None] * 4}, w)
-    found, outcome = quantized(net, feeds({"x": [1, 8, 6, 6]}, 2))
-    assert "4 groups" in found.plan.left_float["ConvTranspose_t"]
-    assert outcome.sqnr > 27
 
 
 def test_compare_counts_what_stays_float_with_the_convolutions() -> None:
@@ -609,12 +410,12 @@ def test_compare_counts_what_stays_float_with_the_convolutions() -> None:
     assert not up.integer
 
 
-def test_the_clamp_is_not_written_where_codes_do_its_work() -> None:
-    """With one between the movements and two readers onnxruntime leaves a Q and DQ there."""
+def test_advice_keeps_the_clamp_that_codes_do() -> None:
+    """Nothing else clamps a float tensor whose Relu was left out."""
     net = decoder(2, window=4, strides=[2, 2], pads=[1] * 4)
-    net.graph.node.append(node("Conv", ["q", "w1"], "z"))
-    net.graph.output.append(onnx.helper.make_tensor_value_info("z", 1, None))
-    result, outcome = quantized(net, feeds({"x": SHAPES[2]}, 2))
-    assert sum(n.op_type == "Relu" for n in result.model.graph.node) == 1  # behind the first Conv
-    assert outcome.ops["QuantizeLinear"] == 1
-    assert outcome.ops["DequantizeLinear"] == 2
+    data = feeds({"x": SHAPES[2]}, 3)
+    result, outcome = quantized(net, data)
+    matched = match(plain(load(net)), plain(result.model))
+    both = {s.index for s in matched.sites if s.name in ("ConvTranspose_t", "Conv_y")}
+    assert len(both) == 2
+    assert compare(net, without(matched, both), data).sqnr > outcome.sqnr
