@@ -76,6 +76,10 @@ class Axis:
         made = self.stride * (self.pads[1] + 1)
         return self.begin % self.stride, made - self.window + self.end - self.added
 
+    def made(self, size: int) -> int:
+        """Values that are computed of an input of some size, before the crop."""
+        return self.stride * (size + sum(self.pads) - self.taps + 1)
+
 
 @dataclass(frozen=True, slots=True)
 class Subpixel:

@@ -16,7 +16,6 @@ goes value by value: it was measured to take four times as long.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
 
 import numpy as np
 import onnx
@@ -94,8 +93,7 @@ class Writer:
         known = [d for d in (shape or ())[2:] if d is not None]
         if len(known) < len(form.axes):
             return None
-        pairs = zip(known, form.axes, strict=True)
-        return [a.stride * (d + sum(a.pads) - a.taps + 1) for d, a in pairs]
+        return [a.made(size) for a, size in zip(form.axes, known, strict=True)]
 
     def _measured(self, x: str, form: Subpixel) -> str:
         """The shape without blocks, found at run time from one channel of x."""
@@ -105,7 +103,7 @@ class Writer:
         return self._add("Mul", [sizes, self._constant([1, *form.strides, form.channels])])
 
     def _moved(self, op: str, inputs: list[str], perm: list[int] | None = None) -> str:
-        return self._coded(self._add(op, inputs, {"perm": perm} if perm else {}))
+        return self._coded(self._add(op, inputs, {"perm": perm} if perm else None))
 
     def _coded(self, tensor: str) -> str:
         """Q and DQ behind a tensor."""
@@ -116,13 +114,13 @@ class Writer:
         self,
         op: str,
         inputs: list[str],
-        attributes: Mapping[str, list[int]] = MappingProxyType({}),
+        attributes: Mapping[str, list[int]] | None = None,
         output: str = "",
     ) -> str:
         output = output or self.fresh(f"{self.node.output[0]}_{op}_Output")
         name = self.fresh(f"{self.node.name}_{op}") if self.nodes else self.node.name
         made = helper.make_node(op, inputs, [output], name)
-        made.attribute.extend(helper.make_attribute(k, v) for k, v in attributes.items())
+        made.attribute.extend(helper.make_attribute(k, v) for k, v in (attributes or {}).items())
         self.nodes.append(made)
         return output
 

@@ -42,6 +42,17 @@ def node(
     return helper.make_node(op, list(inputs), outputs, name=f"{op}_{outputs[0]}", **attributes)
 
 
+def retyped(net: onnx.ModelProto, kind: type[np.floating]) -> onnx.ModelProto:
+    """A copy whose float constants, inputs and outputs are of another floating-point type."""
+    made = onnx.ModelProto.FromString(net.SerializeToString())
+    for t in made.graph.initializer:
+        if t.data_type == F:
+            t.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(t).astype(kind), t.name))
+    for v in (*made.graph.input, *made.graph.output):
+        v.type.tensor_type.elem_type = helper.np_dtype_to_tensor_dtype(np.dtype(kind))
+    return made
+
+
 def weights(*shape: int, seed: int = 0) -> NDArray[np.float32]:
     """Normal weights whose layer keeps the variance of its input."""
     fan = int(np.prod(shape[1:])) if len(shape) != 2 else shape[0]

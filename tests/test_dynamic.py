@@ -14,7 +14,7 @@ from harness import FORCED, compare, fused_ops, quantized
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from models import feeds, model, node, rng, weights
+from models import feeds, model, node, retyped, rng, weights
 from numpy.typing import NDArray
 
 import qdq
@@ -315,13 +315,7 @@ def test_statistics_without_its_error_leave_it_float() -> None:
 
 def test_a_model_with_half_precision(tmp_path: Any) -> None:
     net = stack()
-    half = onnx.ModelProto.FromString(net.SerializeToString())
-    for t in half.graph.initializer:
-        if t.data_type == onnx.TensorProto.FLOAT:
-            value = onnx.numpy_helper.to_array(t).astype(np.float16)
-            t.CopyFrom(onnx.numpy_helper.from_array(value, t.name))
-    for v in (*half.graph.input, *half.graph.output):
-        v.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+    half = retyped(net, np.float16)
     data = [{"x": f["x"].astype(np.float16)} for f in feeds(SHAPE)]
     assert fused_ops(run(half, data).model)[INT8] == 2
 

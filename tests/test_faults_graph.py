@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 from harness import FORCED, compare, dequantized, quantized, run
-from models import conv_chain, feeds, mlp, model, node, residual, rng, weights
+from models import conv_chain, feeds, mlp, model, node, residual, retyped, rng, weights
 from onnx import TensorProto, helper, numpy_helper
 
 import qdq
@@ -258,11 +258,7 @@ class TestOpsetsAndNames:
 
     @pytest.mark.parametrize("opset", [13, 17, 21])
     def test_float16_is_valid_and_right_whatever_stays_float(self, opset: int) -> None:
-        net = conv_chain(8, 6, opset=opset, depth=2)
-        for t in net.graph.initializer:
-            t.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(t).astype(np.float16), t.name))
-        for v in (*net.graph.input, *net.graph.output):
-            v.type.tensor_type.elem_type = TensorProto.FLOAT16
+        net = retyped(conv_chain(8, 6, opset=opset, depth=2), np.float16)
         data = [{"x": f["x"].astype(np.float16)} for f in feeds({"x": [1, 8, 6, 6]}, 4)]
         _, outcome = quantized(net, data)
         assert outcome.fused.dtype == np.float16

@@ -5,7 +5,7 @@ import time
 import numpy as np
 import onnx
 import pytest
-from models import conv_chain, mlp, model, node, weights
+from models import conv_chain, mlp, model, node, retyped, weights
 from onnx import TensorProto, helper, numpy_helper
 from prepared import check, constant, only, ops, run
 
@@ -545,10 +545,7 @@ def test_large_weights_are_copied_last_and_only_if_they_are_still_read(
     big = {name: weights(64, 64, seed=i) for i, name in enumerate(("turned", "unread", "plain"))}
     net = model(nodes, {"x": [8, 64]}, {"y": [8, 64]}, {**big, "c": vec(*[1.0] * 64)})
     if kind is np.float16:
-        for t in net.graph.initializer:
-            t.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(t).astype(kind), t.name))
-        for v in (*net.graph.input, *net.graph.output):
-            v.type.tensor_type.elem_type = TensorProto.FLOAT16
+        net = retyped(net, np.float16)
     before = net.SerializeToString()
     made = []
     for limit in (1024, 1 << 40):

@@ -6,7 +6,7 @@ import pytest
 from harness import run
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import model, node, rng, weights
+from models import model, node, retyped, rng, weights
 from prepared import check, constant, only, ops, random_feed
 
 from qdq.prepare import prepare
@@ -744,13 +744,7 @@ class TestScaleQueries:
         assert ops(check(net))["Mul"] == 1
 
     def test_in_double_precision(self) -> None:
-        net = attention("Mul", "scores")
-        for t in net.graph.initializer:
-            if t.data_type == onnx.TensorProto.FLOAT:
-                value = onnx.numpy_helper.to_array(t).astype(np.float64)
-                t.CopyFrom(onnx.numpy_helper.from_array(value, t.name))
-        for v in (*net.graph.input, *net.graph.output):
-            v.type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
+        net = retyped(attention("Mul", "scores"), np.float64)
         assert ops(check(net))["Mul"] == 0
 
     def test_a_divisor_of_zero_stays(self) -> None:

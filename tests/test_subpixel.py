@@ -177,20 +177,24 @@ def test_weights_of_each_kind(per_channel: bool, symmetric: bool) -> None:
     assert outcome.ops["QLinearConv"] == 3
 
 
-def test_two_share_a_weight_in_two_forms() -> None:
-    """Strides differ, so the codes are laid out twice."""
+def twins(first: int, second: int) -> onnx.ModelProto:
+    """Two ConvTransposes of one weight, with strides of their own, between convolutions."""
     w = {"w": values(8, 8, 2, 2) / 4, "v": values(8, 8, 1, 1, seed=1) / 2}
     nodes = [
         node("Conv", ["x", "v"], "c"),
-        node("ConvTranspose", ["c", "w"], "a", strides=[2, 2]),
-        node("ConvTranspose", ["c", "w"], "b", strides=[1, 1]),
+        node("ConvTranspose", ["c", "w"], "a", strides=[first] * 2),
+        node("ConvTranspose", ["c", "w"], "b", strides=[second] * 2),
         node("Conv", ["a", "v"], "y"),
         node("Conv", ["b", "v"], "z"),
     ]
-    shape = [1, 8, 6, 6]
-    net = model(nodes, {"x": shape}, {"y": [1, 8, 12, 12], "z": [1, 8, 7, 7]}, w)
-    data = feeds({"x": shape}, 4)
-    _, outcome = quantized(net, data)
+    made = {name: [1, 8, *[5 * s + 2] * 2] for name, s in (("y", first), ("z", second))}
+    return model(nodes, {"x": [1, 8, 6, 6]}, made, w)
+
+
+def test_two_share_a_weight_in_two_forms() -> None:
+    """Strides differ, so the codes are laid out twice."""
+    data = feeds({"x": [1, 8, 6, 6]}, 4)
+    _, outcome = quantized(twins(2, 1), data)
     assert outcome.sqnr > 27
     assert outcome.steps_apart <= 1.01
     assert outcome.ops["QLinearConv"] == 5
@@ -261,17 +265,7 @@ def test_what_is_written() -> None:
 
 
 def test_a_constant_is_stored_once_in_each_form() -> None:
-    w = {"w": values(8, 8, 2, 2) / 4, "v": values(8, 8, 1, 1, seed=1) / 2}
-    nodes = [
-        node("Conv", ["x", "v"], "c"),
-        node("ConvTranspose", ["c", "w"], "a", strides=[2, 2]),
-        node("ConvTranspose", ["c", "w"], "b", strides=[2, 2]),
-        node("Conv", ["a", "v"], "y"),
-        node("Conv", ["b", "v"], "z"),
-    ]
-    shape = [1, 8, 6, 6]
-    net = model(nodes, {"x": shape}, {"y": [1, 8, 12, 12], "z": [1, 8, 12, 12]}, w)
-    found, _ = quantized(net, feeds({"x": shape}, 2))
+    found, _ = quantized(twins(2, 2), feeds({"x": [1, 8, 6, 6]}, 2))
     names = [t.name for t in found.model.graph.initializer]
     stored = sorted(n for n in names if n[:2] in ("v_", "w_") and "quantized" in n)
     assert stored == ["v_quantized", "w_quantized"]

@@ -45,9 +45,7 @@ _FEW = 2.5  # and others per multiplication where not one block of outputs is fu
 # and channels in fours; for others each window is copied, ns per value.
 _LANES = 4
 _COPIED = 0.055
-_COLUMN = (
-    0.5  # a float ConvTranspose writes and adds up what each input and tap makes, ns per value
-)
+_COLUMN = 0.5  # ns for what a float ConvTranspose makes of an input and a tap, and adds up
 _RUN, _SLOW_RUN = 0.6, 7.0  # ns for each piece of rows that an integer one moves
 _UNBLOCKED = frozenset({"Conv.dense.plain", "Conv.gathered", "Conv.volume"})
 _BLOCKED_DEPTHWISE = frozenset({"Conv.depthwise", "Conv.depthwise.tap"})

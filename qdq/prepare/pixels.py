@@ -22,8 +22,7 @@ def pixels_first(ed: Editor) -> None:
         if conv is None:
             continue
         side = node.attr("blocksize")
-        made = (ed.shape(conv.input(1)) or (0,))[0] or 0
-        if made // side >= LEAST_RUN:
+        if ed.constants[conv.input(1)].dims[0] // side >= LEAST_RUN:
             _turn(ed, conv, side**2)
             node.set_attr("mode", "DCR")
 
@@ -44,7 +43,7 @@ def pixels_like(model: onnx.ModelProto, quantized: onnx.ModelProto) -> None:
         same = not as_they_were.isdisjoint((node.name, node.output))
         conv = _maker(ed, node) if same else None
         if conv is not None and node.attr("mode", "DCR") == "DCR":
-            made = (ed.shape(conv.input(1)) or (0,))[0] or 0
+            made = ed.constants[conv.input(1)].dims[0]
             _turn(ed, conv, made // node.attr("blocksize") ** 2)
             node.set_attr("mode", "CRD")
     ed.finish()

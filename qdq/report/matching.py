@@ -106,7 +106,9 @@ class _Matcher:
         found = {t: c.real for t, c in coded.items()}
         for name, tensor in self.meaning.items():
             found.setdefault(tensor, name)
-        lost = sum(not {p.real} & (self.meaning.keys() | self.inside) for p in self.pairs.values())
+        lost = sum(
+            p.real not in self.meaning and p.real not in self.inside for p in self.pairs.values()
+        )
         if lost:
             self.notes.append(f"{lost} tensors with codes have no namesake in the float model")
         return Match(
