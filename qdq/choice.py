@@ -20,7 +20,7 @@ from qdq.placement.trial import Trial
 from qdq.plan import Plan
 from qdq.solve import Solution, Step
 from qdq.stages import Start
-from qdq.statistics.gradients import SAMPLES
+from qdq.statistics.few import SAMPLES
 from qdq.timing import paired_latency
 
 __all__ = ["Chosen", "Wish", "choose"]
@@ -150,7 +150,7 @@ class _Solver:
             return replace(self.last, by=by)
         self.last = None  # one model at a time
         solution = solved(self.evidence, plan, self.steps)
-        model = emit(self.evidence.model, plan, solution)
+        model = emit(self.evidence.model, plan, solution, floors=self.evidence.floors)
         kept = used_smoothings(self.evidence, plan)
         undivide(model, self.evidence.products, self.evidence.smoothings.keys() - kept)
         self.last = Chosen(plan=plan, solution=solution, model=model, by=by)
@@ -207,7 +207,7 @@ def _found(
 def _surprises(candidate: Candidate, amplitude: float) -> bool:
     """Whether an error that was measured is far above what was foretold.
 
-    Gradients know neither decisions that flip nor what bends: where a sum of squares is nearly 0,
+    FewSamples know neither decisions that flip nor what bends: where a sum of squares is nearly 0,
     say, errors of either sign make it larger.
     """
     foretold = math.sqrt(candidate.harm)

@@ -45,6 +45,8 @@ def emit(
     plan: Plan,
     solution: Solution,
     metadata: Mapping[str, object] | None = None,
+    *,
+    floors: Mapping[str, float] | None = None,
 ) -> onnx.ModelProto:
     """Build the QDQ model; ``model`` (prepared, float) is not changed.
 
@@ -53,17 +55,20 @@ def emit(
         plan: what is integer.
         solution: parameters of every planned tensor, and the nodes that the solver left float.
         metadata: written to ``metadata_props`` as ``qdq.<key>``, JSON where it is not a string.
+        floors: Softmax → the score that all lower ones can be raised to (``qdq.placement.scores``).
     """
-    return _Emitter(model, plan, solution).build(metadata or {})
+    return _Emitter(model, plan, solution, floors or {}).build(metadata or {})
 
 
 class _Emitter:
     """Lives for one call of emit: writes nodes and initializers in order."""
 
-    def __init__(self, model: onnx.ModelProto, plan: Plan, solution: Solution) -> None:
+    def __init__(
+        self, model: onnx.ModelProto, plan: Plan, solution: Solution, floors: Mapping[str, float]
+    ) -> None:
         self.model, self.solution, self.plan = model, solution, plan
         self.graph = Graph(model)
-        self.wiring = wire(self.graph, plan, solution.floats)
+        self.wiring = wire(self.graph, plan, solution.floats, floors)
         self.behind = clamps_to_drop(plan, solution.params, self.wiring.made)
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
@@ -109,6 +114,8 @@ class _Emitter:
             node.input[slot] = self._input(unit, slot, name, form)
         for k, name in enumerate(original.output):
             node.output[k] = self._raw_name(self.behind.get(name, name))
+        if node.name in self.wiring.floors:
+            self._clip(node, self.wiring.floors[node.name])
         if unit is not None and form is not None:
             self._upsampling(original, node, unit, form)
         else:
@@ -116,6 +123,15 @@ class _Emitter:
             self._form(original, node)
         for name in original.output:
             self._after(name)
+
+    def _clip(self, node: onnx.NodeProto, floor: float) -> None:
+        """Raise what a node reads to a floor."""
+        source = node.input[0]
+        low, clipped = self.graph.fresh(f"{node.name}_floor"), self.graph.fresh(f"{source}_clipped")
+        self._initializer(low, np.array(floor, np.float32))
+        label = self.graph.fresh(f"{node.name}_Clip")
+        self.nodes.append(helper.make_node("Clip", [source, low], [clipped], label))
+        node.input[0] = clipped
 
     def _form(self, original: onnx.NodeProto, node: onnx.NodeProto) -> None:
         """Write a node as another operator, or one behind it, where that is planned."""

@@ -35,6 +35,7 @@ class Evidence:
             be chosen by that (``qdq.placement.rating``).
         means: mean of each channel.
         moments: linear node → second moments of its input.
+        floors: Softmax → the score that all lower ones can be raised to (``qdq.placement.scores``).
         smoothings: tensor → how it was smoothed.
         products: smoothed tensor → names of the nodes that read it divided.
         equalizations: groups of tensors whose channels have factors, which the model has already.
@@ -47,6 +48,7 @@ class Evidence:
     noise: Mapping[str, float] = field(default_factory=dict)
     means: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
     moments: Mapping[str, Moments] = field(default_factory=dict)
+    floors: Mapping[str, float] = field(default_factory=dict)
     smoothings: Mapping[str, Smoothing] = field(default_factory=dict)
     products: Mapping[str, Sequence[str]] = field(default_factory=dict)
     equalizations: tuple[tuple[Group, Equalization], ...] = ()

@@ -54,11 +54,13 @@ class Forms:
         rewritten: node → the operator that it becomes.
         merged: nodes that are part of one of those, and not written.
         followed: node → what is written behind it.
+        floors: Softmax → the score that all lower ones are raised to.
     """
 
     rewritten: Mapping[str, Rewrite] = field(default_factory=dict)
     merged: frozenset[str] = frozenset()
     followed: Mapping[str, Follower] = field(default_factory=dict)
+    floors: Mapping[str, float] = field(default_factory=dict)
 
 
 SUM = Rewrite(op_type="Sum")
@@ -73,13 +75,17 @@ what is masked by -100 has a probability of some 1e-44. Beside others, which are
 anything below 1e-20 is less than a rounding."""
 
 
-def tuned(graph: Graph, made: Container[str], integer: Container[str]) -> Forms:
+def tuned(
+    graph: Graph, made: Container[str], integer: Container[str], floors: Mapping[str, float]
+) -> Forms:
     """The forms of the float nodes of a model.
 
     Args:
         graph: the prepared model.
         made: tensors that an integer kernel hands out as codes.
         integer: names of the integer nodes.
+        floors: Softmax → the score that all lower ones can be raised to; then no weight is next to
+            0, and none has to be cleaned.
     """
     swishes = _swishes(graph, made, integer)
     return Forms(
@@ -91,8 +97,11 @@ def tuned(graph: Graph, made: Container[str], integer: Container[str]) -> Forms:
         followed={
             node.name: ZEROS
             for index, node in enumerate(graph.nodes)
-            if node.name not in integer and _denormal_softmax(graph, index)
+            if node.name not in integer
+            and node.name not in floors
+            and _denormal_softmax(graph, index)
         },
+        floors={name: floor for name, floor in floors.items() if name not in integer},
     )
 
 

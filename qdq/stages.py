@@ -30,6 +30,7 @@ from qdq.placement.rating import (
     noise_of,
     observed_to_rate,
 )
+from qdq.placement.scores import floors_of
 from qdq.placement.weighing import Weighing
 from qdq.plan import Plan, planner
 from qdq.prepare import prepare
@@ -39,7 +40,7 @@ from qdq.session import input_specs
 from qdq.solve import Step, needs_of
 from qdq.spec import QuantSpec
 from qdq.statistics import Statistics
-from qdq.statistics.gradients import SAMPLES
+from qdq.statistics.few import SAMPLES
 from qdq.statistics.keeping import keep_few
 from qdq.statistics.observe import Observation
 from qdq.statistics.shapes import larger
@@ -245,10 +246,10 @@ def gather(
         return found
     sizes = nominal_graph(start.prepared, start.shapes)
     few = dict(islice(start.kept.items(), SAMPLES))
-    energies, exact = gradients(start.prepared, sizes, start.plan, few)
-    start.exact.extend(exact)
-    errors = dynamic_errors(start.prepared, start.plan, few, exact)
-    return replace(found, gradients=energies.beside(errors))
+    back = gradients(start.prepared, sizes, start.plan, few)
+    start.exact.extend(back.exact)
+    errors = dynamic_errors(start.prepared, start.plan, few, back.exact)
+    return replace(found, gradients=back.energies.beside(errors), peaks=back.peaks)
 
 
 def learn(start: Start, statistics: Statistics, calibrator: Calibrator[Any]) -> Evidence:
@@ -274,6 +275,7 @@ def learn(start: Start, statistics: Statistics, calibrator: Calibrator[Any]) -> 
         noise=noise,
         means=statistics.means,
         moments=moments,
+        floors=floors_of(statistics.peaks),
     )
     found = smoothings(evidence, start.readers, statistics)
     equal = equalizations(evidence, start.groups, statistics, without=found)

@@ -50,6 +50,7 @@ class Wiring:
             would run a float node on integers, or a Clip, which would keep an integer one in float.
         rewritten: float nodes that are written as another operator.
         merged: float nodes that are part of one of those, and not written.
+        floors: float Softmax → the score that all lower ones are raised to.
     """
 
     made: frozenset[str]
@@ -60,10 +61,13 @@ class Wiring:
     followed: Mapping[str, Follower]
     rewritten: Mapping[str, Rewrite]
     merged: frozenset[str]
+    floors: Mapping[str, float]
 
 
-def wire(graph: Graph, plan: Plan, floats: Mapping[str, str]) -> Wiring:
-    """Derive the wiring from the placement, less the nodes in ``floats``."""
+def wire(
+    graph: Graph, plan: Plan, floats: Mapping[str, str], floors: Mapping[str, float]
+) -> Wiring:
+    """Derive the wiring from the placement, less the nodes in ``floats``; ``floors`` as in emit."""
     placement = plan.placement
     integer = {
         u.view.name: u
@@ -87,7 +91,7 @@ def wire(graph: Graph, plan: Plan, floats: Mapping[str, str]) -> Wiring:
         for name, unit in units.items()
         if unit.clamp and unit.clamp not in rewritten and made.isdisjoint(unit.outputs)
     }
-    forms = tuned(graph, made, units) if plan.target.tunes_float else Forms()
+    forms = tuned(graph, made, units, floors) if plan.target.tunes_float else Forms()
     return Wiring(
         made=frozenset(made),
         read={k: frozenset(v) for k, v in read.items()},
@@ -102,6 +106,7 @@ def wire(graph: Graph, plan: Plan, floats: Mapping[str, str]) -> Wiring:
         followed={**forms.followed, **dict.fromkeys(sorted(hidden | clips), IDENTITY)},
         rewritten={**forms.rewritten, **rewritten},
         merged=forms.merged,
+        floors=forms.floors,
     )
 
 

@@ -1,5 +1,6 @@
 """Energies found on the way back are those of finite differences, and tell harm from noise."""
 
+import json
 from itertools import chain
 from typing import Any
 
@@ -18,7 +19,7 @@ from qdq.placement import gains
 from qdq.placement.adjoint import adjoint
 from qdq.placement.harm import LONE
 from qdq.session import run
-from qdq.statistics.gradients import SAMPLES, Gradients
+from qdq.statistics.few import SAMPLES, FewSamples
 from qdq.statistics.observe import Observer
 
 STEP = 2.0**-7
@@ -337,39 +338,41 @@ def test_a_logarithm_blows_up_what_is_near_zero() -> None:
 TENSORS = ("a", "b")
 
 
-def graded(numbers: dict[int, float]) -> Gradients:
+def graded(numbers: dict[int, float]) -> FewSamples:
     """Energies follow from the digest, as those of one sample do."""
     rows = {f"{k:02x}": values(k, v) for k, v in numbers.items()}
-    return Gradients(tensors=TENSORS, energies=rows)
+    return FewSamples(names=TENSORS, rows=rows)
 
 
 PARTS = st.sets(st.integers(0, 12)).map(lambda s: graded({k: k / 7 for k in s}))
 
 
 @given(PARTS, PARTS, PARTS)
-def test_merging_is_associative_and_commutative(a: Gradients, b: Gradients, c: Gradients) -> None:
+def test_merging_is_associative_and_commutative(
+    a: FewSamples, b: FewSamples, c: FewSamples
+) -> None:
     assert a.merge(b) == b.merge(a)
     merged = a.merge(b).merge(c)
     assert merged == a.merge(b.merge(c))
-    everyone = sorted({*a.energies, *b.energies, *c.energies})
-    assert list(merged.energies) == everyone[:SAMPLES]
-    assert all(e[0] == int(d, 16) for d, e in merged.energies.items())
+    everyone = sorted({*a.rows, *b.rows, *c.rows})
+    assert list(merged.rows) == everyone[:SAMPLES]
+    assert all(e[0] == int(d, 16) for d, e in merged.rows.items())
 
 
 @given(PARTS)
-def test_what_was_packed_is_the_same_unpacked(part: Gradients) -> None:
-    packed = part.packed()
-    assert bool(packed) == bool(part.energies)
-    assert Gradients.unpacked(TENSORS, sorted(part.energies), packed) == part
+def test_what_was_packed_is_the_same_unpacked(part: FewSamples) -> None:
+    header, numbers = part.packed()
+    assert numbers.shape == (len(part.rows), len(TENSORS))
+    assert FewSamples.unpacked(json.loads(json.dumps(header)), numbers) == part
 
 
 def test_gradients_of_other_tensors_have_nothing_in_common() -> None:
     one = graded({1: 2.0, 5: 3.0})
-    other = Gradients(tensors=("b", "a"), energies=one.energies)
+    other = FewSamples(names=("b", "a"), rows=one.rows)
     assert one != other
     assert one != graded({1: 2.0, 5: 4.0})
-    assert one.merge(other) == Gradients()
-    assert one.merge(Gradients()) == Gradients() == Gradients().merge(one)
+    assert one.merge(other) == FewSamples()
+    assert one.merge(FewSamples()) == FewSamples() == FewSamples().merge(one)
 
 
 def spectrogram() -> onnx.ModelProto:
@@ -410,16 +413,16 @@ def test_a_spectrogram_stays_good() -> None:
         sqnr = 10 * np.log10(np.sum(wanted**2) / np.sum((found - wanted) ** 2))
         assert sqnr > 25, optimize
     statistics = collect_statistics(model, data)
-    assert len(statistics.gradients.energies) == SAMPLES
+    assert len(statistics.gradients.rows) == SAMPLES
     later = qdq.quantize(model, statistics=statistics)
     assert later.SerializeToString(deterministic=True) == made.SerializeToString(deterministic=True)
 
 
 def test_a_model_too_large_has_no_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     model, data = spectrogram(), sounds(0, 2)
-    assert collect_statistics(model, data).gradients.tensors
+    assert collect_statistics(model, data).gradients.names
     monkeypatch.setattr(gains, "_MOST_BYTES", 1000)
-    assert collect_statistics(model, data).gradients == Gradients()
+    assert collect_statistics(model, data).gradients == FewSamples()
 
 
 def test_large_matrices_are_not_copied_and_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -429,4 +432,4 @@ def test_large_matrices_are_not_copied_and_do_not_count(monkeypatch: pytest.Monk
     model = build_model(nodes, {"x": [4, 600]}, {"y": [4, 600]}, constants)
     data = feeds({"x": (4, 600)}, 3)
     monkeypatch.setattr(gains, "_MOST_BYTES", 100_000)
-    assert collect_statistics(model, data).gradients.tensors
+    assert collect_statistics(model, data).gradients.names

@@ -27,7 +27,7 @@ from qdq.ops.demand import NodeView, TensorView
 from qdq.placement import gains, place
 from qdq.placement.frontier import HARMS, rounded_by
 from qdq.placement.gains import typical
-from qdq.statistics.gradients import Gradients
+from qdq.statistics.few import FewSamples
 from qdq.targets import ORT_CPU_NO_VNNI, PORTABLE
 
 STEPS, WIDTH = 40, 192
@@ -384,14 +384,14 @@ def test_its_price_is_that_of_other_errors() -> None:
 
 
 def test_numbers_of_other_samples_are_not_put_together() -> None:
-    def of(name: str, *digests: str) -> Gradients:
-        return Gradients(tensors=(name,), energies={d: np.ones(1, np.float32) for d in digests})
+    def of(name: str, *digests: str) -> FewSamples:
+        return FewSamples(names=(name,), rows={d: np.ones(1, np.float32) for d in digests})
 
     both = of("a", "1", "2").beside(of("b", "1", "2"))
-    assert both.tensors == ("a", "b")
-    assert {d: len(row) for d, row in both.energies.items()} == {"1": 2, "2": 2}
-    assert not of("a", "1").beside(of("b", "2")).energies
-    assert of("a", "1").beside(Gradients()) == of("a", "1") == Gradients().beside(of("a", "1"))
+    assert both.names == ("a", "b")
+    assert {d: len(row) for d, row in both.rows.items()} == {"1": 2, "2": 2}
+    assert not of("a", "1").beside(of("b", "2")).rows
+    assert of("a", "1").beside(FewSamples()) == of("a", "1") == FewSamples().beside(of("a", "1"))
 
 
 def test_compare_passes_inputs_that_are_left_out() -> None:

@@ -23,8 +23,9 @@ FLOORS = (
      "upsampling", "views", "weights", "wire",
      "balancing.dividing", "balancing.equalizing", "balancing.smoothing",
      "placement.cost_table", "placement.costs", "placement.harm", "placement.mincut",
-     "placement.adjoint", "placement.gradients", "placement.ranking", "placement.tape",
-     "placement.transposes", "placement.weighing", "placement.wholes"},
+     "placement.adjoint", "placement.gradients", "placement.masked", "placement.ranking",
+     "placement.scores", "placement.tape", "placement.transposes", "placement.weighing",
+     "placement.wholes"},
     {"bias_scale", "kernel", "placement", "placement.layout", "placement.network",
      "placement.place", "placement.units",
      "solve", "steps"},
@@ -45,9 +46,9 @@ FLOORS = (
 NUMPY_ONLY = {"affine", "balancing.equalizing", "balancing.smoothing", "bias_scale", "calibrate",
               "checks", "extent", "kernel", "ops", "placement.cost_table",
               "placement.costs", "placement.harm", "placement.mincut",
-              "placement.ranking", "placement.weighing", "problem", "ranges",
+              "placement.ranking", "placement.scores", "placement.weighing", "problem", "ranges",
               "report.sqnr", "scheme", "solve", "spec", "sqnr",
-              "statistics.gradients", "statistics.packing", "statistics.summary",
+              "statistics.few", "statistics.packing", "statistics.summary",
               "steps", "subpixel", "targets"}  # fmt: skip
 
 

@@ -136,8 +136,8 @@ def test_what_has_run_as_it_is_is_not_opened_again(
 def test_what_does_not_run_is_a_fault_of_qdq(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wherever it is noticed first."""
 
-    def broken(*given: Any) -> onnx.ModelProto:
-        made = emit(*given)
+    def broken(*given: Any, **more: Any) -> onnx.ModelProto:
+        made = emit(*given, **more)
         made.graph.node[-1].input[0] = "nothing"
         return made
 

@@ -210,7 +210,7 @@ def fields(arrays: Arrays) -> None:
 
 
 def form(arrays: Arrays) -> None:
-    arrays["header"] = np.asarray(str(arrays["header"]).replace("statistics 4", "statistics 9"))
+    arrays["header"] = np.asarray(str(arrays["header"]).replace("statistics 5", "statistics 9"))
 
 
 def json(arrays: Arrays) -> None:

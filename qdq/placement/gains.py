@@ -8,7 +8,7 @@ those of parts of the data merge to those of the whole.
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -22,15 +22,16 @@ from qdq.graph import Graph
 from qdq.light import tensor_bytes
 from qdq.placement.adjoint import adjoint
 from qdq.placement.harm import read
+from qdq.placement.masked import watch
 from qdq.placement.wholes import judged
 from qdq.plan import Plan
 from qdq.problem import Constant, Derived
 from qdq.ranges import Histogram
 from qdq.session import is_large_matrix
-from qdq.statistics.gradients import Gradients
+from qdq.statistics.few import FewSamples
 from qdq.statistics.observe import Observation, Observer
 
-__all__ = ["dynamic_errors", "gains_of", "gradients", "typical"]
+__all__ = ["Back", "dynamic_errors", "gains_of", "gradients", "typical"]
 
 log: logging.Logger = logging.getLogger(__name__)
 
@@ -41,9 +42,21 @@ _MOST_RUNS = 16  # of each sample for dynamic kernels: each is one of the whole 
 _MOST_SHOWN = 1 << 26  # of what a sample's outputs take; those of all samples are kept
 
 
-def gradients(
-    model: onnx.ModelProto, sizes: Graph, plan: Plan, kept: Mapping[bytes, Feed]
-) -> tuple[Gradients, list[Observation]]:
+class Back(NamedTuple):
+    """What the samples show that are run there and back.
+
+    Attributes:
+        energies: tensor → energy of its gradient; empty where the way back is not known.
+        peaks: three numbers on the scores of each Softmax (``qdq.placement.masked``).
+        exact: what the model is ``judged`` by, of each sample.
+    """
+
+    energies: FewSamples = FewSamples()
+    peaks: FewSamples = FewSamples()
+    exact: Sequence[Observation] = ()
+
+
+def gradients(model: onnx.ModelProto, sizes: Graph, plan: Plan, kept: Mapping[bytes, Feed]) -> Back:
     """Run the samples there and back.
 
     Args:
@@ -53,39 +66,58 @@ def gradients(
         kept: digest → sample, see ``keep_few``.
 
     Returns:
-        The energies, empty where the way back is not known; and what the model is ``judged`` by,
-        of each sample. Neither where that would take too much memory.
+        Nothing where that would take too much memory.
     """
     if _bytes(sizes) > _MOST_BYTES:
-        return Gradients(), []
+        return Back()
     wanted = (t for t in plan.tensors.values() if not isinstance(t.source, Constant | Derived))
     by = judged(sizes)
     heads = by.names if by.outputs else ()
     if _size(sizes, heads) > _MOST_SHOWN:
         heads = ()
-    way = adjoint(model, (t.name for t in wanted))
+    way, scores = adjoint(model, (t.name for t in wanted)), watch(model)
+    added = onnx.GraphProto()
+    parts: dict[str, tuple[tuple[str, ...], str]] = {}
     if way is not None:
-        small = len(sizes.nodes) + len(way.added.node) <= _MANY
-        try:
-            back = Observer(model, [way.output, *heads], added=way.added, optimize=small, few=True)
-            seen = [back.run(feed) for feed in kept.values()]
-        except QdqError as e:  # a rule that does not fit this model: noise alone can do without
-            log.info("gradients: none, since %s", e)
-        else:
-            log.info("gradients: %d tensors, %d samples", len(way.tensors), len(seen))
-            rows = {d.hex(): row.pop(way.output) for d, row in zip(kept, seen, strict=True)}
-            return Gradients(tensors=way.tensors, energies=rows), seen if heads else []
-    return Gradients(), _there(model, heads, kept) if heads else []
-
-
-def _there(
-    model: onnx.ModelProto, heads: Sequence[str], kept: Mapping[bytes, Feed]
-) -> list[Observation]:
+        parts["energies"] = (way.tensors, way.output)
+        added.MergeFrom(way.added)
+    if scores is not None:
+        parts["peaks"] = (scores.names, scores.output)
+        added.MergeFrom(scores.added)
+    small = way is None or len(sizes.nodes) + len(added.node) <= _MANY
     try:
-        observer = Observer(model, heads, few=True)
-        return [observer.run(feed) for feed in kept.values()]
+        return _run(model, parts, heads, added, kept, optimize=small)
+    except QdqError as e:  # a rule that does not fit this model: noise alone can do without
+        log.info("gradients: none, since %s", e)
+    try:
+        return _run(model, {}, heads, None, kept)
     except QdqError:  # what the float model cannot do is told when the result is verified
-        return []
+        return Back()
+
+
+def _run(
+    model: onnx.ModelProto,
+    parts: Mapping[str, tuple[tuple[str, ...], str]],
+    heads: Sequence[str],
+    added: onnx.GraphProto | None,
+    kept: Mapping[bytes, Feed],
+    *,
+    optimize: bool = True,
+) -> Back:
+    """Run the samples; ``parts``: field of the result → its names, and the output that has it."""
+    names = [*(output for _, output in parts.values()), *heads]
+    if not names:
+        return Back()
+    observer = Observer(model, names, optimize=optimize, added=added, few=True)
+    seen = [observer.run(feed) for feed in kept.values()]
+    found = {
+        part: FewSamples(
+            names=of, rows={d.hex(): row.pop(output) for d, row in zip(kept, seen, strict=True)}
+        )
+        for part, (of, output) in parts.items()
+    }
+    log.info("ran %d samples there and back: %s", len(seen), ", ".join(found) or "nothing")
+    return Back(**found, exact=seen if heads else ())
 
 
 def _bytes(sizes: Graph) -> int:
@@ -104,7 +136,7 @@ def dynamic_errors(
     plan: Plan,
     kept: Mapping[bytes, Feed],
     exact: Sequence[Observation],
-) -> Gradients:
+) -> FewSamples:
     """Run the samples with one dynamic kernel at a time: the errors of the outputs.
 
     Of more than a few, several at a time; then each counts with the error of all of them.
@@ -124,7 +156,7 @@ def dynamic_errors(
     for unit in plan.dynamic:  # those of the same weights go together
         nodes.setdefault(unit.dynamic[0], set()).add(unit.view.name)
     if not exact or not nodes:
-        return Gradients()
+        return FewSamples()
     by = judged(Graph(model))
 
     def errors(weights: Sequence[str]) -> list[list[float]]:
@@ -138,21 +170,21 @@ def dynamic_errors(
     groups = [order[k : k + size] for k in range(0, len(order), size)]
     columns = np.array([row for group in groups for row in errors(group)], np.float32)
     rows = {digest.hex(): columns[:, k] for k, digest in enumerate(kept)}
-    return Gradients(tensors=tuple(order), energies=rows)
+    return FewSamples(names=tuple(order), rows=rows)
 
 
-def typical(found: Gradients) -> dict[str, float]:
+def typical(found: FewSamples) -> dict[str, float]:
     """Tensor → the median of its numbers over the samples; without those that are no numbers.
 
     A sample whose output is nearly nothing (a page without text, silence) has relative errors
     beyond all measure.
     """
-    if not found.energies:
+    if not found.rows:
         return {}
-    rows: NDArray[np.float64] = np.stack([found.energies[d] for d in sorted(found.energies)])
+    rows: NDArray[np.float64] = np.stack([found.rows[d] for d in sorted(found.rows)])
     with np.errstate(over="ignore", invalid="ignore"):
         median = np.median(rows.astype(np.float64), axis=0)
-    pairs = zip(found.tensors, median, strict=True)
+    pairs = zip(found.names, median, strict=True)
     return {name: float(value) for name, value in pairs if not np.isnan(value)}
 
 

@@ -22,17 +22,22 @@ class UnknownWayError(Exception):
 class Tape:
     """Writes nodes and constants beside a graph; each value has a fresh name.
 
+    Args:
+        graph: the forward graph.
+        live: tensors whose gradient is wanted, or that a wanted one leads to.
+        label: the names begin with it.
+
     Attributes:
         graph: the forward graph.
         live: tensors whose gradient is wanted, or that a wanted one leads to.
         added: what was written.
     """
 
-    def __init__(self, graph: Graph, live: Iterable[str]) -> None:
+    def __init__(self, graph: Graph, live: Iterable[str], *, label: str = "back") -> None:
         self.graph = graph
         self.live: frozenset[str] = frozenset(live)
         self.added: onnx.GraphProto = onnx.GraphProto()
-        self._count = 0
+        self._label, self._count = label, 0
         self._known: dict[tuple[str, tuple[int, ...], bytes], str] = {}
 
     def node(self, op: str, *inputs: str, **attributes: Any) -> str:
@@ -48,7 +53,7 @@ class Tape:
 
     def _fresh(self, end: str = "") -> str:
         self._count += 1  # a number of its own: to look for a free one takes long in a large graph
-        return self.graph.fresh(f"back_{self._count}{end}")
+        return self.graph.fresh(f"{self._label}_{self._count}{end}")
 
     def constant(self, value: NDArray[Any] | np.generic) -> str:
         """The name of a constant."""

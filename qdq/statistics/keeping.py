@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from qdq.data import Feed
-from qdq.statistics.gradients import SAMPLES
+from qdq.statistics.few import SAMPLES
 
 __all__ = ["keep_few"]
 

@@ -20,7 +20,7 @@ from qdq.calibrate.means import ChannelSum
 from qdq.calibrate.moments import Layout, MomentSum
 from qdq.errors import CalibrationError, ConfigError
 from qdq.files import replacing
-from qdq.statistics.gradients import Gradients
+from qdq.statistics.few import FewSamples
 from qdq.statistics.packing import (
     UNREADABLE,
     Arrays,
@@ -36,7 +36,7 @@ from qdq.version import __version__
 
 __all__ = ["Statistics"]
 
-_FORMAT = "qdq statistics 4"
+_FORMAT = "qdq statistics 5"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -52,13 +52,13 @@ class Statistics:
             was empty in every sample has none.
         axes: tensor → channel axis, for the tensors whose channel means were taken.
         sums: tensor → sum over the samples of its channel means, and its channels' ranges; those of
-            ``axes`` that were not
-            empty in every sample.
+            ``axes`` that were not empty in every sample.
         layouts: how linear nodes read their inputs, for those whose second moments were taken.
         moments: layout → sums of products; those of ``layouts`` that were not empty.
         shapes: model input → its shape that the plan was made for: that of the largest sample of a
             list or tuple, else of the first sample; of merged statistics the larger one.
         gradients: what errors in the tensors do to the outputs, on few of the samples.
+        peaks: three numbers on the scores of each Softmax (``qdq.placement.masked``), on the same.
         version: of the qdq that made them.
     """
 
@@ -72,7 +72,8 @@ class Statistics:
     layouts: tuple[Layout, ...] = ()
     moments: Mapping[Layout, MomentSum] = field(default_factory=dict)
     shapes: Shapes = field(default_factory=dict)
-    gradients: Gradients = field(default_factory=Gradients)
+    gradients: FewSamples = field(default_factory=FewSamples)
+    peaks: FewSamples = field(default_factory=FewSamples)
     version: str = __version__
 
     def __eq__(self, other: object) -> bool:
@@ -91,7 +92,7 @@ class Statistics:
             for name, a in self.sums.items()
         )
         same = means and _same_moments(self.moments, other.moments)
-        return same and self.gradients == other.gradients
+        return same and self.gradients == other.gradients and self.peaks == other.peaks
 
     __hash__: ClassVar[None] = None  # type: ignore[assignment]
 
@@ -146,6 +147,7 @@ class Statistics:
             moments=moments,
             shapes=larger(self.shapes, other.shapes),
             gradients=self.gradients.merge(other.gradients),
+            peaks=self.peaks.merge(other.peaks),
         )
 
     def _why(self, other: "Statistics") -> str:
@@ -226,7 +228,8 @@ class Statistics:
         kind, arrays = pack_summaries([self.summaries[n] for n in order], self.calibrator)
         arrays |= pack_sums([self.sums[n] for n in channels])
         arrays |= pack_moments([self.moments.get(x) for x in self.layouts])
-        arrays |= self.gradients.packed()
+        graded, arrays["gradients"] = self.gradients.packed()
+        peaked, arrays["peaks"] = self.peaks.packed()
         header = {
             "format": _FORMAT,
             "version": self.version,
@@ -240,8 +243,8 @@ class Statistics:
             "summed": channels,
             "layouts": [asdict(x) for x in self.layouts],
             "shapes": dict(self.shapes),
-            "graded": self.gradients.tensors,
-            "run": sorted(self.gradients.energies),
+            "gradients": graded,
+            "peaks": peaked,
         }
         with replacing(Path(path)) as temporary, temporary.open("wb") as file:
             arrays["header"] = np.asarray(json.dumps(header))
@@ -285,7 +288,8 @@ class Statistics:
             layouts=layouts,
             moments={layout: total for layout, total in moments if total is not None},
             shapes={name: tuple(map(int, shape)) for name, shape in header["shapes"].items()},
-            gradients=Gradients.unpacked(header["graded"], header["run"], arrays),
+            gradients=FewSamples.unpacked(header["gradients"], arrays["gradients"]),
+            peaks=FewSamples.unpacked(header["peaks"], arrays["peaks"]),
             version=str(header["version"]),
         )
 
