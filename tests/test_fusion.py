@@ -162,16 +162,18 @@ def test_what_is_slower_on_integers_and_float_by_rule_stays_float(op: str) -> No
     assert found.sqnr > 25
 
 
-def pooled(channels: int = 24, behind: str = "Tanh", **attributes: object) -> onnx.ModelProto:
+def pooled(
+    channels: int = 24, behind: str = "Tanh", dims: int = 2, **attributes: object
+) -> onnx.ModelProto:
     """A float AveragePool behind a convolution."""
-    attributes = {"kernel_shape": [3, 3], **attributes}
+    attributes = {"kernel_shape": [3] * dims, **attributes}
     nodes = [
         node("Conv", ["x", "f"], "a"),
         node("AveragePool", ["a"], "p", **attributes),
         node(behind, ["p"], "y"),
     ]
-    constants = {"f": weights(channels, 32, 1, 1)}
-    return model(nodes, {"x": [1, 32, 12, 12]}, {"y": [None] * 4}, constants)
+    constants = {"f": weights(channels, 32, *[1] * dims)}
+    return model(nodes, {"x": [1, 32, *[12] * dims]}, {"y": [None] * (2 + dims)}, constants)
 
 
 @pytest.mark.parametrize(
@@ -179,18 +181,20 @@ def pooled(channels: int = 24, behind: str = "Tanh", **attributes: object) -> on
     [
         (pooled(), 18),
         (pooled(channels=32), 21),  # in blocks
+        (pooled(channels=32, dims=1), 18),  # which only images have
+        (pooled(channels=32, dims=3), 18),
         (pooled(dilations=[2, 2]), 21),
         (pooled(ceil_mode=1, strides=[2, 2]), 21),
         (pooled(count_include_pad=1, pads=[1] * 4), 21),
         (pooled(pads=[1] * 4), 18),
         (pooled(behind="Gelu"), 21),  # which came with opset 20
     ],
-    ids=["ragged", "blocks", "dilated", "ceil", "counted", "padded", "gelu"],
+    ids=["ragged", "blocks", "1-D", "3-D", "dilated", "ceil", "counted", "padded", "gelu"],
 )
 def test_a_float_average_pool_has_the_opset_of_its_fast_kernel(
     net: onnx.ModelProto, opset: int
 ) -> None:
-    shape = {"x": [1, 32, 12, 12]}
+    shape = {"x": [d.dim_value for d in net.graph.input[0].type.tensor_type.shape.dim]}
     rules = (Rule(op_types=("AveragePool",), keep_float=True),)
     result = run(net, feeds(shape), scheme=Scheme(rules=rules), target=FORCED)
     assert [o.version for o in result.model.opset_import if not o.domain] == [opset]
