@@ -12,7 +12,6 @@ import onnx
 from qdq.calibrate import MSE, Calibrator
 from qdq.checks import want
 from qdq.choice import Wish, choose
-from qdq.emit import stamp
 from qdq.errors import ConfigError
 from qdq.evidence import make_problem, used_smoothings
 from qdq.history import (
@@ -23,6 +22,7 @@ from qdq.history import (
 )
 from qdq.plan import Plan
 from qdq.scheme import Scheme
+from qdq.shell import stamp
 from qdq.solve import Solution, Step
 from qdq.stages import begin, gather, learn
 from qdq.statistics import Statistics

@@ -11,7 +11,6 @@ tensor that an integer kernel makes is read by everybody through its DQ, since a
 the raw tensor would keep the runtime from fusing the kernel.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -30,14 +29,15 @@ from qdq.nested import captured_names
 from qdq.placement import Unit
 from qdq.plan import Plan
 from qdq.problem import Derived
+from qdq.shell import shell, stamp
 from qdq.solve import Solution
-from qdq.spec import QuantParams
+from qdq.spec import INT8, QuantParams
 from qdq.subpixel import Subpixel
 from qdq.upsampling import Writer
 from qdq.weights import copy_into
 from qdq.wiring import clamps_to_drop, wire
 
-__all__ = ["emit", "stamp"]
+__all__ = ["emit"]
 
 
 def emit(
@@ -75,6 +75,7 @@ class _Emitter:
         self.dequantized: dict[str, str] = {}  # tensor → the name that carries its DQ's output
         self.stored: dict[tuple[str, Subpixel | None], str] = {}  # the same of constants
         self.scales: dict[tuple[str, int], tuple[str, str]] = {}
+        self.signed: dict[str, str] = {}  # the same in int8
         self.raw: dict[str, str] = {}  # tensor → new name of the float tensor before its Q
 
     def build(self, metadata: Mapping[str, object]) -> onnx.ModelProto:
@@ -83,7 +84,7 @@ class _Emitter:
         for node in self.graph.nodes:
             self._node(node)
         result = onnx.ModelProto()
-        result.CopyFrom(_shell(self.model))
+        result.CopyFrom(shell(self.model))
         result.graph.node.extend(self.nodes)
         import_domains(result)
         read = {name for node in self.nodes for name in node.input}
@@ -154,6 +155,8 @@ class _Emitter:
         self.constants += writer.constants
 
     def _input(self, unit: Unit | None, slot: int, name: str, form: Subpixel | None) -> str:
+        if unit is not None and slot == 1 and unit.view.name in self.plan.signed:
+            return self._signed(name)
         if name in self.wiring.made:
             return self.dequantized[name]
         if unit is None:
@@ -214,6 +217,33 @@ class _Emitter:
             label = self.graph.fresh(f"{name}_{op_type}")
             self.nodes.append(helper.make_node(op_type, [source, scale, zero], [result], label))
         self.dequantized[name] = real
+
+    def _signed(self, name: str) -> str:
+        """The DQ of a tensor in int8, made once; the values are the same.
+
+        onnxruntime makes uint8 of int8 wherever a DQ follows right behind the Q, so there is a
+        Reshape between, which changes nothing and takes no time.
+        """
+        if name in self.signed:
+            return self.signed[name]
+        params = self.solution.params[name]
+        scale, _ = self._params(name, params)
+        zero = self.graph.fresh(f"{name}_signed_zero_point")
+        shape = self.graph.fresh(f"{name}_signed_shape")
+        self._initializer(zero, (params.zero_point.astype(np.int16) + INT8.min).astype(np.int8))
+        self._initializer(shape, np.zeros(len(self.graph.shape(name) or ()), np.int64))
+        last = self.dequantized[name]
+        for op_type, more in (
+            ("QuantizeLinear", (scale, zero)),
+            ("Reshape", (shape,)),
+            ("DequantizeLinear", (scale, zero)),
+        ):
+            label = self.graph.fresh(f"{name}_signed_{op_type}")
+            made = self.graph.fresh(f"{label}_Output")
+            self.nodes.append(helper.make_node(op_type, [last, *more], [made], label))
+            last = made
+        self.signed[name] = last
+        return last
 
     # -- constants --------------------------------------------------------------------------
 
@@ -279,41 +309,3 @@ def _rewrite(node: onnx.NodeProto, rewrite: Rewrite) -> None:
         del node.input[:]
         node.input.extend(kept)
     node.attribute.extend(helper.make_attribute(k, v) for k, v in rewrite.attributes.items())
-
-
-def _shell(model: onnx.ModelProto) -> onnx.ModelProto:
-    """All of the model but nodes and initializers."""
-    shell = onnx.ModelProto()
-    shell.ir_version = model.ir_version
-    shell.opset_import.extend(model.opset_import)
-    shell.functions.extend(model.functions)
-    shell.metadata_props.extend(model.metadata_props)
-    for field in ("model_version", "domain", "doc_string"):
-        setattr(shell, field, getattr(model, field))
-    shell.graph.name = model.graph.name or "graph"
-    shell.graph.doc_string = model.graph.doc_string
-    shell.graph.input.extend(model.graph.input)
-    shell.graph.output.extend(model.graph.output)
-    shell.graph.value_info.extend(model.graph.value_info)
-    shell.graph.sparse_initializer.extend(model.graph.sparse_initializer)
-    return shell
-
-
-def stamp(result: onnx.ModelProto, source: onnx.ModelProto, metadata: Mapping[str, object]) -> None:
-    """Give an emitted model its metadata, in place, instead of those that it has.
-
-    Args:
-        result: the emitted model.
-        source: the float model, whose own metadata it gets too.
-        metadata: as for ``emit``.
-    """
-    props = {p.key: p.value for p in source.metadata_props}
-    if source.producer_name:
-        props["qdq.source_producer"] = source.producer_name
-    for key, value in metadata.items():
-        text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
-        props[f"qdq.{key}"] = text
-    del result.metadata_props[:]
-    helper.set_model_props(result, props)
-    result.producer_name = "qdq"
-    result.producer_version = str(metadata.get("version", ""))

@@ -1,9 +1,9 @@
 """An older operator set for a model that is the same in it, where onnxruntime is faster at that.
 
 From opset 19 on, onnxruntime (1.32) runs AveragePool as plain loops, below with vectorized kernels
-and in several threads: 57 against 272 us for 3x3 windows over 40 x 28 x 28 values, 39 against 258 for
-sums over 5 of 48 x 23 x 23 channels (local response normalization). Only over images whose channels
-come in whole blocks of 16 does a third kernel, for blocks, take both.
+and in several threads: 57 against 272 us for 3x3 windows over 40 x 28 x 28 values, 39 against 258
+for means of 5 of 48 x 23 x 23 channels (local response normalization). Only over images whose
+channels come in whole blocks of 16 does a third kernel, for blocks, take both.
 """
 
 from collections.abc import Container

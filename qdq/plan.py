@@ -10,11 +10,11 @@ from qdq.graph import Graph
 from qdq.ops import demand_of
 from qdq.ops.demand import Bounded, SameAs
 from qdq.placement import Placement, Placer, Unit, units_of
-from qdq.placement.weighing import Weighing
+from qdq.placement.weighing import Weighing, kind_of
 from qdq.problem import Constant, Derived, Fixed, Linear, Observed, Shared, Source, TensorPlan
 from qdq.rules import Overrides, read_rules
 from qdq.scheme import Scheme
-from qdq.spec import INT32, QuantSpec
+from qdq.spec import INT32, UINT8, QuantSpec
 from qdq.targets import ORT_CPU, Target
 from qdq.views import node_view, nominal_graph
 
@@ -32,6 +32,7 @@ class Plan:
         linears: the integer nodes that accumulate in int32, for the solver.
         observed: tensors that calibration must observe → the spec that they will have.
         ruled: tensors whose parameters the user's rules set or change.
+        signed: integer products of two activations whose right factor is brought to int8.
     """
 
     target: Target
@@ -40,6 +41,7 @@ class Plan:
     linears: tuple[Linear, ...] = ()
     observed: Mapping[str, QuantSpec] = field(default_factory=dict)
     ruled: frozenset[str] = frozenset()
+    signed: frozenset[str] = frozenset()
 
     @property
     def left_float(self) -> Mapping[str, str]:
@@ -107,11 +109,26 @@ def planner(
     def plan_for(weighing: Weighing) -> Plan:
         placement = placer.place(weighing)
         plan = _Tensors(graph, scheme, target, rules, placement).plan()
+        if target.signed_right:
+            plan = replace(plan, signed=_signed(plan, graph, sizes))
         if not weighing.price:  # a price may leave float what a rule is about; the user wants both
             rules.check_used(plan.tensors, placement.left_float)
         return plan
 
     return plan_for
+
+
+def _signed(plan: Plan, graph: Graph, sizes: Graph) -> frozenset[str]:
+    """Products of two activations in uint8 that gain from an int8 factor on the right."""
+
+    def gains(unit: Unit) -> bool:
+        factors = [plan.tensors.get(t.name) for t in unit.view.inputs]
+        in_bytes = all(t is not None and t.spec.dtype == UINT8 for t in factors)
+        ranked = graph.shape(unit.view.inputs[1].name) is not None
+        return in_bytes and ranked and kind_of(unit.view, sizes.shape) == "MatMul.signed"
+
+    integer = (u for u in plan.placement.units if u.view.name in plan.placement.integer)
+    return frozenset(u.view.name for u in integer if u.view.op_type == "MatMul" and gains(u))
 
 
 def _check_types(scheme: Scheme, target: Target) -> None:

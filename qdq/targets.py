@@ -57,6 +57,8 @@ class Target:
         weighs_costs: place integer kernels only where they pay (needs measured costs).
         saturates: sums of two products saturate at 16 bits, so weight scales have to avoid that.
         one_type: a kernel's activations must all have the same integer type.
+        signed_right: but a product of two activations is fast with uint8 on the left and int8 on
+            the right.
         tunes_float: float nodes are written in the form that the runtime runs fastest, with
             operators of its own among them (``qdq.forms``).
     """
@@ -68,6 +70,7 @@ class Target:
     absorbs_clamps: bool = True
     weighs_costs: bool = True
     one_type: bool = True
+    signed_right: bool = False
     saturates: bool = False
     tunes_float: bool = False
     _portable: Kernel = field(default=Kernel(fused=""), repr=False)
@@ -122,6 +125,7 @@ _SAME = ("Expand", "Flatten", "Gather", "GatherElements", "MaxPool", "ReduceMax"
 ORT_CPU = Target(
     name="onnxruntime CPU",
     tunes_float=True,
+    signed_right=True,
     activations=frozenset({UINT8, INT8}),
     weights=frozenset({INT8, UINT8}),
     kernels={
@@ -154,11 +158,13 @@ ORT_CPU_NO_VNNI = replace(
     ORT_CPU,
     name="onnxruntime CPU without VNNI",
     saturates=True,
+    signed_right=False,
     kernels={op: k for op, k in (ORT_CPU.kernels or {}).items() if not k.dynamic},
 )
 """x86 with AVX2 or AVX512 only: pairs of products are added in 16 bits.
 
-Weights of kernels that are dynamic would saturate there: their scales are not solved for.
+Weights of kernels that are dynamic would saturate there: their scales are not solved for. So would
+products of two activations with int8 on the right.
 """
 
 PORTABLE = Target(

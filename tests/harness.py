@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from qdq.api import Result
 from qdq.api import run as quantize_run
 from qdq.calibrate import MinMax
+from qdq.graph import Graph
 from qdq.targets import ORT_CPU
 
 FORCED = replace(ORT_CPU, weighs_costs=False)
@@ -101,6 +102,14 @@ def quantized(
     settings = {"target": FORCED, "calibrator": MinMax(), **settings}
     result = quantize_run(net, feeds, **settings)
     return result, compare(net, result.model, feeds)
+
+
+def optimized(net: onnx.ModelProto) -> Graph:
+    """What the runtime makes of it."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "optimized.onnx"
+        session(net, fused=True, save=path)
+        return Graph(onnx.load(path))
 
 
 def dequantized(model: onnx.ModelProto, name: str) -> NDArray:

@@ -19,7 +19,7 @@ FLOORS = (
     {"spec"},
     {"affine", "calibrate", "data", "dynamic", "excerpt", "extent", "external", "files", "forms",
      "graph", "light", "lowering", "modelio", "nested", "ops", "outputs", "prepare", "problem",
-     "ranges", "rules", "scheme", "session", "statistics", "subpixel", "targets", "timing",
+     "ranges", "rules", "scheme", "session", "shell", "statistics", "subpixel", "targets", "timing",
      "upsampling", "views", "weights", "wire",
      "balancing.dividing", "balancing.equalizing", "balancing.smoothing",
      "placement.cost_table", "placement.costs", "placement.harm", "placement.mincut",

@@ -1,12 +1,11 @@
 """What stands behind a kernel must not keep it, or its weights, in float: pair by pair."""
 
 from collections import Counter
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx
 import pytest
-from harness import FORCED, session
+from harness import FORCED, optimized
 from harness import compare as measured
 from models import feeds, model, node, rng, weights
 
@@ -14,7 +13,6 @@ from qdq import Rule, Scheme
 from qdq.api import run
 from qdq.calibrate import MinMax
 from qdq.compare import compare
-from qdq.graph import Graph
 
 K = 128
 
@@ -73,13 +71,6 @@ def net(product: str, behind: str, reader: str) -> tuple[onnx.ModelProto, dict]:
     outputs = {"y": shape, "z": shape} if reader == "both" else {"y": shape}
     made = model(nodes, {"x": shape}, outputs, {k: v for k, v in constants.items() if k in read})
     return made, {"x": shape}
-
-
-def optimized(net: onnx.ModelProto) -> Graph:
-    with TemporaryDirectory() as folder:
-        path = f"{folder}/optimized.onnx"
-        session(net, fused=True, save=path)
-        return Graph(onnx.load(path))
 
 
 @pytest.mark.parametrize("reader", READERS)

@@ -11,7 +11,7 @@ Inside of models, where what they read has left the cache, borders, elementwise 
 convolutions take 1.3 to 2 times as long as in micro-models; the table has what lies between.
 What is compared, float against int8 on one machine, changes less than times do; without VNNI int8
 gains less than the table says. ConvTranspose and DepthToSpace are the Xeon's. Not measured but set
-by likeness: Gelu, Gather, Expand, Tile, Pad, ReduceMax, ReduceMin.
+by likeness: Gelu, Gather, Expand, Tile, Pad, ReduceMax, ReduceMin; and MatMul.signed on the EPYC.
 
 What the numbers say:
 
@@ -25,6 +25,8 @@ What the numbers say:
   a factor of 3 to 6, but loses where it makes fewer than some eight channels.
 * Depthwise convolutions over one dimension, or with channels that are no multiple of four, gain:
   the float kernel has no blocks there. Over volumes only wide convolutions gain.
+* A product of two activations gains little if both are uint8, and a factor of 3 to 10 with the
+  right one as int8 (``MatMul.signed``), which it is brought to by a DQ and a Q.
 * Add and Sigmoid cost about the same on both sides, so they follow their neighbours; Concat is
   dearer on integers, since each input is looked up for its new scale.
 * Softmax, AveragePool, MaxPool away from convolutions, and next to them nearest Resize and the
@@ -65,7 +67,8 @@ class Coefficients:
         position: ns per output position of a convolution, whatever its channels.
         input: ns per input element.
         output: ns per output element.
-        weight: ns per element of the weight, which is read once per call.
+        weight: ns per element of the weight, which is read once per call, or of the right factor of
+            a product, which is converted.
         serial: ns of work (at the speed of both threads) that are not shared out, so cost double.
         far: ns per element read or written that a float kernel takes at least, once these are more
             than the caches hold (``CACHED``).
@@ -136,7 +139,7 @@ FLOAT: Mapping[str, Coefficients] = {
     "GRU": Coefficients(fixed=4000, mac=0.03),
     "RNN": Coefficients(fixed=4000, mac=0.047),
     **_each(Coefficients(fixed=300, mac=0.008, weight=0.022, serial=2000), "Gemm", "MatMul"),
-    "MatMul.dynamic": Coefficients(fixed=600, mac=0.0085, serial=2000),
+    **_each(Coefficients(fixed=600, mac=0.0085, serial=2000), "MatMul.dynamic", "MatMul.signed"),
     **_each(_elementwise(0.1, fixed=800, far=0.096), "Add", "Sub", "Mul", "Sum"),
     **_each(_elementwise(0.08, fixed=800), "Add.channel", "Mul.channel"),
     **_each(_elementwise(0.058, fixed=800), "Add.scalar", "Mul.scalar"),
@@ -213,9 +216,15 @@ INT8: Mapping[str, Coefficients] = {
     "Gemm.float": Coefficients(fixed=1100, mac=0.0019, output=0.088, weight=0.01, serial=2000),
     "MatMul": Coefficients(fixed=900, mac=0.0018, output=0.09, weight=0.01, serial=2000),
     "MatMul.float": Coefficients(fixed=900, mac=0.0017, output=0.065, weight=0.01, serial=2000),
-    "MatMul.dynamic": Coefficients(fixed=1700, mac=0.0028, input=0.11, output=0.26, serial=2000),
+    "MatMul.dynamic": Coefficients(fixed=1700, mac=0.0042, input=0.08, output=0.26, serial=2000),
     "MatMul.dynamic.float": Coefficients(
-        fixed=1700, mac=0.0028, input=0.11, output=0.19, serial=2000
+        fixed=1700, mac=0.0042, input=0.08, output=0.19, serial=2000
+    ),
+    "MatMul.signed": Coefficients(
+        fixed=6000, mac=0.0011, input=0.07, output=0.29, weight=0.31, serial=2000
+    ),
+    "MatMul.signed.float": Coefficients(
+        fixed=6000, mac=0.0011, input=0.07, output=0.23, weight=0.31, serial=2000
     ),
     "Add": _elementwise(0.1, fixed=1000),
     "Mul": _elementwise(0.155, fixed=1000),

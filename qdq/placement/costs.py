@@ -34,6 +34,7 @@ __all__ = [
     "int8_cost",
     "quantize_cost",
     "reorder_cost",
+    "signed_pays",
 ]
 
 RECURRENT = frozenset({"GRU", "LSTM", "RNN"})
@@ -47,6 +48,7 @@ _LANES = 4
 _COPIED = 0.055
 _COLUMN = 0.5  # ns for what a float ConvTranspose makes of an input and a tap, and adds up
 _RUN, _SLOW_RUN = 0.6, 7.0  # ns for each piece of rows that an integer one moves
+_LONG = 1024
 _UNBLOCKED = frozenset({"Conv.dense.plain", "Conv.gathered", "Conv.volume"})
 _BLOCKED_DEPTHWISE = frozenset({"Conv.depthwise", "Conv.depthwise.tap"})
 _UNPACKED = 4.5  # float pointwise ones with less than one block of inputs, per multiplication
@@ -72,7 +74,8 @@ class Features:
             that stay side by side behind a ConvTranspose (``qdq.subpixel``).
         groups: groups of a convolution.
         flat: its output has two spatial dimensions, the last of size 1.
-        weights: elements of the constant weight; 0 if there is none.
+        weights: elements of the constant weight, or of the right factor of a product of two
+            activations; 0 if there is none.
         beside_conv: a neighbour is a convolution, so the data has the convolutions' layout
             (channels last in int8). Elementwise and movement kernels differ there.
     """
@@ -145,8 +148,9 @@ def float_cost(kind: str, features: Features) -> float:
 
     Args:
         kind: the operator type, with a suffix where the tables have one: see ``conv_kind``;
-            ``MatMul.dynamic`` has two activations; Add and Mul have ``.channel`` (one operand is
-            (N, C, 1, 1)) and ``.scalar``; ``Silu`` is x * Sigmoid(x); ``.fused`` follows a Conv.
+            ``MatMul.dynamic`` and ``MatMul.signed`` (see ``signed_pays``) have two activations;
+            Add and Mul have ``.channel`` (one operand is (N, C, 1, 1)) and ``.scalar``;
+            ``Silu`` is x * Sigmoid(x); ``.fused`` follows a Conv.
         features: the node's counts.
 
     Returns:
@@ -175,7 +179,7 @@ def int8_cost(kind: str, features: Features) -> float:
     """Cost of the integer kernel, in ns; infinity where there is none.
 
     Args:
-        kind: as in ``float_cost``; the suffix ``.float`` on Gemm, MatMul and MatMul.dynamic is
+        kind: as in ``float_cost``; the suffix ``.float`` on Gemm and the kinds of MatMul is
             the kernel with float output. ``Relu`` and ``Clip`` have none but
             behind an integer kernel, where they are free (``.fused``).
         features: the node's counts.
@@ -193,6 +197,18 @@ def int8_cost(kind: str, features: Features) -> float:
         return math.inf
     macs, more = _int8_work(kind, features)
     return _evaluate(found, features, macs=macs, more=more)
+
+
+def signed_pays(features: Features) -> bool:
+    """Whether a product of two activations is the faster one with its right factor in int8.
+
+    There are far faster kernels for uint8 by int8, but to bring codes there takes a DQ and a Q,
+    which pays where many rows are multiplied by them. Not where the rows of a large result end
+    within a block: those of 1500 took twice as long as those of 1504.
+    """
+    if features.channels_out > _LONG and features.channels_out % _BLOCK != 0:
+        return False
+    return int8_cost("MatMul.signed", features) < int8_cost("MatMul.dynamic", features)
 
 
 def _int8_work(kind: str, f: Features) -> tuple[float, float]:

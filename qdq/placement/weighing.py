@@ -41,12 +41,18 @@ def kind_of(view: NodeView, shapes: Shapes, *, silu: bool = False) -> str:
         case "ConvTranspose" | "DepthToSpace":
             return _subpixel_kind(view)
         case "MatMul":
-            return "MatMul" if view.inputs[1].constant else "MatMul.dynamic"
+            return "MatMul" if view.inputs[1].constant else _product_kind(view, shapes)
         case "Transpose":
             return "Transpose.runs" if _run(view, shapes) in costs.SLOW_RUNS else "Transpose"
         case "Add" | "Mul" if len(view.inputs) == 2:
             return "Mul.silu" if silu else _pair_kind(view, shapes)
     return view.op_type
+
+
+def _product_kind(view: NodeView, shapes: Shapes) -> str:
+    """Of a MatMul of two activations, by the type of its right factor."""
+    pays = costs.signed_pays(features_of(view, view.outputs, shapes))
+    return "MatMul.signed" if pays else "MatMul.dynamic"
 
 
 def _conv_kind(view: NodeView, shapes: Shapes) -> str:
@@ -150,9 +156,8 @@ def features_of(view: NodeView, outputs: tuple[str, ...], shapes: Shapes) -> cos
     if view.op_type in _PRODUCTS:
         right = _known(shapes(view.inputs[1].name) or (1, 1))
         depth, width = right[-2:] if len(right) > 1 else (1, 1)
-        constant = prod(right) if view.inputs[1].constant else 0
         return costs.Features(
-            inputs=read, outputs=made, channels_in=depth, channels_out=width, weights=constant
+            inputs=read, outputs=made, channels_in=depth, channels_out=width, weights=prod(right)
         )
     if view.op_type == "DepthToSpace":
         form = form_of(view)

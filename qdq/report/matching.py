@@ -126,8 +126,9 @@ class _Matcher:
 
     def _dequantize(self, node: onnx.NodeProto) -> None:
         codes, real = node.input[0], node.output[0]
-        maker = self.graph.producer.get(codes)
-        quantizer = None if maker is None else self.graph.nodes[maker]
+        quantizer = self._maker(codes)
+        if quantizer is not None and self._keeps_shape(quantizer):
+            quantizer = self._maker(quantizer.input[0])
         if quantizer is not None and quantizer.op_type != "QuantizeLinear":
             return
         try:
@@ -141,6 +142,16 @@ class _Matcher:
         elif quantizer is not None:
             self.pairs[real] = Coded(stored, real, params)
             self.before_q.add(stored)
+
+    def _keeps_shape(self, node: onnx.NodeProto) -> bool:
+        """Whether it is the Reshape that ``emit`` puts between a Q and a DQ of int8."""
+        if node.op_type != "Reshape" or node.input[1] not in self.graph.constants:
+            return False
+        return not self.graph.array(node.input[1]).any()
+
+    def _maker(self, name: str) -> onnx.NodeProto | None:
+        index = self.graph.producer.get(name)
+        return None if index is None else self.graph.nodes[index]
 
     def _name_tensors(self) -> None:
         quantizers = {n.output[0] for n in self.graph.nodes if n.op_type == "QuantizeLinear"}

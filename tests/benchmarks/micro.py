@@ -56,6 +56,14 @@ class Net:
         self.feeds[name] = self.rng.standard_normal(shape).astype(np.float32)
         return self.qdq(name)
 
+    def signed(self, x):
+        """As int8, which a Reshape between Q and DQ keeps."""
+        if not self.int8:
+            return x
+        zero, same = self.const(np.int8(0)), self.const(np.zeros(3, np.int64))
+        q = self.raw("Reshape", [self.raw("QuantizeLinear", [x, self.scale, zero]), same])
+        return self.raw("DequantizeLinear", [q, self.scale, zero])
+
     def other(self, *shape):
         """A second input, the same one however often it is asked for."""
         if shape not in self.others:

@@ -179,22 +179,27 @@ def matmul_rows():
         (12, 128, 32, 128),
         (12, 128, 128, 32),
         (8, 256, 64, 256),
+        (8, 256, 256, 64),
         (8, 40, 15, 40),
         (1, 128, 384, 128),
+        (1, 1024, 64, 1024),
+        (1, 1024, 1024, 512),
     ]:
-        row = {"kind": "MatMul.dynamic", "b": b, "m": m, "k": k, "n": n}
-        for key, int8, quantize in [("float", 0, 1), ("int8", 1, 1), ("float_out", 1, 0)]:
-            row[key] = profile(
-                lambda net, s=(b, m, k, n), z=quantize: [
-                    net.op(
-                        "MatMul",
-                        [net.input(s[0], s[1], s[2]), net.input(s[0], s[2], s[3])],
-                        quantize=z,
-                    )
-                ],
-                bool(int8),
-            )
-        yield row
+        for kind in ("MatMul.dynamic", "MatMul.signed"):
+            row = {"kind": kind, "b": b, "m": m, "k": k, "n": n}
+            for key, int8, quantize in [("float", 0, 1), ("int8", 1, 1), ("float_out", 1, 0)]:
+                row[key] = profile(
+                    lambda net, s=(b, m, k, n), z=quantize, c=kind: [product(net, *s, z, c)],
+                    bool(int8),
+                )
+            yield row
+
+
+def product(net, b, m, k, n, quantize, kind):
+    """Of two activations."""
+    right = net.input(b, k, n)
+    factors = [net.input(b, m, k), net.signed(right) if kind == "MatMul.signed" else right]
+    return net.op("MatMul", factors, quantize=quantize)
 
 
 def vector(net, *values):

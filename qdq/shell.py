@@ -1,0 +1,47 @@
+"""All of an emitted model but its nodes and initializers."""
+
+import json
+from collections.abc import Mapping
+
+import onnx
+from onnx import helper
+
+__all__ = ["shell", "stamp"]
+
+
+def shell(model: onnx.ModelProto) -> onnx.ModelProto:
+    """All of the model but nodes and initializers."""
+    shell = onnx.ModelProto()
+    shell.ir_version = model.ir_version
+    shell.opset_import.extend(model.opset_import)
+    shell.functions.extend(model.functions)
+    shell.metadata_props.extend(model.metadata_props)
+    for field in ("model_version", "domain", "doc_string"):
+        setattr(shell, field, getattr(model, field))
+    shell.graph.name = model.graph.name or "graph"
+    shell.graph.doc_string = model.graph.doc_string
+    shell.graph.input.extend(model.graph.input)
+    shell.graph.output.extend(model.graph.output)
+    shell.graph.value_info.extend(model.graph.value_info)
+    shell.graph.sparse_initializer.extend(model.graph.sparse_initializer)
+    return shell
+
+
+def stamp(result: onnx.ModelProto, source: onnx.ModelProto, metadata: Mapping[str, object]) -> None:
+    """Give an emitted model its metadata, in place, instead of those that it has.
+
+    Args:
+        result: the emitted model.
+        source: the float model, whose own metadata it gets too.
+        metadata: as for ``emit``.
+    """
+    props = {p.key: p.value for p in source.metadata_props}
+    if source.producer_name:
+        props["qdq.source_producer"] = source.producer_name
+    for key, value in metadata.items():
+        text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+        props[f"qdq.{key}"] = text
+    del result.metadata_props[:]
+    helper.set_model_props(result, props)
+    result.producer_name = "qdq"
+    result.producer_version = str(metadata.get("version", ""))

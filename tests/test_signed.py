@@ -1,0 +1,164 @@
+"""Products of two activations with int8 on the right, which onnxruntime multiplies faster."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from harness import FORCED, compare, optimized, quantized
+from models import feeds, model, node, weights
+from onnx import TensorProto
+
+import qdq
+from qdq import QuantSpec, Scheme
+from qdq.api import run
+from qdq.placement.costs import Features, int8_cost, signed_pays
+from qdq.spec import INT8
+from qdq.targets import ORT_CPU_NO_VNNI, PORTABLE
+
+PLAIN = replace(FORCED, signed_right=False)
+
+
+def attention(tokens: int = 256, width: int = 64, *, shared: bool = False) -> onnx.ModelProto:
+    """One head; ``shared``: what the scores are made with is what they weigh."""
+    constants = {name: weights(width, width, seed=k) for k, name in enumerate(("wq", "wk", "wv"))}
+    nodes = [
+        node("MatMul", ["x", "wq"], "q"),
+        node("MatMul", ["x", "wk"], "k"),
+        node("Transpose", ["k"], "turned", perm=[0, 2, 1]),
+        node("MatMul", ["q", "turned"], "scores"),
+        node("Softmax", ["scores"], "p", axis=-1),
+        *([] if shared else [node("MatMul", ["x", "wv"], "v")]),
+        node("MatMul", ["p", "k" if shared else "v"], "y"),
+    ]
+    if shared:
+        del constants["wv"]
+    shape = [1, tokens, width]
+    return model(nodes, {"x": shape}, {"y": shape}, constants)
+
+
+def data(tokens: int = 256, width: int = 64) -> list[dict[str, Any]]:
+    return feeds({"x": (1, tokens, width)}, 3, seed=2)
+
+
+def right_types(made: onnx.ModelProto) -> list[int]:
+    """Of the integer products of the optimized graph: the type of the right factor's codes."""
+    graph = optimized(made).model.graph
+    types = {t.name: t.data_type for t in graph.initializer}
+    slots = {"QLinearMatMul": 5, "MatMulIntegerToFloat": 5}
+    found = []
+    for n in graph.node:
+        if n.op_type in slots and n.input[1 if n.op_type != "QLinearMatMul" else 3] not in types:
+            found.append(types[n.input[slots[n.op_type]]])
+    return found
+
+
+def test_the_kernels_get_int8_and_the_values_stay() -> None:
+    net = attention()
+    result, outcome = quantized(net, data())
+    assert result.plan.signed == {"MatMul_scores", "MatMul_y"}
+    assert right_types(result.model) == [TensorProto.INT8, TensorProto.INT8]
+    assert outcome.ops["MatMulIntegerToFloat"] + outcome.ops["QLinearMatMul"] == 5
+    assert outcome.ops["MatMul"] == 0
+    assert outcome.sqnr > 20
+    assert outcome.steps_apart <= 2
+    plain, unsigned = quantized(net, data(), target=PLAIN)
+    assert right_types(plain.model) == [TensorProto.UINT8, TensorProto.UINT8]
+    np.testing.assert_array_equal(outcome.fused, unsigned.fused)
+    np.testing.assert_array_equal(outcome.unfused, unsigned.unfused)
+
+
+def test_a_factor_of_two_products_is_brought_there_once() -> None:
+    """One product reads it, the other one turned: each has codes of its own, made once."""
+    net = attention(shared=True)
+    extended = onnx.ModelProto.FromString(net.SerializeToString())
+    extended.graph.node.append(node("MatMul", ["p", "k"], "z"))
+    value = onnx.helper.make_tensor_value_info("z", TensorProto.FLOAT, [1, 256, 64])
+    extended.graph.output.append(value)
+    result = run(extended, data(), target=FORCED, calibrator=qdq.MinMax())
+    assert result.plan.signed == {"MatMul_scores", "MatMul_y", "MatMul_z"}
+    names = [n.name for n in result.model.graph.node if "_signed_Reshape" in n.name]
+    assert sorted(names) == ["k_signed_Reshape", "turned_signed_Reshape"]
+    assert compare(extended, result.model, data()).sqnr > 20
+
+
+def test_names_are_those_of_the_reference_page() -> None:
+    made = run(attention(), data(), target=FORCED, calibrator=qdq.MinMax()).model
+    found = [(n.op_type, n.name) for n in made.graph.node if n.name.startswith("v_signed")]
+    assert found == [
+        (op, f"v_signed_{op}") for op in ("QuantizeLinear", "Reshape", "DequantizeLinear")
+    ]
+    zeros = {t.name: onnx.numpy_helper.to_array(t) for t in made.graph.initializer}
+    assert zeros["v_signed_zero_point"].dtype == np.int8
+    assert int(zeros["v_signed_zero_point"]) == int(zeros["v_zero_point"]) - 128
+
+
+@pytest.mark.parametrize(
+    ("net", "settings"),
+    [
+        (attention(tokens=48), {}),
+        (attention(), {"target": replace(ORT_CPU_NO_VNNI, weighs_costs=False)}),
+        (attention(), {"target": PORTABLE}),
+        (attention(), {"scheme": Scheme(activation=QuantSpec(dtype=INT8))}),
+    ],
+    ids=["few rows", "no VNNI", "portable", "int8"],
+)
+def test_others_are_left_alone(net: onnx.ModelProto, settings: dict[str, Any]) -> None:
+    samples = data(net.graph.input[0].type.tensor_type.shape.dim[1].dim_value)
+    result, outcome = quantized(net, samples, **settings)
+    assert {"MatMul_scores", "MatMul_y"} <= set(result.plan.quantized)
+    assert not result.plan.signed
+    assert not [n for n in result.model.graph.node if "_signed" in n.name]
+    assert outcome.sqnr > 20
+
+
+def product(rows: int, depth: int, columns: int) -> Features:
+    return Features(
+        inputs=max(rows * depth, depth * columns),
+        outputs=rows * columns,
+        channels_in=depth,
+        channels_out=columns,
+        weights=depth * columns,
+    )
+
+
+def test_it_pays_where_many_rows_are_multiplied() -> None:
+    assert signed_pays(product(1024, 1024, 64))
+    assert signed_pays(product(1024, 64, 1024))
+    assert not signed_pays(product(16, 1024, 64))
+    assert not signed_pays(product(64, 64, 64))
+    # rows of a large result that end within a block
+    assert signed_pays(product(1504, 64, 1504))
+    assert not signed_pays(product(1500, 64, 1500))
+    assert signed_pays(product(1500, 1500, 64))
+    few = product(200, 512, 512)
+    assert signed_pays(few) == (int8_cost("MatMul.signed", few) < int8_cost("MatMul.dynamic", few))
+
+
+def test_compare_knows_what_they_read() -> None:
+    net = attention()
+    made = run(net, data(), target=FORCED, calibrator=qdq.MinMax()).model
+    report = qdq.compare(net, made, data())
+    assert "namesake" not in str(report)
+    rows = {row.name: row for row in report.nodes}
+    assert rows["MatMul_scores"].integer
+    assert rows["MatMul_y"].integer
+
+
+def test_another_reshape_of_codes_is_no_pair() -> None:
+    """Other tools may move codes themselves; then the shapes before and behind differ."""
+    constants = {"w": weights(64, 32), "shape": np.array([-1, 64], np.int64)}
+    parts = [node("Reshape", ["x", "shape"], "flat"), node("MatMul", ["flat", "w"], "y")]
+    inputs, outputs = {"x": [2, 3, 64]}, {"y": [6, 32]}
+    net = model(parts, inputs, outputs, constants)
+    scale, zero = np.float32(0.03), np.uint8(128)
+    moved = [
+        node("QuantizeLinear", ["x", "scale", "zero"], "codes"),
+        node("Reshape", ["codes", "shape"], "turned"),
+        node("DequantizeLinear", ["turned", "scale", "zero"], "flat"),
+        node("MatMul", ["flat", "w"], "y"),
+    ]
+    made = model(moved, inputs, outputs, {**constants, "scale": scale, "zero": zero})
+    with pytest.raises(qdq.ModelError, match="no QuantizeLinear and DequantizeLinear around"):
+        qdq.compare(net, made, feeds({"x": (2, 3, 64)}, 2))
