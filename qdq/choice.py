@@ -207,7 +207,7 @@ def _found(
 def _surprises(candidate: Candidate, amplitude: float) -> bool:
     """Whether an error that was measured is far above what was foretold.
 
-    FewSamples know neither decisions that flip nor what bends: where a sum of squares is nearly 0,
+    Gradients know neither decisions that flip nor what bends: where a sum of squares is nearly 0,
     say, errors of either sign make it larger.
     """
     foretold = math.sqrt(candidate.harm)

@@ -116,7 +116,7 @@ class _Emitter:
         for k, name in enumerate(original.output):
             node.output[k] = self._raw_name(self.behind.get(name, name))
         if node.name in self.wiring.floors:
-            self._clip(node, self.wiring.floors[node.name])
+            self._clip(original, node, self.wiring.floors[node.name])
         if unit is not None and form is not None:
             self._upsampling(original, node, unit, form)
         else:
@@ -125,10 +125,10 @@ class _Emitter:
         for name in original.output:
             self._after(name)
 
-    def _clip(self, node: onnx.NodeProto, floor: float) -> None:
+    def _clip(self, original: onnx.NodeProto, node: onnx.NodeProto, floor: float) -> None:
         """Raise what a node reads to a floor."""
-        source = node.input[0]
-        low, clipped = self.graph.fresh(f"{node.name}_floor"), self.graph.fresh(f"{source}_clipped")
+        source, name = node.input[0], original.input[0]
+        low, clipped = self.graph.fresh(f"{node.name}_floor"), self.graph.fresh(f"{name}_clipped")
         self._initializer(low, np.array(floor, np.float32))
         label = self.graph.fresh(f"{node.name}_Clip")
         self.nodes.append(helper.make_node("Clip", [source, low], [clipped], label))

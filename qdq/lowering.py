@@ -54,9 +54,7 @@ def lower_for_pools(model: onnx.ModelProto, graph: Graph, integer: Container[str
 
 def _is_slow(graph: Graph, pool: onnx.NodeProto) -> bool:
     shape = graph.shape(pool.input[0])
-    if shape is None or len(shape) < 3:
-        return False
-    return len(shape) != 4 or (shape[1] or 0) % _BLOCK != 0
+    return shape is not None and (len(shape) != 4 or (shape[1] or 0) % _BLOCK != 0)
 
 
 def _is_plain(pool: onnx.NodeProto) -> bool:

@@ -125,7 +125,11 @@ def _signed(plan: Plan, graph: Graph, sizes: Graph) -> frozenset[str]:
         factors = [plan.tensors.get(t.name) for t in unit.view.inputs]
         in_bytes = all(t is not None and t.spec.dtype == UINT8 for t in factors)
         ranked = graph.shape(unit.view.inputs[1].name) is not None
-        return in_bytes and ranked and kind_of(unit.view, sizes.shape) == "MatMul.signed"
+        return (
+            in_bytes
+            and ranked
+            and kind_of(unit.view, sizes.shape, signed_right=True) == "MatMul.signed"
+        )
 
     integer = (u for u in plan.placement.units if u.view.name in plan.placement.integer)
     return frozenset(u.view.name for u in integer if u.view.op_type == "MatMul" and gains(u))

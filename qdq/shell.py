@@ -11,20 +11,20 @@ __all__ = ["shell", "stamp"]
 
 def shell(model: onnx.ModelProto) -> onnx.ModelProto:
     """All of the model but nodes and initializers."""
-    shell = onnx.ModelProto()
-    shell.ir_version = model.ir_version
-    shell.opset_import.extend(model.opset_import)
-    shell.functions.extend(model.functions)
-    shell.metadata_props.extend(model.metadata_props)
+    made = onnx.ModelProto()
+    made.ir_version = model.ir_version
+    made.opset_import.extend(model.opset_import)
+    made.functions.extend(model.functions)
+    made.metadata_props.extend(model.metadata_props)
     for field in ("model_version", "domain", "doc_string"):
-        setattr(shell, field, getattr(model, field))
-    shell.graph.name = model.graph.name or "graph"
-    shell.graph.doc_string = model.graph.doc_string
-    shell.graph.input.extend(model.graph.input)
-    shell.graph.output.extend(model.graph.output)
-    shell.graph.value_info.extend(model.graph.value_info)
-    shell.graph.sparse_initializer.extend(model.graph.sparse_initializer)
-    return shell
+        setattr(made, field, getattr(model, field))
+    made.graph.name = model.graph.name or "graph"
+    made.graph.doc_string = model.graph.doc_string
+    made.graph.input.extend(model.graph.input)
+    made.graph.output.extend(model.graph.output)
+    made.graph.value_info.extend(model.graph.value_info)
+    made.graph.sparse_initializer.extend(model.graph.sparse_initializer)
+    return made
 
 
 def stamp(result: onnx.ModelProto, source: onnx.ModelProto, metadata: Mapping[str, object]) -> None:

@@ -92,6 +92,7 @@ def wire(
         if unit.clamp and unit.clamp not in rewritten and made.isdisjoint(unit.outputs)
     }
     forms = tuned(graph, made, units, floors) if plan.target.tunes_float else Forms()
+    clips |= _clipped_products(graph, made, units, forms.floors)
     return Wiring(
         made=frozenset(made),
         read={k: frozenset(v) for k, v in read.items()},
@@ -108,6 +109,15 @@ def wire(
         merged=forms.merged,
         floors=forms.floors,
     )
+
+
+def _clipped_products(
+    graph: Graph, made: set[str], units: Mapping[str, Unit], floors: Mapping[str, float]
+) -> set[str]:
+    """Integer nodes with float output right in front of the Clip of a Softmax with a floor."""
+    makers = (graph.producer.get(n.input[0]) for n in graph.nodes if n.name in floors)
+    names = {graph.nodes[k].name for k in makers if k is not None} & units.keys()
+    return {name for name in names if made.isdisjoint(units[name].outputs)}
 
 
 def _rewritten(graph: Graph, made: set[str], units: Mapping[str, Unit]) -> dict[str, Rewrite]:

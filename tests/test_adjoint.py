@@ -195,7 +195,7 @@ def energies(model: onnx.ModelProto, feed: dict[str, Any], *names: str) -> dict[
     found = adjoint(model, names)
     assert found is not None
     made = Observer(model, [found.output], added=found.added).run(feed)[found.output]
-    return dict(zip(found.tensors, made.tolist(), strict=True))
+    return dict(zip(found.names, made.tolist(), strict=True))
 
 
 def by_differences(model: onnx.ModelProto, raw: np.ndarray) -> float:
@@ -314,7 +314,7 @@ def test_what_a_way_to_the_outputs_leaves_unknown_is_not_told(kind: str) -> None
     model = build(text, FLAT, constants, out="float[] y, float[4,6] z")
     found = adjoint(model, ["x", "t", "k", "z"])
     assert found is not None
-    assert found.tensors == ("k", "z")
+    assert found.names == ("k", "z")
 
 
 def test_nothing_can_be_told() -> None:

@@ -17,6 +17,9 @@ from onnx import numpy_helper
 import qdq
 from qdq import MinMax
 from qdq.api import Result, collect_statistics, run
+from qdq.forms import tuned
+from qdq.graph import Graph
+from qdq.placement import gains
 from qdq.placement.masked import watch
 from qdq.placement.scores import DENORMAL, floors_of
 from qdq.prepare import prepare
@@ -29,8 +32,13 @@ HEADS, TOKENS, WIDTH = 2, 48, 64
 SHAPES = {"x": (1, HEADS, TOKENS, WIDTH), "m": (1, 1, 1, TOKENS)}
 
 
-def attention(mask: float = -1e4, axis: int = -1) -> onnx.ModelProto:
-    """Scores of queries and keys, a mask, weights, values."""
+def attention(
+    mask: float = -1e4, axis: int = -1, *, fixed: bool = False, guarded: bool = False
+) -> onnx.ModelProto:
+    """Scores of queries and keys, a mask, weights, values.
+
+    ``fixed``: what is masked is a constant; ``guarded``: rows of NaN become rows of 0.
+    """
     constants = {
         "wq": weights(WIDTH, WIDTH, seed=1),
         "wk": weights(WIDTH, WIDTH, seed=2),
@@ -54,8 +62,19 @@ def attention(mask: float = -1e4, axis: int = -1) -> onnx.ModelProto:
         node("MatMul", ["seen", "wo"], "y"),
     ]
     shapes = {name: list(shape) for name, shape in SHAPES.items()}
+    if guarded:
+        at = [n.output[0] for n in nodes].index("p")
+        nodes[at].output[0] = "raw_p"
+        nodes[at + 1 : at + 1] = [
+            node("IsNaN", ["raw_p"], "lost"),
+            node("Where", ["lost", "zero", "raw_p"], "p"),
+        ]
+    if fixed:
+        del shapes["m"]
+        constants["m"] = data()[0]["m"]
     net = model(nodes, shapes, {"y": [1, HEADS, TOKENS, 4 * WIDTH]}, constants)
-    net.graph.input[1].type.tensor_type.elem_type = onnx.TensorProto.BOOL
+    if not fixed:
+        net.graph.input[1].type.tensor_type.elem_type = onnx.TensorProto.BOOL
     return net
 
 
@@ -110,13 +129,52 @@ def test_masked_scores_have_a_floor(mask: float) -> None:
 
 
 def test_no_weight_is_denormal_behind_it() -> None:
-    result = run(attention(-100.0), data())
+    """So nothing behind the Softmax has to be cleaned, as it is where it is not measured."""
+    net = attention(-100.0, fixed=True)
+    samples = [{"x": feed["x"]} for feed in data()]
+    result = run(net, samples)
     tiny = np.finfo(np.float32).tiny
-    for seen in observe(result.model, ["p"], data()):
+    for seen in observe(result.model, ["p"], samples):
         assert seen["p"].min() > tiny
-    assert "ThresholdedRelu" not in {n.op_type for n in result.model.graph.node}
-    exact = observe(attention(-100.0), ["p"], data())
+    exact = observe(net, ["p"], samples)
     assert any(((seen["p"] > 0) & (seen["p"] < tiny)).any() for seen in exact)
+
+    def operators(made: onnx.ModelProto) -> set[str]:
+        return {n.op_type for n in made.graph.node}
+
+    assert "ThresholdedRelu" not in operators(result.model)
+    assert "ThresholdedRelu" in operators(run(net, samples, calibrator=MinMax()).model)
+
+
+def test_rows_of_nan_that_are_looked_for_stay() -> None:
+    net = attention(-np.inf, guarded=True)
+    result = run(net, data())
+    assert result.plan.quantized
+    assert not clips(result)
+    lost = data()[:1]
+    lost[0]["m"][:] = True
+    for optimize in (True, False):
+        (seen,) = observe(result.model, ["p"], lost, optimize=optimize)
+        assert not seen["p"].any()
+
+
+@pytest.mark.parametrize("product", ["Gemm", "MatMul"])
+def test_the_product_that_makes_the_scores_stays_integer(product: str) -> None:
+    """A Clip right behind its float output would keep it in float."""
+    low = weights(512, 512, seed=2)
+    low[:, ::5] = -1.0  # these scores are far below the others
+    constants = {"w1": weights(512, 512, seed=1), "w2": low}
+    nodes = [
+        node("MatMul", ["x", "w1"], "a"),
+        node("Relu", ["a"], "h"),
+        node(product, ["h", "w2"], "s"),
+        node("Softmax", ["s"], "y", axis=-1),
+    ]
+    net = model(nodes, {"x": [64, 512]}, {"y": [64, 512]}, constants)
+    result, outcome = default(net, feeds({"x": (64, 512)}, 4))
+    assert len(clips(result)) == 1
+    assert len(result.plan.linears) == 2
+    assert outcome.ops["Gemm"] == outcome.ops["MatMul"] == outcome.ops["FusedGemm"] == 0
 
 
 def uneven(scale: float) -> list[dict[str, Any]]:
@@ -151,6 +209,16 @@ def test_only_the_last_axis_has_rows() -> None:
 
     assert [axis for axis in (-2, -1, 0, 1, 2) if watched([2, 3, 4], axis)] == [-1, 2]
     assert not watched([5], 0)
+
+    plain = model([node("Softmax", ["x"], "y")], {"x": [2, 3, 4]}, {"y": [2, 3, 4]}, {})
+    assert watch(plain) is not None
+    plain.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
+    assert watch(plain) is None
+    nodes = [node("Softmax", ["x"], "y"), node("Softmax", ["z"], "w")]
+    shape = [2, 3]
+    both = watch(model(nodes, {"x": shape, "z": shape}, {"y": shape, "w": shape}, {}))
+    assert both is not None
+    assert both.names == ("Softmax_y",) * 3 + ("Softmax_w",) * 3
 
 
 def test_measured_as_numpy_does() -> None:
@@ -230,6 +298,51 @@ def test_a_floor_changes_no_softmax(rows: list[tuple[float, int]], mask: float) 
 def softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     powers = np.exp(scores - scores.max(axis=1, keepdims=True))
     return np.asarray(powers / powers.sum(axis=1, keepdims=True))
+
+
+def test_parts_merge_to_the_whole() -> None:
+    """The mask is in the second half only."""
+    samples = [*data(hidden=0)[:2], *data(seed=5)[:2]]
+    parts = [collect_statistics(attention(), samples[k : k + 2]) for k in (0, 2)]
+    whole = collect_statistics(attention(), samples)
+    assert whole.peaks.rows
+    for a, b in (parts, parts[::-1]):
+        assert a.merge(b, qdq.MSE()).peaks == whole.peaks
+    assert list(floors_of(whole.peaks)) == ["Softmax_p"]
+    assert not floors_of(parts[0].peaks)
+    assert whole != replace(whole, peaks=FewSamples())
+
+
+@pytest.mark.parametrize("broken", ["watch", "adjoint"])
+def test_one_measurement_does_without_the_other(
+    broken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = getattr(gains, broken)
+
+    def breaks(*given: Any) -> Any:
+        found = real(*given)
+        found.added.node[-1].input[0] = "nothing"
+        return found
+
+    monkeypatch.setattr(gains, broken, breaks)
+    found = collect_statistics(attention(), data())
+    assert bool(found.peaks.rows) == (broken == "adjoint")
+    assert bool(found.gradients.rows) == (broken == "watch")
+
+
+def test_a_float_softmax_has_it_and_an_integer_one_not() -> None:
+    graph = Graph(prepare(attention(-100.0, fixed=True)))
+    floors = {"Softmax_p": -60.0}
+    assert tuned(graph, set(), set(), floors).floors == floors
+    assert not tuned(graph, set(), {"Softmax_p"}, floors).floors
+    assert list(tuned(graph, set(), set(), {}).followed) == ["Softmax_p"]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.019, 0.021, 0.5])
+def test_few_masked_scores_are_left(share: float) -> None:
+    """The most that one sample has counts."""
+    rows = {"00": np.zeros(3, np.float32), "01": np.array([0, 1, share], np.float32)}
+    assert bool(floors_of(FewSamples(names=("n",) * 3, rows=rows))) == (share > 0.02)
 
 
 def test_the_outcome_is_that_of_the_samples_together() -> None:

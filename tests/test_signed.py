@@ -11,9 +11,11 @@ from models import feeds, model, node, weights
 from onnx import TensorProto
 
 import qdq
-from qdq import QuantSpec, Scheme
+from qdq import QuantSpec, Rule, Scheme
 from qdq.api import run
-from qdq.placement.costs import Features, int8_cost, signed_pays
+from qdq.ops.demand import NodeView, TensorView
+from qdq.placement.costs import Features, signed_pays
+from qdq.placement.weighing import features_of, kind_of
 from qdq.spec import INT8
 from qdq.targets import ORT_CPU_NO_VNNI, PORTABLE
 
@@ -132,8 +134,55 @@ def test_it_pays_where_many_rows_are_multiplied() -> None:
     assert signed_pays(product(1504, 64, 1504))
     assert not signed_pays(product(1500, 64, 1500))
     assert signed_pays(product(1500, 1500, 64))
-    few = product(200, 512, 512)
-    assert signed_pays(few) == (int8_cost("MatMul.signed", few) < int8_cost("MatMul.dynamic", few))
+    assert signed_pays(product(1024, 64, 1000))
+    # what it takes to bring the right factor there counts
+    rows = [m for m in range(1, 400) if signed_pays(product(m, 256, 256))]
+    assert rows == list(range(rows[0], 400))
+    assert 60 < rows[0] < 160
+
+
+def test_the_right_factor_is_counted() -> None:
+    view = NodeView(
+        name="n",
+        op_type="MatMul",
+        inputs=(TensorView("a", (2, 128, 64)), TensorView("b", (2, 64, 32))),
+        outputs=("y",),
+    )
+    shapes = {"a": (2, 128, 64), "b": (2, 64, 32), "y": (2, 128, 32)}
+    assert features_of(view, ("y",), shapes.get).weights == 2 * 64 * 32
+    assert kind_of(view, shapes.get, signed_right=True) == "MatMul.dynamic"
+    shapes |= {"a": (2, 1024, 64), "y": (2, 1024, 32)}
+    assert kind_of(view, shapes.get, signed_right=True) == "MatMul.signed"
+    assert kind_of(view, shapes.get) == "MatMul.dynamic"
+
+
+def test_sizes_that_only_samples_know_count() -> None:
+    net = attention()
+    for value in (*net.graph.input, *net.graph.output):
+        value.type.tensor_type.shape.dim[1].dim_param = "tokens"
+    result, outcome = quantized(net, data())
+    assert result.plan.signed == {"MatMul_scores", "MatMul_y"}
+    assert outcome.sqnr > 20
+    assert compare(net, result.model, data(tokens=31)).sqnr > 20
+
+
+def test_other_types_by_rule_and_products_that_stay_float_are_left() -> None:
+    rules = (Rule(nodes="MatMul_y", keep_float=True),)
+    result, _ = quantized(attention(), data(), scheme=Scheme(rules=rules))
+    assert result.plan.signed == {"MatMul_scores"}
+    typed = (Rule(tensors="q", dtype=INT8),)
+    plan = run(
+        attention(), data(), target=replace(FORCED, one_type=False), scheme=Scheme(rules=typed)
+    ).plan
+    assert "MatMul_scores" in plan.quantized
+    assert "MatMul_scores" not in plan.signed
+
+
+def test_where_it_is_not_written_it_is_not_counted_on() -> None:
+    """Without VNNI the product of 1024 tokens takes as long as in float, so it stays that."""
+    net, samples = attention(tokens=1024), data(tokens=1024)
+    assert "MatMul_y" in run(net, samples).plan.signed
+    assert "MatMul_y" not in run(net, samples, target=ORT_CPU_NO_VNNI).plan.quantized
 
 
 def test_compare_knows_what_they_read() -> None:

@@ -20,9 +20,9 @@ from qdq.dynamic import with_dynamic
 from qdq.errors import QdqError
 from qdq.graph import Graph
 from qdq.light import tensor_bytes
-from qdq.placement.adjoint import adjoint
+from qdq.placement.adjoint import Adjoint, adjoint
 from qdq.placement.harm import read
-from qdq.placement.masked import watch
+from qdq.placement.masked import Watch, watch
 from qdq.placement.wholes import judged
 from qdq.plan import Plan
 from qdq.problem import Constant, Derived
@@ -75,48 +75,46 @@ def gradients(model: onnx.ModelProto, sizes: Graph, plan: Plan, kept: Mapping[by
     heads = by.names if by.outputs else ()
     if _size(sizes, heads) > _MOST_SHOWN:
         heads = ()
-    way, scores = adjoint(model, (t.name for t in wanted)), watch(model)
-    added = onnx.GraphProto()
-    parts: dict[str, tuple[tuple[str, ...], str]] = {}
-    if way is not None:
-        parts["energies"] = (way.tensors, way.output)
-        added.MergeFrom(way.added)
-    if scores is not None:
-        parts["peaks"] = (scores.names, scores.output)
-        added.MergeFrom(scores.added)
-    small = way is None or len(sizes.nodes) + len(added.node) <= _MANY
-    try:
-        return _run(model, parts, heads, added, kept, optimize=small)
-    except QdqError as e:  # a rule that does not fit this model: noise alone can do without
-        log.info("gradients: none, since %s", e)
-    try:
-        return _run(model, {}, heads, None, kept)
-    except QdqError:  # what the float model cannot do is told when the result is verified
-        return Back()
+    parts = {"energies": adjoint(model, (t.name for t in wanted)), "peaks": watch(model)}
+    # with a part that does not fit this model, the other one can do, or nothing but what it makes
+    for fields in (("energies", "peaks"), ("energies",), ("peaks",), ()):
+        chosen = {f: part for f in fields if (part := parts[f]) is not None}
+        if len(chosen) < len(fields):
+            continue
+        try:
+            return _run(model, chosen, heads, kept, len(sizes.nodes))
+        except QdqError as e:
+            log.info("not known beside %d outputs: %s, since %s", len(heads), fields, e)
+    return Back()  # what the float model cannot do is told when the result is verified
 
 
 def _run(
     model: onnx.ModelProto,
-    parts: Mapping[str, tuple[tuple[str, ...], str]],
+    parts: Mapping[str, Adjoint | Watch],
     heads: Sequence[str],
-    added: onnx.GraphProto | None,
     kept: Mapping[bytes, Feed],
-    *,
-    optimize: bool = True,
+    nodes: int,
 ) -> Back:
-    """Run the samples; ``parts``: field of the result → its names, and the output that has it."""
-    names = [*(output for _, output in parts.values()), *heads]
+    """Run the samples; ``parts``: field of the result → what finds it; ``nodes``: of the model."""
+    added = onnx.GraphProto()
+    for part in parts.values():
+        added.MergeFrom(part.added)
+    names = [*(part.output for part in parts.values()), *heads]
     if not names:
         return Back()
-    observer = Observer(model, names, optimize=optimize, added=added, few=True)
+    optimize = not parts or nodes + len(added.node) <= _MANY
+    more = added if parts else None
+    observer = Observer(model, names, optimize=optimize, added=more, few=True)
     seen = [observer.run(feed) for feed in kept.values()]
+    digests = [d.hex() for d in kept]
     found = {
-        part: FewSamples(
-            names=of, rows={d.hex(): row.pop(output) for d, row in zip(kept, seen, strict=True)}
+        field: FewSamples(
+            names=part.names,
+            rows=dict(zip(digests, (row.pop(part.output) for row in seen), strict=True)),
         )
-        for part, (of, output) in parts.items()
+        for field, part in parts.items()
     }
-    log.info("ran %d samples there and back: %s", len(seen), ", ".join(found) or "nothing")
+    log.info("ran %d samples there and back: %s", len(seen), ", ".join(found) or "outputs only")
     return Back(**found, exact=seen if heads else ())
 
 

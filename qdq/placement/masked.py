@@ -13,11 +13,9 @@ from onnx import TensorProto
 
 from qdq.graph import Graph, attributes
 from qdq.placement.scores import DENORMAL
-from qdq.placement.tape import Tape
+from qdq.placement.tape import OPSET, Tape
 
 __all__ = ["Watch", "watch"]
-
-_OPSET = 18  # the first one whose reductions have all their axes as inputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +25,7 @@ class Watch:
     Attributes:
         names: each Softmax' name, three times in a row.
         output: has for each of them the lowest peak (the largest score of a row), the highest one,
-            and the share of scores with denormal weights.
+            and the share of scores that are more than ``DENORMAL`` below theirs.
         added: the nodes and constants, beside those of the model.
     """
 
@@ -39,7 +37,7 @@ class Watch:
 def watch(model: onnx.ModelProto) -> Watch | None:
     """The nodes for a prepared model, which is not changed; None if it has no such Softmax."""
     graph = Graph(model)
-    nodes = [n for n in graph.nodes if graph.opset >= _OPSET and _is_last_softmax(graph, n)]
+    nodes = [n for n in graph.nodes if graph.opset >= OPSET and _is_last_softmax(graph, n)]
     if not nodes:
         return None
     tape = Tape(graph, (), label="peak")
@@ -50,8 +48,14 @@ def watch(model: onnx.ModelProto) -> Watch | None:
 
 
 def _is_last_softmax(graph: Graph, node: onnx.NodeProto) -> bool:
-    """Whether it is a Softmax in float32, over the last axis, of several rows."""
+    """Whether it is a Softmax in float32, over the last axis, of several rows.
+
+    Not if something looks for NaN behind it: that is what it makes of rows in which all is masked
+    by -inf, and a floor would hide them.
+    """
     if node.op_type != "Softmax" or graph.elem_type(node.input[0]) != TensorProto.FLOAT:
+        return False
+    if any(graph.nodes[use.node].op_type == "IsNaN" for use in graph.uses(node.output[0])):
         return False
     shape = graph.shape(node.input[0])
     return shape is not None and len(shape) > 1 and _axis(node) in (-1, len(shape) - 1)

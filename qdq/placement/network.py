@@ -44,7 +44,9 @@ def plain_network(
         if unit.demand is None:
             net.edge(vertex, SINK, INFINITE)
             continue
-        kind = kind_of(unit.view, sizes.shape, silu=vertex in gates)
+        kind = kind_of(
+            unit.view, sizes.shape, silu=vertex in gates, signed_right=target.signed_right
+        )
         features = features_of(unit.view, unit.outputs, sizes.shape)
         time = weighing.time(kind, features)
         net.edge(vertex, SINK, time)

@@ -19,17 +19,18 @@ __all__ = ["DENORMAL", "floors_of"]
 
 DENORMAL = 87.0  #: exp(-DENORMAL) is next to the smallest normal number
 # The floor is so far below the highest peak that one which is 12 higher still has normal weights,
-# and below the lowest peak by 30 at least, so that one which is 13 lower still has exact ones.
+# and below the lowest peak by 30 at least: for one which is 10 lower, a masked weight is 2e-9.
 _DEPTH, _SPREAD = 75.0, 45.0
-_SHARE = 0.02  # of denormal weights from which a Clip takes less time than they do
+_SHARE = 0.02  # of scores so far below their peak from which a Clip takes less time than they do
 
 
 def floors_of(peaks: FewSamples) -> dict[str, float]:
     """Softmax → the score that all lower ones can be raised to; without those that need none.
 
     Args:
-        peaks: of each Softmax the lowest peak, the highest, and the share of scores with denormal
-            weights (``qdq.placement.masked``). A row without a finite score has no floor.
+        peaks: of each Softmax the lowest peak, the highest, and the share of scores that are more
+            than ``DENORMAL`` below theirs (``qdq.placement.masked``). With a row of no finite score
+            there is no floor.
     """
     if not peaks.rows:
         return {}

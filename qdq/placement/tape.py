@@ -10,8 +10,9 @@ from onnx import helper, numpy_helper
 
 from qdq.graph import Graph
 
-__all__ = ["Tape", "UnknownWayError"]
+__all__ = ["OPSET", "Tape", "UnknownWayError"]
 
+OPSET = 18  #: the first one whose reductions have all their axes as inputs
 _SHARED_BELOW = 64  # elements; equal constants of up to this size are one
 
 

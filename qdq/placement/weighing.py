@@ -33,15 +33,26 @@ def _in_blocks(shape: Shape) -> int:
     return costs.in_blocks(count(shape), channels)
 
 
-def kind_of(view: NodeView, shapes: Shapes, *, silu: bool = False) -> str:
-    """The row of the cost table for a node; ``silu``: a Mul that closes x * Sigmoid(x)."""
+def kind_of(
+    view: NodeView, shapes: Shapes, *, silu: bool = False, signed_right: bool = False
+) -> str:
+    """The row of the cost table for a node.
+
+    Args:
+        view: the node.
+        shapes: tensor → its shape.
+        silu: it is a Mul that closes x * Sigmoid(x).
+        signed_right: products of two activations may have their right factor in int8.
+    """
     match view.op_type:
         case "Conv":
             return _conv_kind(view, shapes)
         case "ConvTranspose" | "DepthToSpace":
             return _subpixel_kind(view)
         case "MatMul":
-            return "MatMul" if view.inputs[1].constant else _product_kind(view, shapes)
+            if view.inputs[1].constant:
+                return "MatMul"
+            return _product_kind(view, shapes) if signed_right else "MatMul.dynamic"
         case "Transpose":
             return "Transpose.runs" if _run(view, shapes) in costs.SLOW_RUNS else "Transpose"
         case "Add" | "Mul" if len(view.inputs) == 2:

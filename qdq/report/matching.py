@@ -147,7 +147,8 @@ class _Matcher:
         """Whether it is the Reshape that ``emit`` puts between a Q and a DQ of int8."""
         if node.op_type != "Reshape" or node.input[1] not in self.graph.constants:
             return False
-        return not self.graph.array(node.input[1]).any()
+        shape = self.graph.array(node.input[1])
+        return shape.size > 0 and not shape.any()
 
     def _maker(self, name: str) -> onnx.NodeProto | None:
         index = self.graph.producer.get(name)
