@@ -58,10 +58,13 @@ def _is_slow(graph: Graph, pool: onnx.NodeProto) -> bool:
 
 
 def _is_plain(pool: onnx.NodeProto) -> bool:
-    """Whether the kernels of all operator sets agree: at the borders they do not always."""
+    """Whether the kernels of all operator sets agree: at the borders they do not always.
+
+    With padding in numbers they do, whether it counts or not.
+    """
     found: dict[str, Any] = attributes(pool)
-    padded = found.get("count_include_pad", 0) and any(found.get("pads", ()))
-    return not (padded or found.get("ceil_mode", 0) or "dilations" in found)
+    computed = found.get("auto_pad", b"NOTSET") != b"NOTSET" and found.get("count_include_pad", 0)
+    return not (computed or found.get("ceil_mode", 0) or "dilations" in found)
 
 
 def _is_old(node: onnx.NodeProto, opset: int) -> bool:

@@ -176,11 +176,23 @@ def pooled(
         (pooled(channels=32, dims=3), 18),
         (pooled(dilations=[2, 2]), 21),
         (pooled(ceil_mode=1, strides=[2, 2]), 21),
-        (pooled(count_include_pad=1, pads=[1] * 4), 21),
+        (pooled(count_include_pad=1, pads=[1] * 4), 18),
+        (pooled(dims=3, count_include_pad=1, kernel_shape=[5, 1, 1], pads=[2, 0, 0] * 2), 18),
         (pooled(pads=[1] * 4), 18),
         (pooled(behind="Gelu"), 21),  # which came with opset 20
     ],
-    ids=["ragged", "blocks", "1-D", "3-D", "dilated", "ceil", "counted", "padded", "gelu"],
+    ids=[
+        "ragged",
+        "blocks",
+        "1-D",
+        "3-D",
+        "dilated",
+        "ceil",
+        "counted",
+        "channels",
+        "padded",
+        "gelu",
+    ],
 )
 def test_a_float_average_pool_has_the_opset_of_its_fast_kernel(
     net: onnx.ModelProto, opset: int
