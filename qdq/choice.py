@@ -150,7 +150,8 @@ class _Solver:
             return replace(self.last, by=by)
         self.last = None  # one model at a time
         solution = solved(self.evidence, plan, self.steps)
-        model = emit(self.evidence.model, plan, solution, floors=self.evidence.floors)
+        floors = self.evidence.floors if plan.quantized else {}
+        model = emit(self.evidence.model, plan, solution, floors=floors)
         kept = used_smoothings(self.evidence, plan)
         undivide(model, self.evidence.products, self.evidence.smoothings.keys() - kept)
         self.last = Chosen(plan=plan, solution=solution, model=model, by=by)

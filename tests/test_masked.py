@@ -158,6 +158,25 @@ def test_rows_of_nan_that_are_looked_for_stay() -> None:
         assert not seen["p"].any()
 
 
+@pytest.mark.parametrize(
+    "reader", [node("Log", ["y"], "z"), node("Sign", ["y"], "z"), node("ReduceSum", ["t"], "z")]
+)
+def test_who_can_tell_zero_from_next_to_it_has_none(reader: onnx.NodeProto) -> None:
+    """A router counts the experts of weights above 0."""
+    shape = [3, 4]
+    nodes = [node("Softmax", ["x"], "y", axis=-1), node("Transpose", ["y"], "t", perm=[1, 0])]
+    product = node("MatMul", ["t", "x"], "w")
+    assert watch(model([*nodes, product], {"x": shape}, {"w": [4, 4]}, {})) is not None
+    net = model([*nodes, product, reader], {"x": shape}, {"w": [4, 4], "z": [None, None]}, {})
+    assert watch(net) is None
+
+
+def test_a_plan_without_integer_nodes_has_none() -> None:
+    result = run(attention(), data(), worth=1e9)
+    assert not result.plan.quantized
+    assert not clips(result)
+
+
 @pytest.mark.parametrize("product", ["Gemm", "MatMul"])
 def test_the_product_that_makes_the_scores_stays_integer(product: str) -> None:
     """A Clip right behind its float output would keep it in float."""

@@ -17,6 +17,8 @@ from qdq.placement.tape import OPSET, Tape
 
 __all__ = ["Watch", "watch"]
 
+_PASSES = frozenset({"Dropout", "Identity", "Mul", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
+
 
 @dataclass(frozen=True, slots=True)
 class Watch:
@@ -38,7 +40,8 @@ def watch(model: onnx.ModelProto) -> Watch | None:
     """The nodes for a prepared model, which is not changed; None if it has no such Softmax."""
     graph = Graph(model)
     nodes = [n for n in graph.nodes if graph.opset >= OPSET and _is_last_softmax(graph, n)]
-    if not nodes:
+    # of rows in which all is masked by -inf it makes NaN, and a floor would hide those
+    if not nodes or any(n.op_type == "IsNaN" for n in graph.nodes):
         return None
     tape = Tape(graph, (), label="peak")
     found = (n for node in nodes for n in _measured(tape, node.input[0]))
@@ -48,17 +51,26 @@ def watch(model: onnx.ModelProto) -> Watch | None:
 
 
 def _is_last_softmax(graph: Graph, node: onnx.NodeProto) -> bool:
-    """Whether it is a Softmax in float32, over the last axis, of several rows.
-
-    Not if something looks for NaN behind it: that is what it makes of rows in which all is masked
-    by -inf, and a floor would hide them.
-    """
+    """Whether it is a Softmax in float32, over the last axis, of several rows, to weigh values."""
     if node.op_type != "Softmax" or graph.elem_type(node.input[0]) != TensorProto.FLOAT:
         return False
-    if any(graph.nodes[use.node].op_type == "IsNaN" for use in graph.uses(node.output[0])):
+    if not _only_weighs(graph, node.output[0]):
         return False
     shape = graph.shape(node.input[0])
     return shape is not None and len(shape) > 1 and _axis(node) in (-1, len(shape) - 1)
+
+
+def _only_weighs(graph: Graph, name: str) -> bool:
+    """Whether a tensor is read by products alone: others may tell 0 from what is next to it."""
+    waiting = [name]
+    for tensor in waiting:
+        for use in graph.uses(tensor):
+            node = graph.nodes[use.node]
+            if use.slot < 0 or node.op_type not in _PASSES | {"MatMul"}:
+                return False
+            if node.op_type in _PASSES:
+                waiting.append(node.output[0])
+    return True
 
 
 def _axis(node: onnx.NodeProto) -> object:
