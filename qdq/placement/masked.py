@@ -39,9 +39,10 @@ class Watch:
 def watch(model: onnx.ModelProto) -> Watch | None:
     """The nodes for a prepared model, which is not changed; None if it has no such Softmax."""
     graph = Graph(model)
-    nodes = [n for n in graph.nodes if graph.opset >= OPSET and _is_last_softmax(graph, n)]
+    nodes = [n for n in graph.nodes if _is_last_softmax(graph, n)]
     # of rows in which all is masked by -inf it makes NaN, and a floor would hide those
-    if not nodes or any(n.op_type == "IsNaN" for n in graph.nodes):
+    guarded = any(n.op_type == "IsNaN" for n in graph.nodes)
+    if not nodes or guarded or graph.opset < OPSET:
         return None
     tape = Tape(graph, (), label="peak")
     found = (n for node in nodes for n in _measured(tape, node.input[0]))
@@ -57,7 +58,8 @@ def _is_last_softmax(graph: Graph, node: onnx.NodeProto) -> bool:
     if not _only_weighs(graph, node.output[0]):
         return False
     shape = graph.shape(node.input[0])
-    return shape is not None and len(shape) > 1 and _axis(node) in (-1, len(shape) - 1)
+    axis = attributes(node).get("axis", -1)
+    return shape is not None and len(shape) > 1 and axis in (-1, len(shape) - 1)
 
 
 def _only_weighs(graph: Graph, name: str) -> bool:
@@ -71,10 +73,6 @@ def _only_weighs(graph: Graph, name: str) -> bool:
             if node.op_type in _PASSES:
                 waiting.append(node.output[0])
     return True
-
-
-def _axis(node: onnx.NodeProto) -> object:
-    return attributes(node).get("axis", -1)
 
 
 def _measured(tape: Tape, scores: str) -> tuple[str, str, str]:
