@@ -104,6 +104,8 @@ def planner(
     if scheme.activation.symmetric:
         # a range around 0 does not saturate at a Relu's 0, so the kernel cannot do its work
         target = replace(target, absorbs_clamps=False)
+    if scheme.activation.dtype.signed:
+        target = replace(target, signed_right=False)  # it is brought to int8 from uint8
     placer = Placer(graph, target, units_of(graph, target, rules.pinned), sizes)
 
     def plan_for(weighing: Weighing) -> Plan:

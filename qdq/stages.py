@@ -23,6 +23,7 @@ from qdq.light import without_large
 from qdq.modelio import load
 from qdq.placement.frontier import WIDEST, Planner, moved
 from qdq.placement.gains import dynamic_errors, gains_of, gradients, typical
+from qdq.placement.masked import weighing_scores
 from qdq.placement.rating import (
     dynamic_noise,
     inferred,
@@ -72,6 +73,7 @@ class Start:
         axes: inputs of linear nodes whose channel means a step asks for, or whose channel ranges
             smoothing or equalization needs → the channel axis.
         layouts: linear nodes whose second moments a step asks for.
+        scores: Softmax → its scores, which may be masked.
         shapes: shapes of the inputs that the plan is made for: those of the largest sample where
             the data is a list or tuple, else of the first.
         first: the first sample; None where statistics are given.
@@ -92,6 +94,7 @@ class Start:
     groups: tuple[Group, ...]
     axes: Mapping[str, int]
     layouts: Mapping[str, Layout]
+    scores: Mapping[str, str]
     shapes: Mapping[str, tuple[int, ...]]
     first: Feed | None
     feeds: Iterator[Feed]
@@ -176,6 +179,7 @@ def begin(
             **{name: AXIS for group in groups for name in group.rounded},
         },
         layouts=moment_layouts(prepared, plan) if "moments" in needs_of(steps) else {},
+        scores=weighing_scores(prepared) if plan.quantized else {},
         shapes=data.shapes,
         first=data.first,
         feeds=feeds,
@@ -238,6 +242,7 @@ def gather(
         executor=executor,
         progress=progress,
         layouts=start.layouts.values(),
+        scores=start.scores.values(),
         shapes=start.shapes,
         # workers know a model by its mark; without any, and nothing to save, it is not needed
         mark="" if mark is None and executor is None else mark,
@@ -249,7 +254,7 @@ def gather(
     back = gradients(start.prepared, sizes, start.plan, few)
     start.exact.extend(back.exact)
     errors = dynamic_errors(start.prepared, start.plan, few, back.exact)
-    return replace(found, gradients=back.energies.beside(errors), peaks=back.peaks)
+    return replace(found, gradients=back.energies.beside(errors))
 
 
 def learn(start: Start, statistics: Statistics, calibrator: Calibrator[Any]) -> Evidence:
@@ -275,7 +280,7 @@ def learn(start: Start, statistics: Statistics, calibrator: Calibrator[Any]) -> 
         noise=noise,
         means=statistics.means,
         moments=moments,
-        floors=floors_of(statistics.peaks),
+        floors=floors_of(statistics.peaks, start.scores),
     )
     found = smoothings(evidence, start.readers, statistics)
     equal = equalizations(evidence, start.groups, statistics, without=found)

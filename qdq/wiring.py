@@ -114,10 +114,22 @@ def wire(
 def _clipped_products(
     graph: Graph, made: set[str], units: Mapping[str, Unit], floors: Mapping[str, float]
 ) -> set[str]:
-    """Integer nodes with float output right in front of the Clip of a Softmax with a floor."""
-    makers = (graph.producer.get(n.input[0]) for n in graph.nodes if n.name in floors)
-    names = {graph.nodes[k].name for k in makers if k is not None} & units.keys()
-    return {name for name in names if made.isdisjoint(units[name].outputs)}
+    """Integer nodes with float output right in front of the Clip of a Softmax with a floor.
+
+    A float Transpose between may be moved away by the runtime.
+    """
+    waiting = [n.input[0] for n in graph.nodes if n.name in floors]
+    found = set()
+    for tensor in waiting:
+        maker = graph.producer.get(tensor)
+        node = graph.nodes[maker] if maker is not None else None
+        if node is None:
+            continue
+        if node.name in units and made.isdisjoint(units[node.name].outputs):
+            found.add(node.name)
+        elif node.op_type == "Transpose" and node.name not in units:
+            waiting.append(node.input[0])
+    return found
 
 
 def _rewritten(graph: Graph, made: set[str], units: Mapping[str, Unit]) -> dict[str, Rewrite]:

@@ -15,17 +15,16 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 import qdq
-from qdq import MinMax
+from qdq import Entropy, MinMax, Percentile
 from qdq.api import Result, collect_statistics, run
+from qdq.calibrate.peaks import DENORMAL, Peaks
 from qdq.forms import tuned
 from qdq.graph import Graph
-from qdq.placement import gains
-from qdq.placement.masked import watch
-from qdq.placement.scores import DENORMAL, floors_of
+from qdq.placement.masked import weighing_scores
+from qdq.placement.scores import floors_of
 from qdq.prepare import prepare
 from qdq.statistics import Statistics
-from qdq.statistics.few import FewSamples
-from qdq.statistics.observe import observe
+from qdq.statistics.observe import Readout, observe
 from qdq.targets import ORT_CPU, PORTABLE
 
 HEADS, TOKENS, WIDTH = 2, 48, 64
@@ -143,7 +142,8 @@ def test_no_weight_is_denormal_behind_it() -> None:
         return {n.op_type for n in made.graph.node}
 
     assert "ThresholdedRelu" not in operators(result.model)
-    assert "ThresholdedRelu" in operators(run(net, samples, calibrator=MinMax()).model)
+    apart = [{"x": feed["x"]} for feed in uneven(30.0)]
+    assert "ThresholdedRelu" in operators(run(net, apart).model)
 
 
 def test_rows_of_nan_that_are_looked_for_stay() -> None:
@@ -166,9 +166,10 @@ def test_who_can_tell_zero_from_next_to_it_has_none(reader: onnx.NodeProto) -> N
     shape = [3, 4]
     nodes = [node("Softmax", ["x"], "y", axis=-1), node("Transpose", ["y"], "t", perm=[1, 0])]
     product = node("MatMul", ["t", "x"], "w")
-    assert watch(model([*nodes, product], {"x": shape}, {"w": [4, 4]}, {})) is not None
+    bare = model([*nodes, product], {"x": shape}, {"w": [4, 4]}, {})
+    assert weighing_scores(bare) == {"Softmax_y": "x"}
     net = model([*nodes, product, reader], {"x": shape}, {"w": [4, 4], "z": [None, None]}, {})
-    assert watch(net) is None
+    assert not weighing_scores(net)
 
 
 def test_a_plan_without_integer_nodes_has_none() -> None:
@@ -194,6 +195,31 @@ def test_the_product_that_makes_the_scores_stays_integer(product: str) -> None:
     assert len(clips(result)) == 1
     assert len(result.plan.linears) == 2
     assert outcome.ops["Gemm"] == outcome.ops["MatMul"] == outcome.ops["FusedGemm"] == 0
+
+
+def test_it_stays_so_where_transposes_between_are_moved_away() -> None:
+    low = weights(128, 512, seed=2)
+    low[:, ::5] = -2.0
+    constants = {
+        "w1": weights(512, 512, seed=1),
+        "heads": np.array([1, 256, 4, 128]),
+        "w2": low,
+        "flat": np.array([1, 256, 2048]),
+    }
+    nodes = [
+        node("MatMul", ["x", "w1"], "a"),
+        node("Relu", ["a"], "h"),
+        node("Reshape", ["h", "heads"], "h4"),
+        node("MatMul", ["h4", "w2"], "s0"),
+        node("Transpose", ["s0"], "s", perm=[0, 2, 1, 3]),
+        node("Softmax", ["s"], "p", axis=-1),
+        node("Transpose", ["p"], "p1", perm=[0, 2, 1, 3]),
+        node("Reshape", ["p1", "flat"], "y"),
+    ]
+    net = model(nodes, {"x": [1, 256, 512]}, {"y": [1, 256, 2048]}, constants)
+    result, outcome = default(net, feeds({"x": (1, 256, 512)}, 4))
+    assert len(clips(result)) == 1
+    assert outcome.ops["MatMul"] == outcome.ops["FusedMatMul"] == outcome.ops["Transpose"] == 0
 
 
 def uneven(scale: float) -> list[dict[str, Any]]:
@@ -222,53 +248,60 @@ def test_others_have_none(mask: float, samples: list[dict[str, Any]]) -> None:
 
 
 def test_only_the_last_axis_has_rows() -> None:
-    def watched(shape: list[int], axis: int) -> bool:
+    def found(shape: list[int], axis: int) -> bool:
         nodes = [node("Softmax", ["x"], "y", axis=axis)]
-        return watch(model(nodes, {"x": shape}, {"y": shape}, {})) is not None
+        return bool(weighing_scores(model(nodes, {"x": shape}, {"y": shape}, {})))
 
-    assert [axis for axis in (-2, -1, 0, 1, 2) if watched([2, 3, 4], axis)] == [-1, 2]
-    assert not watched([5], 0)
+    assert [axis for axis in (-2, -1, 0, 1, 2) if found([2, 3, 4], axis)] == [-1, 2]
+    assert not found([5], 0)
 
     plain = model([node("Softmax", ["x"], "y")], {"x": [2, 3, 4]}, {"y": [2, 3, 4]}, {})
-    assert watch(plain) is not None
+    assert weighing_scores(plain)
     plain.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
-    assert watch(plain) is None
+    assert not weighing_scores(plain)
     nodes = [node("Softmax", ["x"], "y"), node("Softmax", ["z"], "w")]
     shape = [2, 3]
-    both = watch(model(nodes, {"x": shape, "z": shape}, {"y": shape, "w": shape}, {}))
-    assert both is not None
-    assert both.names == ("Softmax_y",) * 3 + ("Softmax_w",) * 3
+    both = model(nodes, {"x": shape, "z": shape}, {"y": shape, "w": shape}, {})
+    assert weighing_scores(both) == {"Softmax_y": "x", "Softmax_w": "z"}
 
 
-def test_measured_as_numpy_does() -> None:
-    net, samples = prepare(attention()), data()
-    found = collect_statistics(attention(), samples).peaks
-    assert found.names == ("Softmax_p",) * 3
-    scores = [o["s"] for o in observe(net, ["s"], samples)]
-    wanted = [
-        (
-            peaks.min(),
-            peaks.max(),
-            np.mean(s < s.max(axis=-1, keepdims=True) - np.float32(DENORMAL)),
-        )
-        for s, peaks in ((s, s.max(axis=-1)) for s in scores)
-    ]
-    np.testing.assert_allclose(sorted(found.rows.values(), key=tuple), sorted(wanted), rtol=1e-5)
+def peaks_of(*scores: NDArray[np.floating]) -> Peaks:
+    """What numpy finds in arrays of some samples."""
+    tops = [s.max(axis=-1) for s in scores]
+    deep = [np.mean(s.min(axis=-1) < s.max(axis=-1) - np.float32(DENORMAL)) for s in scores]
+    ends = min(t.min() for t in tops), max(t.max() for t in tops), max(deep)
+    return Peaks(names=("s",), numbers=np.array(ends, np.float32)[:, None])
+
+
+@pytest.mark.parametrize("calibrator", [qdq.MSE(), MinMax()], ids=["mse", "minmax"])
+def test_measured_as_numpy_does(calibrator: Any) -> None:
+    """Over all samples, of which only one has a mask, and another one a mask everywhere."""
+    samples = [*data(hidden=0), *data(hidden=0, seed=8), *data()[:1], *empty_rows()[:1]]
+    found = collect_statistics(attention(), samples, calibrator=calibrator).peaks
+    wanted = peaks_of(*(o["s"] for o in observe(prepare(attention()), ["s"], samples)))
+    assert wanted.numbers[0, 0] < -9000
+    assert found.names == ("s",)
+    np.testing.assert_allclose(found.numbers, wanted.numbers, rtol=1e-5)
 
 
 def test_nothing_has_no_peak() -> None:
     """A batch of none runs, and counts for nothing."""
     nodes = [node("MatMul", ["x", "w"], "s"), node("Softmax", ["s"], "y", axis=-1)]
     net = model(nodes, {"x": ["n", 8]}, {"y": ["n", 8]}, {"w": weights(8, 8)})
-    found = watch(prepare(net))
-    assert found is not None
-    extended = onnx.ModelProto.FromString(prepare(net).SerializeToString())
-    extended.graph.node.extend(found.added.node)
-    extended.graph.initializer.extend(found.added.initializer)
-    (seen,) = observe(extended, [found.output], [{"x": np.zeros((0, 8), np.float32)}])
-    assert seen[found.output].tolist() == [np.inf, -np.inf, 0.0]
-    row = {"00": seen[found.output], "01": np.array([1.0, 2.0, 0.5], np.float32)}
-    assert floors_of(FewSamples(names=found.names, rows=row)) == {"Softmax_y": 2.0 - 75.0}
+    readout = Readout(prepare(net), {}, counted=frozenset(), peaked=["s"])
+    none = readout.run({"x": np.zeros((0, 8), np.float32)}).peaks
+    assert none.numbers[:, 0].tolist() == [np.inf, -np.inf, 0.0]
+    some = Peaks(names=("s",), numbers=np.array([[1.0], [2.0], [0.5]], np.float32))
+    assert none.merge(some) == some
+    assert not floors_of(none, {"n": "s"})
+
+
+def test_below_the_opset_of_gauges_there_are_none() -> None:
+    net = model([node("Softmax", ["x"], "y")], {"x": [4, 8]}, {"y": [4, 8]}, {}, opset=17)
+    readout = Readout(net, {"y": None}, counted=frozenset(), peaked=["x"])
+    seen = readout.run({"x": np.ones((4, 8), np.float32)})
+    assert seen.peaks == Peaks()
+    assert seen.readings["y"].low == 0.125
 
 
 def test_statistics_carry_it(tmp_path: Path) -> None:
@@ -276,13 +309,19 @@ def test_statistics_carry_it(tmp_path: Path) -> None:
     made = qdq.quantize(attention(), samples)
     collect_statistics(attention(), samples).save(tmp_path / "found.npz")
     loaded = Statistics.load(tmp_path / "found.npz")
-    assert loaded.peaks.names
+    assert loaded.peaks.names == ("s",)
     later = qdq.quantize(attention(), statistics=loaded)
     assert later.SerializeToString(deterministic=True) == made.SerializeToString(deterministic=True)
 
 
-def test_who_does_not_measure_or_tune_has_none() -> None:
-    assert not clips(run(attention(), data(), calibrator=MinMax()))
+@pytest.mark.parametrize("calibrator", [MinMax(), Entropy(), Percentile()], ids=repr)
+def test_all_calibrators_look_for_masks(calibrator: Any) -> None:
+    result = run(attention(), data(), calibrator=calibrator)
+    assert len(clips(result)) == 1
+    assert compare(attention(), result.model, data()).sqnr > 25
+
+
+def test_who_does_not_tune_has_none() -> None:
     assert not clips(run(attention(), data(), target=PORTABLE))
     untuned = replace(ORT_CPU, tunes_float=False)
     assert not clips(run(attention(), data(), target=untuned))
@@ -303,12 +342,12 @@ def test_a_floor_changes_no_softmax(rows: list[tuple[float, int]], mask: float) 
         return row
 
     s = np.array([scores(*row) for row in rows])
-    peaks = s.max(axis=1, keepdims=True)
-    three = np.array([peaks.min(), peaks.max(), np.mean(s < peaks - DENORMAL)], np.float32)
-    floors = floors_of(FewSamples(names=("n",) * 3, rows={"00": three}))
+    peaks = s.max(axis=1)
+    floors = floors_of(peaks_of(s), {"n": "s"})
     if np.ptp(peaks) > 45.01:
         assert not floors
-    elif np.ptp(peaks) < 44.99 and three[2] > 0.02:
+    elif np.ptp(peaks) < 44.99:
+        assert s.min() < peaks.min() - DENORMAL
         raised = np.maximum(s, floors["n"])
         assert np.ptp(raised, axis=1).max() < DENORMAL
         np.testing.assert_allclose(softmax(raised), softmax(s), rtol=1e-11, atol=1e-11)
@@ -324,29 +363,22 @@ def test_parts_merge_to_the_whole() -> None:
     samples = [*data(hidden=0)[:2], *data(seed=5)[:2]]
     parts = [collect_statistics(attention(), samples[k : k + 2]) for k in (0, 2)]
     whole = collect_statistics(attention(), samples)
-    assert whole.peaks.rows
     for a, b in (parts, parts[::-1]):
         assert a.merge(b, qdq.MSE()).peaks == whole.peaks
-    assert list(floors_of(whole.peaks)) == ["Softmax_p"]
-    assert not floors_of(parts[0].peaks)
-    assert whole != replace(whole, peaks=FewSamples())
+    of = {"Softmax_p": "s"}
+    assert list(floors_of(whole.peaks, of)) == ["Softmax_p"]
+    assert not floors_of(parts[0].peaks, of)
+    assert whole != replace(whole, peaks=Peaks())
+    with pytest.raises(qdq.ConfigError, match=r"their scores differs: \('s',\) and \(\)"):
+        whole.merge(replace(whole, peaks=Peaks()), qdq.MSE())
 
 
-@pytest.mark.parametrize("broken", ["watch", "adjoint"])
-def test_one_measurement_does_without_the_other(
-    broken: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = getattr(gains, broken)
-
-    def breaks(*given: Any) -> Any:
-        found = real(*given)
-        found.added.node[-1].input[0] = "nothing"
-        return found
-
-    monkeypatch.setattr(gains, broken, breaks)
-    found = collect_statistics(attention(), data())
-    assert bool(found.peaks.rows) == (broken == "adjoint")
-    assert bool(found.gradients.rows) == (broken == "watch")
+def test_a_sample_that_alone_has_rows_without_a_score_counts() -> None:
+    """Such rows have other weights behind a floor: it may be any sample that has them."""
+    for at in range(12):
+        samples = [*data(), *data(seed=5), *data(seed=6)]
+        samples[at]["m"][:] = True
+        assert not clips(run(attention(), samples))
 
 
 def test_a_float_softmax_has_it_and_an_integer_one_not() -> None:
@@ -357,18 +389,26 @@ def test_a_float_softmax_has_it_and_an_integer_one_not() -> None:
     assert list(tuned(graph, set(), set(), {}).followed) == ["Softmax_p"]
 
 
-@pytest.mark.parametrize("share", [0.0, 0.019, 0.021, 0.5])
+def seen(*numbers: tuple[float, float, float]) -> Peaks:
+    """Peaks of one tensor each: those of the samples of one that merge."""
+    first, *others = (Peaks(names=("s",), numbers=np.array([n], np.float32).T) for n in numbers)
+    for other in others:
+        first = first.merge(other)
+    return first
+
+
+@pytest.mark.parametrize("share", [0.0, 0.049, 0.051, 0.5])
 def test_few_masked_scores_are_left(share: float) -> None:
     """The most that one sample has counts."""
-    rows = {"00": np.zeros(3, np.float32), "01": np.array([0, 1, share], np.float32)}
-    assert bool(floors_of(FewSamples(names=("n",) * 3, rows=rows))) == (share > 0.02)
+    found = floors_of(seen((0, 0, 0), (0, 1, share)), {"n": "s", "other": "t"})
+    assert found == ({"n": 1.0 - 75.0} if share > 0.05 else {})
 
 
 def test_the_outcome_is_that_of_the_samples_together() -> None:
     """Each sample may have other peaks; a share of masked scores in one of them is enough."""
-    three = {"00": [0.0, 5.0, 0.0], "01": [-3.0, 12.0, 0.2], "02": [1.0, 2.0, 0.0]}
-    rows = {digest: np.array(row, np.float32) for digest, row in three.items()}
-    assert floors_of(FewSamples(names=("n",) * 3, rows=rows)) == {"n": 12.0 - 75.0}
-    rows["03"] = np.array([-40.0, 1.0, 0.2], np.float32)
-    assert floors_of(FewSamples(names=("n",) * 3, rows=rows)) == {}
-    assert floors_of(FewSamples()) == {}
+    three = [(0.0, 5.0, 0.0), (-3.0, 12.0, 0.2), (1.0, 2.0, 0.0)]
+    assert floors_of(seen(*three), {"n": "s"}) == {"n": 12.0 - 75.0}
+    for other in [(-40.0, 1.0, 0.2), (-np.inf, 0.0, 0.2), (np.nan, np.nan, 0.0)]:
+        assert not floors_of(seen(*three, other), {"n": "s"})
+        assert not floors_of(seen(other, *three), {"n": "s"})
+    assert floors_of(Peaks(), {"n": "s"}) == {}

@@ -27,7 +27,7 @@ from qdq.calibrate import CALIBRATORS, Calibrator, MinMax
 from qdq.data import Feed
 from qdq.errors import CalibrationError, ConfigError, ModelError
 from qdq.ranges import TensorRange
-from qdq.statistics import Statistics, sharding, worker
+from qdq.statistics import Statistics, dispatch, sharding, worker
 from qdq.statistics.observe import Readout
 from qdq.statistics.sharding import collect
 
@@ -89,14 +89,14 @@ def inline(monkeypatch: pytest.MonkeyPatch) -> type[Inline]:
             super().__init__(*args, **kwargs)
             made.append(self)
 
-    real = sharding.wait
+    real = dispatch.wait
 
     def wait(pending: Any, **kwargs: Any) -> Any:
         while made[-1].waiting and not any(f.done() for f in pending):
             made[-1].work()
         return real(pending, **kwargs)
 
-    monkeypatch.setattr(sharding, "wait", wait)
+    monkeypatch.setattr(dispatch, "wait", wait)
     return Pool
 
 
@@ -176,6 +176,7 @@ def test_a_worker_keeps_one_model() -> None:
             tensors=tensors,
             axes={},
             layouts=(),
+            scores=(),
             shapes={},
             calibrator=MinMax(),
             threads=1,

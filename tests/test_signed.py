@@ -16,8 +16,9 @@ from qdq.api import run
 from qdq.ops.demand import NodeView, TensorView
 from qdq.placement.costs import Features, signed_pays
 from qdq.placement.weighing import features_of, kind_of
+from qdq.report.matching import match
 from qdq.spec import INT8
-from qdq.targets import ORT_CPU_NO_VNNI, PORTABLE
+from qdq.targets import ORT_CPU_NO_VNNI, PORTABLE, Target
 
 PLAIN = replace(FORCED, signed_right=False)
 
@@ -186,6 +187,12 @@ def test_where_it_is_not_written_it_is_not_counted_on() -> None:
     assert "MatMul_y" not in run(net, samples, target=ORT_CPU_NO_VNNI).plan.quantized
 
 
+def test_of_int8_activations_it_is_not_written_either() -> None:
+    net, samples = attention(tokens=1024), data(tokens=1024)
+    both = Scheme(activation=QuantSpec(dtype=INT8))
+    assert "MatMul_y" not in run(net, samples, scheme=both).plan.quantized
+
+
 def test_compare_knows_what_they_read() -> None:
     net = attention()
     made = run(net, data(), target=FORCED, calibrator=qdq.MinMax()).model
@@ -194,6 +201,45 @@ def test_compare_knows_what_they_read() -> None:
     rows = {row.name: row for row in report.nodes}
     assert rows["MatMul_scores"].integer
     assert rows["MatMul_y"].integer
+
+
+def test_advice_counts_all_readers() -> None:
+    """A tensor that two products read, one of them in int8, becomes float for both."""
+    net, samples = attention(shared=True), data()
+
+    def told(target: Target) -> dict[str, Any]:
+        made = run(net, samples, target=target, calibrator=qdq.MinMax()).model
+        report = qdq.compare(net, made, samples, repeats=0, advise=8)
+        noises = {row.name: row.local_db for row in report.nodes}
+        return noises | {a.what: a.gain_db for a in report.advice}
+
+    found, wanted = told(FORCED), told(PLAIN)
+    assert "leave tensor k and 1 more float (4 nodes)" in wanted
+    assert found.keys() == wanted.keys()
+    assert found == pytest.approx(wanted, abs=0.01)
+
+
+def test_other_codes_of_a_tensor_are_not_its_own() -> None:
+    """A second Q and DQ with another scale rounds otherwise."""
+    constants = {"w": weights(64, 32), "v": weights(64, 32, seed=3)}
+    parts = [node("MatMul", ["x", "w"], "y"), node("MatMul", ["x", "v"], "z")]
+    shapes = {"x": [4, 64]}, {"y": [4, 32], "z": [4, 32]}
+    net = model(parts, *shapes, constants)
+
+    def reader(scale: float, zero: np.generic) -> tuple[str, ...]:
+        numbers = {"s": np.float32(0.03), "o": np.uint8(128), "s2": np.float32(scale), "o2": zero}
+        coded = [
+            node("QuantizeLinear", ["x", "s", "o"], "codes"),
+            node("DequantizeLinear", ["codes", "s", "o"], "real"),
+            node("MatMul", ["real", "w"], "y"),
+            node("QuantizeLinear", ["x", "s2", "o2"], "codes2"),
+            node("DequantizeLinear", ["codes2", "s2", "o2"], "real2"),
+            node("MatMul", ["real2", "v"], "z"),
+        ]
+        return match(net, model(coded, *shapes, {**constants, **numbers})).coded["x"].others
+
+    assert reader(0.03, np.uint8(128)) == reader(0.03, np.int8(0)) == ("real2",)
+    assert reader(0.04, np.uint8(128)) == reader(0.03, np.uint8(127)) == ()
 
 
 def test_another_reshape_of_codes_is_no_pair() -> None:

@@ -210,7 +210,7 @@ def fields(arrays: Arrays) -> None:
 
 
 def form(arrays: Arrays) -> None:
-    arrays["header"] = np.asarray(str(arrays["header"]).replace("statistics 5", "statistics 9"))
+    arrays["header"] = np.asarray(str(arrays["header"]).replace("statistics 6", "statistics 9"))
 
 
 def json(arrays: Arrays) -> None:
@@ -219,6 +219,10 @@ def json(arrays: Arrays) -> None:
 
 def kind(arrays: Arrays) -> None:
     arrays["header"] = np.asarray(str(arrays["header"]).replace('"histogram"', '"other"'))
+
+
+def peaks(arrays: Arrays) -> None:
+    arrays["peaks"] = np.zeros((3, 2), np.float32)
 
 
 def data(arrays: Arrays) -> None:
@@ -230,7 +234,7 @@ def pickled(arrays: Arrays) -> None:
     arrays["header"] = np.array([{}], object)
 
 
-@pytest.mark.parametrize("change", [counts, fields, form, json, kind, data, pickled])
+@pytest.mark.parametrize("change", [counts, fields, form, json, kind, peaks, data, pickled])
 def test_other_contents_are_refused(change: Callable[[Arrays], None], tmp_path: Path) -> None:
     path = tmp_path / "s.npz"
     of(DATA, MSE()).save(path)

@@ -7,6 +7,7 @@ the integers are added up per range of exponents, which no order can change.
 
 import itertools
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +42,14 @@ class ChannelSum:
         """Both together; exactly associative and commutative."""
         reach = self.reach.union(other.reach)
         return ChannelSum(self.bins + other.bins, self.count + other.count, reach)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, ChannelSum):
+            return NotImplemented
+        same = self.count == other.count and self.reach == other.reach
+        return same and np.array_equal(self.bins, other.bins)
+
+    __hash__: ClassVar[None] = None  # type: ignore[assignment]
 
     @property
     def mean(self) -> NDArray[np.float64]:

@@ -14,6 +14,7 @@ will see.
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -216,6 +217,18 @@ class MomentSum:
             second += products * unit**2
             mean += sums * unit
         return Moments(second / self.count, mean / self.count, self.count)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, MomentSum):
+            return NotImplemented
+        same = self.count == other.count and self.bins.keys() == other.bins.keys()
+        return same and all(
+            np.array_equal(mine, theirs)
+            for exponent, sums in self.bins.items()
+            for mine, theirs in zip(sums, other.bins[exponent], strict=True)
+        )
+
+    __hash__: ClassVar[None] = None  # type: ignore[assignment]
 
 
 class MomentSums:

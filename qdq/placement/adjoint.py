@@ -24,13 +24,14 @@ from qdq.graph import Graph
 from qdq.nested import captured_names
 from qdq.placement.gradients import RULES, Grads
 from qdq.placement.harm import LONE
-from qdq.placement.tape import OPSET, Tape, UnknownWayError
+from qdq.placement.tape import Tape, UnknownWayError
 from qdq.placement.wholes import judged
 
 __all__ = ["Adjoint", "adjoint"]
 
 log: logging.Logger = logging.getLogger(__name__)
 
+_OPSET = 18  # the first one whose reductions have all their axes as inputs
 _OTHER_FLOATS = (TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 _PRIME = (1 << 31) - 1
 _FACTOR = 48271  # a primitive root of the prime
@@ -65,7 +66,7 @@ def adjoint(model: onnx.ModelProto, tensors: Iterable[str]) -> Adjoint | None:
     """
     graph = Graph(model)
     by = judged(graph)
-    if graph.opset < OPSET or not by.outputs:
+    if graph.opset < _OPSET or not by.outputs:
         return None
     wanted = [n for n in tensors if n in graph.producer or n in graph.inputs]
     tape = Tape(graph, _live(graph, wanted))

@@ -22,7 +22,6 @@ from qdq.graph import Graph
 from qdq.light import tensor_bytes
 from qdq.placement.adjoint import Adjoint, adjoint
 from qdq.placement.harm import read
-from qdq.placement.masked import Watch, watch
 from qdq.placement.wholes import judged
 from qdq.plan import Plan
 from qdq.problem import Constant, Derived
@@ -47,12 +46,10 @@ class Back(NamedTuple):
 
     Attributes:
         energies: tensor → energy of its gradient; empty where the way back is not known.
-        peaks: three numbers on the scores of each Softmax (``qdq.placement.masked``).
         exact: what the model is ``judged`` by, of each sample.
     """
 
     energies: FewSamples = FewSamples()
-    peaks: FewSamples = FewSamples()
     exact: Sequence[Observation] = ()
 
 
@@ -75,47 +72,36 @@ def gradients(model: onnx.ModelProto, sizes: Graph, plan: Plan, kept: Mapping[by
     heads = by.names if by.outputs else ()
     if _size(sizes, heads) > _MOST_SHOWN:
         heads = ()
-    parts = {"energies": adjoint(model, (t.name for t in wanted)), "peaks": watch(model)}
-    # with a part that does not fit this model, the other one can do, or nothing but what it makes
-    for fields in (("energies", "peaks"), ("energies",), ("peaks",), ()):
-        chosen = {f: part for f in fields if (part := parts[f]) is not None}
-        if len(chosen) < len(fields):
-            continue
+    way = adjoint(model, (t.name for t in wanted))
+    # where a rule does not fit this model, there is still what the model makes
+    for chosen in (way, None) if way is not None else (None,):
         try:
             return _run(model, chosen, heads, kept, len(sizes.nodes))
         except QdqError as e:
-            log.info("not known beside %d outputs: %s, since %s", len(heads), fields, e)
+            log.info("no %s: %s", "outputs" if chosen is None else "gradients", e)
     return Back()  # what the float model cannot do is told when the result is verified
 
 
 def _run(
     model: onnx.ModelProto,
-    parts: Mapping[str, Adjoint | Watch],
+    way: Adjoint | None,
     heads: Sequence[str],
     kept: Mapping[bytes, Feed],
     nodes: int,
 ) -> Back:
-    """Run the samples; ``parts``: field of the result → what finds it; ``nodes``: of the model."""
-    added = onnx.GraphProto()
-    for part in parts.values():
-        added.MergeFrom(part.added)
-    names = [*(part.output for part in parts.values()), *heads]
-    if not names:
+    """Run the samples; ``nodes``: of the model."""
+    energies, back = FewSamples(), [] if way is None else [way.output]
+    if not (back or heads):
         return Back()
-    optimize = not parts or nodes + len(added.node) <= _MANY
-    more = added if parts else None
-    observer = Observer(model, names, optimize=optimize, added=more, few=True)
+    optimize = way is None or nodes + len(way.added.node) <= _MANY
+    added = None if way is None else way.added
+    observer = Observer(model, [*back, *heads], optimize=optimize, added=added, few=True)
     seen = [observer.run(feed) for feed in kept.values()]
-    digests = [d.hex() for d in kept]
-    found = {
-        field: FewSamples(
-            names=part.names,
-            rows=dict(zip(digests, (row.pop(part.output) for row in seen), strict=True)),
-        )
-        for field, part in parts.items()
-    }
-    log.info("ran %d samples there and back: %s", len(seen), ", ".join(found) or "outputs only")
-    return Back(**found, exact=seen if heads else ())
+    if way is not None:
+        rows = {d.hex(): row.pop(way.output) for d, row in zip(kept, seen, strict=True)}
+        energies = FewSamples(names=way.names, rows=rows)
+    log.info("ran %d samples there and back: %d tensors", len(seen), len(energies.names))
+    return Back(energies=energies, exact=seen if heads else ())
 
 
 def _bytes(sizes: Graph) -> int:

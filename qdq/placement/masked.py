@@ -1,54 +1,27 @@
-"""What a Softmax of masked scores is measured by, beside a model.
+"""Softmaxes whose scores a mask may cut off, found in a graph.
 
 A mask adds -10000, say, to the scores of what must not be looked at. The weights of those are 0,
 but on the way there the runtime's exp passes through numbers that are not normal any more, which
 many processors take a hundred times as long for (``qdq.placement.scores``).
 """
 
-from dataclasses import dataclass
-
-import numpy as np
 import onnx
 from onnx import TensorProto
 
 from qdq.graph import Graph, attributes
-from qdq.placement.scores import DENORMAL
-from qdq.placement.tape import OPSET, Tape
 
-__all__ = ["Watch", "watch"]
+__all__ = ["weighing_scores"]
 
 _PASSES = frozenset({"Dropout", "Identity", "Mul", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 
 
-@dataclass(frozen=True, slots=True)
-class Watch:
-    """Nodes that measure the scores.
-
-    Attributes:
-        names: each Softmax' name, three times in a row.
-        output: has for each of them the lowest peak (the largest score of a row), the highest one,
-            and the share of scores that are more than ``DENORMAL`` below theirs.
-        added: the nodes and constants, beside those of the model.
-    """
-
-    names: tuple[str, ...]
-    output: str
-    added: onnx.GraphProto
-
-
-def watch(model: onnx.ModelProto) -> Watch | None:
-    """The nodes for a prepared model, which is not changed; None if it has no such Softmax."""
+def weighing_scores(model: onnx.ModelProto) -> dict[str, str]:
+    """Softmax → its scores, of a prepared model: what may have a floor, if it is masked."""
     graph = Graph(model)
-    nodes = [n for n in graph.nodes if _is_last_softmax(graph, n)]
     # of rows in which all is masked by -inf it makes NaN, and a floor would hide those
-    guarded = any(n.op_type == "IsNaN" for n in graph.nodes)
-    if not nodes or guarded or graph.opset < OPSET:
-        return None
-    tape = Tape(graph, (), label="peak")
-    found = (n for node in nodes for n in _measured(tape, node.input[0]))
-    output = tape.node("Concat", *found, axis=0)
-    names = tuple(node.name for node in nodes for _ in range(3))
-    return Watch(names, output, tape.added)
+    if any(n.op_type == "IsNaN" for n in graph.nodes):
+        return {}
+    return {n.name: n.input[0] for n in graph.nodes if _is_last_softmax(graph, n)}
 
 
 def _is_last_softmax(graph: Graph, node: onnx.NodeProto) -> bool:
@@ -73,19 +46,3 @@ def _only_weighs(graph: Graph, name: str) -> bool:
             if node.op_type in _PASSES:
                 waiting.append(node.output[0])
     return True
-
-
-def _measured(tape: Tape, scores: str) -> tuple[str, str, str]:
-    peaks = tape.node("ReduceMax", scores, tape.whole(-1), keepdims=1)
-    all_peaks = tape.flat(peaks)
-    # a tensor may be empty, and nothing has no maximum
-    low = tape.node("Concat", all_peaks, tape.constant(np.full(1, np.inf, np.float32)), axis=0)
-    high = tape.node("Concat", all_peaks, tape.constant(np.full(1, -np.inf, np.float32)), axis=0)
-    deep = tape.node("Less", scores, tape.node("Sub", peaks, tape.real(DENORMAL)))
-    count = tape.node("ReduceSum", tape.node("Cast", deep, to=1), keepdims=0)
-    size = tape.node("Cast", tape.node("Size", scores), to=1)
-    return (
-        tape.node("ReduceMin", low, keepdims=1),
-        tape.node("ReduceMax", high, keepdims=1),
-        tape.flat(tape.node("Div", count, tape.node("Max", size, tape.real(1)))),
-    )

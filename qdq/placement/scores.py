@@ -11,33 +11,30 @@ What is masked then has a weight of exp(-30) = 1e-13 at most instead of 0, where
 sums of 1 at 6e-8.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 
-from qdq.statistics.few import FewSamples
+from qdq.calibrate.peaks import Peaks
 
-__all__ = ["DENORMAL", "floors_of"]
+__all__ = ["floors_of"]
 
-DENORMAL = 87.0  #: exp(-DENORMAL) is next to the smallest normal number
 # The floor is so far below the highest peak that one which is 12 higher still has normal weights,
 # and below the lowest peak by 30 at least: for one which is 10 lower, a masked weight is 2e-9.
 _DEPTH, _SPREAD = 75.0, 45.0
-_SHARE = 0.02  # of scores so far below their peak from which a Clip takes less time than they do
+_SHARE = 0.05  # of rows with such scores, from which a Clip takes less time than they do
 
 
-def floors_of(peaks: FewSamples) -> dict[str, float]:
+def floors_of(peaks: Peaks, scores: Mapping[str, str]) -> dict[str, float]:
     """Softmax → the score that all lower ones can be raised to; without those that need none.
 
     Args:
-        peaks: of each Softmax the lowest peak, the highest, and the share of scores that are more
-            than ``DENORMAL`` below theirs (``qdq.placement.masked``). With a row of no finite score
-            there is no floor.
+        peaks: of the scores over all samples. With a row of no finite score there is no floor.
+        scores: Softmax → its scores.
     """
-    if not peaks.rows:
-        return {}
-    rows = np.stack([peaks.rows[d] for d in sorted(peaks.rows)]).astype(np.float64)
-    low, high, share = rows.reshape(len(rows), -1, 3).transpose(2, 0, 1)
-    lowest, highest, most = low.min(axis=0), high.max(axis=0), share.max(axis=0)
+    lowest, highest, share = peaks.numbers.astype(np.float64)
     with np.errstate(invalid="ignore"):  # inf - inf: not a number, which compares as false
-        chosen = (most >= _SHARE) & (highest - lowest <= _SPREAD)
-    triples = zip(peaks.names[::3], chosen, highest, strict=True)
-    return {name: float(top - _DEPTH) for name, is_chosen, top in triples if is_chosen}
+        chosen = (share >= _SHARE) & (highest - lowest <= _SPREAD)
+    floors = dict(zip(peaks.names, np.where(chosen, highest - _DEPTH, np.nan), strict=True))
+    found = {softmax: float(floors.get(name, np.nan)) for softmax, name in scores.items()}
+    return {softmax: floor for softmax, floor in found.items() if not np.isnan(floor)}

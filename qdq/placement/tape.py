@@ -10,9 +10,8 @@ from onnx import helper, numpy_helper
 
 from qdq.graph import Graph
 
-__all__ = ["OPSET", "Tape", "UnknownWayError"]
+__all__ = ["Tape", "UnknownWayError"]
 
-OPSET = 18  #: the first one whose reductions have all their axes as inputs
 _SHARED_BELOW = 64  # elements; equal constants of up to this size are one
 
 
@@ -26,7 +25,6 @@ class Tape:
     Args:
         graph: the forward graph.
         live: tensors whose gradient is wanted, or that a wanted one leads to.
-        label: the names begin with it.
 
     Attributes:
         graph: the forward graph.
@@ -34,11 +32,11 @@ class Tape:
         added: what was written.
     """
 
-    def __init__(self, graph: Graph, live: Iterable[str], *, label: str = "back") -> None:
+    def __init__(self, graph: Graph, live: Iterable[str]) -> None:
         self.graph = graph
         self.live: frozenset[str] = frozenset(live)
         self.added: onnx.GraphProto = onnx.GraphProto()
-        self._label, self._count = label, 0
+        self._count = 0
         self._known: dict[tuple[str, tuple[int, ...], bytes], str] = {}
 
     def node(self, op: str, *inputs: str, **attributes: Any) -> str:
@@ -54,7 +52,7 @@ class Tape:
 
     def _fresh(self, end: str = "") -> str:
         self._count += 1  # a number of its own: to look for a free one takes long in a large graph
-        return self.graph.fresh(f"{self._label}_{self._count}{end}")
+        return self.graph.fresh(f"back_{self._count}{end}")
 
     def constant(self, value: NDArray[Any] | np.generic) -> str:
         """The name of a constant."""

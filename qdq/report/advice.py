@@ -92,7 +92,7 @@ def _about_tensor(match: Match, tensor: str, makers: Collection[int]) -> Candida
 def _integer_readers(match: Match, tensor: str) -> Iterator[Site]:
     pair = match.coded.get(tensor)
     if pair is not None:
-        readers = sorted({use.node for use in match.graph.uses(pair.real)})
+        readers = sorted({use.node for real in pair.reals for use in match.graph.uses(real)})
         found = (match.site_of.get(index) for index in readers)
         yield from (s for s in found if s is not None and s.integer)
 
@@ -112,8 +112,9 @@ def without(match: Match, nodes: Collection[int]) -> onnx.ModelProto:
     bypassed = _bypassed(match, sites)
     clamped = {o for s in sites.values() if s.limits is not None for o, _ in s.outputs}
     raw_of = {
-        c.real: c.raw
+        real: c.raw
         for t, c in match.coded.items()
+        for real in c.reals
         if t not in made_integer and c.real not in bypassed and c.raw not in clamped
     }
     hidden: dict[int, onnx.NodeProto] = {}
@@ -164,7 +165,7 @@ def _make_exact(
 
 def _bypassed(match: Match, sites: Mapping[int, Site]) -> dict[str, str]:
     """Outputs of DQs that no integer node reads any more → the float tensor in their place."""
-    found = {}
+    found: dict[str, str] = {}
     for site in sites.values():
         for own, tensor in site.outputs:
             pair = match.coded.get(tensor)
@@ -173,7 +174,7 @@ def _bypassed(match: Match, sites: Mapping[int, Site]) -> dict[str, str]:
             needed = any(s.index not in sites for s in _integer_readers(match, tensor))
             clamps = site.limits is not None and own == pair.raw  # the codes do a clamp's work
             if not needed and not clamps:
-                found[pair.real] = pair.raw
+                found |= dict.fromkeys(pair.reals, pair.raw)
     return found
 
 

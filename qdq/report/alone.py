@@ -44,7 +44,7 @@ def needed_by(match: Match, site: Site) -> dict[str, tuple[str, bool]] | None:
         if tensor is None:
             return None
         pair = match.coded.get(tensor)
-        found[name] = (tensor, pair is not None and pair.real == name)
+        found[name] = (tensor, pair is not None and name in pair.reals)
     return found
 
 

@@ -24,11 +24,24 @@ class Coded:
         raw: the tensor that the Q reads.
         real: the tensor that the DQ makes.
         params: scale and zero point.
+        others: what further DQs make of the same values, for some of the readers.
     """
 
     raw: str
     real: str
     params: QuantParams
+    others: tuple[str, ...] = ()
+
+    @property
+    def reals(self) -> tuple[str, ...]:
+        """All tensors that have the rounded values."""
+        return (self.real, *self.others)
+
+    def means(self, other: "Coded") -> bool:
+        """Whether both round to the same values; types of codes may differ."""
+        a, b = self.params, other.params
+        place, place2 = (p.zero_point.astype(np.int64) - p.spec.dtype.min for p in (a, b))
+        return np.array_equal(a.scale, b.scale) and np.array_equal(place, place2)
 
 
 @dataclass(frozen=True, slots=True)

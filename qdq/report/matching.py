@@ -101,8 +101,11 @@ class _Matcher:
         sites = tuple(self._sites())
         coded: dict[str, Coded] = {}
         for pair in self.pairs.values():
-            if pair.real in self.meaning:
-                coded.setdefault(self.meaning[pair.real], pair)
+            if (tensor := self.meaning.get(pair.real)) is None:
+                continue
+            first = coded.setdefault(tensor, pair)
+            if first is not pair and first.means(pair):
+                coded[tensor] = replace(first, others=(*first.others, pair.real))
         found = {t: c.real for t, c in coded.items()}
         for name, tensor in self.meaning.items():
             found.setdefault(tensor, name)

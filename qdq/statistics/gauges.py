@@ -1,17 +1,20 @@
-"""Nodes that read tensors inside of the runtime: ends, channel means, a share of the values.
+"""Nodes that read tensors inside of the runtime: ends, means, peaks of rows, some of the values.
 
 What comes out is small, so a large tensor is neither copied nor kept until the run is over, and
 the runtime reduces it with all that its kernels can do.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import helper
 
+from qdq.calibrate.peaks import DENORMAL
 from qdq.calibrate.reading import SAMPLED, STEPS, step_for
 from qdq.graph import Graph
 
@@ -48,7 +51,9 @@ class Gauges:
         sizes: how many ends and means each has: one for each channel, or one.
         with_channels: how many of the tensors have channels.
         readings: output with all smallest values, all largest ones, all means (NaN where a value
-            is), one tensor behind the other; and then evenly spaced values of those in ``counted``.
+            is), one tensor behind the other; then all lowest and highest peaks and all shares of
+            ``peaked``; and then evenly spaced values of those in ``counted``.
+        peaked: the tensors of whose rows there are peaks (``qdq.calibrate.peaks``).
         counted: the tensors of which there are values, in their order.
         lengths: output with the number of these values, by tensor; or "".
         steps: tensor → how many values each of them stands for, where that is known.
@@ -60,6 +65,7 @@ class Gauges:
     sizes: tuple[int, ...]
     with_channels: int
     readings: str
+    peaked: tuple[str, ...]
     counted: tuple[str, ...]
     lengths: str
     steps: Mapping[str, int]
@@ -73,7 +79,10 @@ class Gauges:
 
 
 def gauges_of(
-    model: onnx.ModelProto, axes: Mapping[str, int | None], counted: frozenset[str]
+    model: onnx.ModelProto,
+    axes: Mapping[str, int | None],
+    counted: frozenset[str],
+    peaked: Iterable[str] = (),
 ) -> Gauges:
     """Gauges for tensors of a model, which does not change.
 
@@ -81,10 +90,11 @@ def gauges_of(
         model: below opset 18, whose reductions read otherwise, nothing has a gauge.
         axes: tensor → axis of its channels, if they are wanted.
         counted: tensors of which values are wanted.
+        peaked: tensors of float32 of which the peaks of rows are wanted.
 
     Returns:
         Gauges of the tensors that are float32, and of which the rank and the number of wanted
-        channels are known. The others have none, nor have small ones.
+        channels are known. The others have none, nor have small ones. Peaks are there of all.
     """
     graph = Graph(model)
     small = _SMALL if len(axes) <= _MANY else _SMALL_OF_MANY
@@ -93,21 +103,27 @@ def gauges_of(
         for name, axis in sorted(axes.items(), key=lambda item: item[1] is None)
         if (size := _size(graph, name, axis, small))
     }
+    rows = tuple(peaked) if graph.opset >= _OPSET else ()
     build = _Builder(graph)
     # what is added last is run first, so the last tensors come first
-    for name in sorted(sizes, key=lambda n: graph.producer.get(n, -1), reverse=True):
+    wanted = {*sizes, *rows}
+    for name in sorted(wanted, key=lambda n: (graph.producer.get(n, -1), n), reverse=True):
         shape = graph.shape(name) or ()
-        build.reduce(name, shape, axes[name])
-        if name in counted:
+        if name in sizes:
+            build.reduce(name, shape, axes[name])
+        if name in sizes.keys() & counted:
             build.spread(name, shape)
+        if name in rows:
+            build.peaks(name)
     values = tuple(n for n in sizes if n in counted)
     found_steps, lengths = build.joined_steps(values), build.lengths(values)
-    readings = build.readings(tuple(sizes), values)  # the last one: its order counts
+    readings = build.readings(tuple(sizes), rows, values)  # the last one: its order counts
     return Gauges(
         names=tuple(sizes),
         sizes=tuple(sizes.values()),
         with_channels=sum(axes[name] is not None for name in sizes),
         readings=readings,
+        peaked=rows,
         counted=values,
         lengths=lengths,
         found_steps=found_steps,
@@ -135,9 +151,10 @@ class _Builder:
 
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
-        self._constants: dict[tuple[int, ...], str] = {}
+        self._constants: dict[tuple[str, bytes], str] = {}
         self._flats: dict[str, str] = {}
         self._ends: dict[str, dict[str, str]] = {op: {} for op in _ENDS}
+        self._peaks: dict[str, tuple[str, str, str]] = {}
         self._values: dict[str, str] = {}
         self.steps: dict[str, int] = {}
         self._found_steps: dict[str, str] = {}
@@ -169,10 +186,27 @@ class _Builder:
         begin, end = self._constant(0), self._constant(_NEVER)
         self._values[name] = self._node("Slice", self._flat(name), begin, end, begin, start)
 
-    def readings(self, names: Sequence[str], counted: Sequence[str]) -> str:
+    def peaks(self, name: str) -> None:
+        """Take the largest score of each row; and ask how far below it the smallest one is."""
+        last, all_axes = self._constant(-1), self._constant(0)
+        tops, bottoms = (
+            self._flat(self._node(op, name, last, keepdims=0)) for op in ("ReduceMax", "ReduceMin")
+        )
+        deep = self._node(
+            "Less", bottoms, self._node("Sub", tops, self._shared(np.array([DENORMAL], np.float32)))
+        )
+        flags = self._node("Cast", deep, to=onnx.TensorProto.FLOAT)
+        self._peaks[name] = (
+            self._node("ReduceMin", tops, all_axes, keepdims=1),
+            self._node("ReduceMax", tops, all_axes, keepdims=1),
+            self._node("ReduceMean", flags, all_axes, keepdims=1),
+        )
+
+    def readings(self, names: Sequence[str], peaked: Sequence[str], counted: Sequence[str]) -> str:
         """The output with everything; "" if there is nothing."""
         ends = [found[name] for found in self._ends.values() for name in names]
-        return self._joined([*ends, *(self._values[name] for name in counted)])
+        peaks = [self._peaks[name][k] for k in range(3) for name in peaked]
+        return self._joined([*ends, *peaks, *(self._values[name] for name in counted)])
 
     def lengths(self, counted: Sequence[str]) -> str:
         """The output with the numbers of values."""
@@ -211,8 +245,11 @@ class _Builder:
         return made
 
     def _constant(self, *values: int) -> str:
-        if values not in self._constants:
-            name = self._constants[values] = self._graph.fresh("gauge_constant")
-            array = np.asarray(values, np.int64)
-            self.added.initializer.append(onnx.numpy_helper.from_array(array, name))
-        return self._constants[values]
+        return self._shared(np.array(values, np.int64))
+
+    def _shared(self, value: NDArray[Any]) -> str:
+        key = value.dtype.str, value.tobytes()
+        if key not in self._constants:
+            name = self._constants[key] = self._graph.fresh("gauge_constant")
+            self.added.initializer.append(onnx.numpy_helper.from_array(value, name))
+        return self._constants[key]

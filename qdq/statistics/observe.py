@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from qdq.calibrate.peaks import Peaks
 from qdq.calibrate.reading import Channels, Reading
 from qdq.data import Feed
 from qdq.errors import ModelError
@@ -108,11 +109,13 @@ class Seen(NamedTuple):
         readings: tensor → its reading.
         channels: of the tensors whose channels were wanted.
         whole: tensor → its values, of the tensors that were wanted whole.
+        peaks: of the tensors whose rows were wanted.
     """
 
     readings: Mapping[str, Reading]
     channels: Channels
     whole: Observation
+    peaks: Peaks
 
 
 class Readout:
@@ -124,6 +127,7 @@ class Readout:
             of all channels.
         counted: those of which some of the values are wanted.
         whole: tensors to hand out as they are.
+        peaked: tensors of which the peaks of rows are wanted; below opset 18 there are none.
         spread: readings of whole tensors have some of the values; False: all, in their shape.
         threads: number of threads per sample; None lets onnxruntime choose.
 
@@ -138,13 +142,14 @@ class Readout:
         *,
         counted: frozenset[str],
         whole: frozenset[str] = frozenset(),
+        peaked: Iterable[str] = (),
         spread: bool = True,
         threads: int | None = None,
     ) -> None:
         self._spread = spread
         self._whole = whole
         apart = {name: axis for name, axis in axes.items() if name not in whole}
-        self._gauges = gauges = gauges_of(model, apart, counted)
+        self._gauges = gauges = gauges_of(model, apart, counted, peaked)
         gauged = frozenset(gauges.names)
         self._arrays = {n: axis for n, axis in axes.items() if n not in gauged}
         self._starts = [0, *itertools.accumulate(gauges.sizes)]
@@ -167,12 +172,15 @@ class Readout:
         readings = {name: Reading.of(x, spread=self._spread) for name, x in arrays.items()}
         own = {name: axis for name, axis in self._arrays.items() if axis is not None}
         channels = Channels.of(arrays, own)
-        if self._gauges.names:
-            ends, values = np.split(found[self._gauges.readings], [3 * self._starts[-1]])
+        peaks = Peaks()
+        if self._gauges.readings:
+            sizes = 3 * self._starts[-1], 3 * len(self._gauges.peaked)
+            ends, rows, values = np.split(found[self._gauges.readings], np.cumsum(sizes))
             low, high, mean = _ends(*ends.reshape(3, -1))
             readings |= self._readings(found, low, high, values)
             channels = self._channels(low, high, mean).with_(channels)
-        return Seen(readings, channels, {name: found[name] for name in self._whole})
+            peaks = Peaks(names=self._gauges.peaked, numbers=rows.reshape(3, -1))
+        return Seen(readings, channels, {name: found[name] for name in self._whole}, peaks)
 
     def _readings(
         self, found: Observation, low: Floats, high: Floats, values: Floats

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from qdq.calibrate import Calibrator, merge_summaries
 from qdq.calibrate.means import ChannelSum
 from qdq.calibrate.moments import Layout, MomentSum
+from qdq.calibrate.peaks import Peaks
 from qdq.errors import CalibrationError, ConfigError
 from qdq.files import replacing
 from qdq.statistics.few import FewSamples
@@ -36,7 +37,7 @@ from qdq.version import __version__
 
 __all__ = ["Statistics"]
 
-_FORMAT = "qdq statistics 5"
+_FORMAT = "qdq statistics 6"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -55,10 +56,10 @@ class Statistics:
             ``axes`` that were not empty in every sample.
         layouts: how linear nodes read their inputs, for those whose second moments were taken.
         moments: layout → sums of products; those of ``layouts`` that were not empty.
+        peaks: of the scores that may be masked (``qdq.placement.masked``).
         shapes: model input → its shape that the plan was made for: that of the largest sample of a
             list or tuple, else of the first sample; of merged statistics the larger one.
         gradients: what errors in the tensors do to the outputs, on few of the samples.
-        peaks: three numbers on the scores of each Softmax (``qdq.placement.masked``), on the same.
         version: of the qdq that made them.
     """
 
@@ -71,9 +72,9 @@ class Statistics:
     sums: Mapping[str, ChannelSum] = field(default_factory=dict)
     layouts: tuple[Layout, ...] = ()
     moments: Mapping[Layout, MomentSum] = field(default_factory=dict)
+    peaks: Peaks = field(default_factory=Peaks)
     shapes: Shapes = field(default_factory=dict)
     gradients: FewSamples = field(default_factory=FewSamples)
-    peaks: FewSamples = field(default_factory=FewSamples)
     version: str = __version__
 
     def __eq__(self, other: object) -> bool:
@@ -83,16 +84,13 @@ class Statistics:
             return False
         if dict(self.shapes) != dict(other.shapes):
             return False
-        if self.sums.keys() != other.sums.keys() or self.summaries != other.summaries:
-            return False
-        means = all(
-            a.count == other.sums[name].count
-            and np.array_equal(a.bins, other.sums[name].bins)
-            and a.reach == other.sums[name].reach
-            for name, a in self.sums.items()
+        return (
+            self.summaries == other.summaries
+            and self.sums == other.sums
+            and self.moments == other.moments
+            and self.peaks == other.peaks
+            and self.gradients == other.gradients
         )
-        same = means and _same_moments(self.moments, other.moments)
-        return same and self.gradients == other.gradients and self.peaks == other.peaks
 
     __hash__: ClassVar[None] = None  # type: ignore[assignment]
 
@@ -111,6 +109,7 @@ class Statistics:
             "tensors": self.tensors,
             "axes": dict(self.axes),
             "layouts": self.layouts,
+            "scores": self.peaks.names,
         }
 
     def merge(self, other: "Statistics", calibrator: Calibrator[Any]) -> "Statistics":
@@ -145,9 +144,9 @@ class Statistics:
             summaries=merge_summaries(self.summaries, other.summaries, calibrator),
             sums=sums,
             moments=moments,
+            peaks=self.peaks.merge(other.peaks),
             shapes=larger(self.shapes, other.shapes),
             gradients=self.gradients.merge(other.gradients),
-            peaks=self.peaks.merge(other.peaks),
         )
 
     def _why(self, other: "Statistics") -> str:
@@ -229,7 +228,7 @@ class Statistics:
         arrays |= pack_sums([self.sums[n] for n in channels])
         arrays |= pack_moments([self.moments.get(x) for x in self.layouts])
         graded, arrays["gradients"] = self.gradients.packed()
-        peaked, arrays["peaks"] = self.peaks.packed()
+        arrays["peaks"] = self.peaks.numbers
         header = {
             "format": _FORMAT,
             "version": self.version,
@@ -244,7 +243,7 @@ class Statistics:
             "layouts": [asdict(x) for x in self.layouts],
             "shapes": dict(self.shapes),
             "gradients": graded,
-            "peaks": peaked,
+            "scores": self.peaks.names,
         }
         with replacing(Path(path)) as temporary, temporary.open("wb") as file:
             arrays["header"] = np.asarray(json.dumps(header))
@@ -275,6 +274,7 @@ class Statistics:
             raise CalibrationError(f"its format is {header['format']!r}, wanted {_FORMAT!r}")
         summaries = unpack_summaries(header["kind"], arrays)
         sums = unpack_sums(arrays)
+        scores = tuple(header["scores"])
         layouts = tuple(_layout(fields) for fields in header["layouts"])
         moments = zip(layouts, unpack_moments(arrays, len(layouts)), strict=True)
         return cls(
@@ -287,9 +287,9 @@ class Statistics:
             sums=dict(zip(header["summed"], sums, strict=True)),
             layouts=layouts,
             moments={layout: total for layout, total in moments if total is not None},
+            peaks=Peaks(names=scores, numbers=arrays["peaks"].reshape(3, len(scores))),
             shapes={name: tuple(map(int, shape)) for name, shape in header["shapes"].items()},
             gradients=FewSamples.unpacked(header["gradients"], arrays["gradients"]),
-            peaks=FewSamples.unpacked(header["peaks"], arrays["peaks"]),
             version=str(header["version"]),
         )
 
@@ -298,21 +298,6 @@ def _layout(fields: Mapping[str, Any]) -> Layout:
     """A layout from JSON, which has lists for tuples."""
     values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
     return Layout(**values)
-
-
-def _same_moments(a: Mapping[Layout, MomentSum], b: Mapping[Layout, MomentSum]) -> bool:
-    if a.keys() != b.keys():
-        return False
-    return all(
-        mine.count == b[layout].count
-        and mine.bins.keys() == b[layout].bins.keys()
-        and all(
-            np.array_equal(x, y)
-            for exponent, sums in mine.bins.items()
-            for x, y in zip(sums, b[layout].bins[exponent], strict=True)
-        )
-        for layout, mine in a.items()
-    )
 
 
 def _short(value: object) -> str:

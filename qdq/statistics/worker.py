@@ -17,6 +17,7 @@ import onnx
 from qdq.calibrate import Calibrator, Summaries, counted
 from qdq.calibrate.means import Means
 from qdq.calibrate.moments import Layout, MomentSums
+from qdq.calibrate.peaks import Peaks
 from qdq.data import Feed
 from qdq.errors import CalibrationError, QdqError
 from qdq.statistics import Statistics
@@ -41,6 +42,7 @@ class Job:
     tensors: tuple[str, ...]
     axes: Mapping[str, int]
     layouts: tuple[Layout, ...]
+    scores: tuple[str, ...]
     shapes: Mapping[str, tuple[int, ...]]
     calibrator: Calibrator[Any]
     threads: int | None
@@ -60,6 +62,7 @@ class Job:
             {**dict.fromkeys(self.tensors), **self.axes},
             counted=frozenset(self.tensors if counts else ()),
             whole=frozenset(whole),
+            peaked=self.scores,
             spread=counts is not None,
             threads=self.threads,
         )
@@ -97,6 +100,7 @@ class Gathering:
         self._job, self._readout = job, readout
         self._summaries = Summaries(job.tensors, job.calibrator)
         self._means, self._moments = Means(), MomentSums(job.layouts)
+        self._peaks: list[Peaks] = []  # of those so far together, once there are some
         self._samples = 0
 
     def add(self, feeds: Iterable[Feed], first: int, progress: Progress | None = None) -> int:
@@ -107,6 +111,7 @@ class Gathering:
             self._means.add(seen.channels, sample)
             self._moments.add(seen.whole, sample)
             self._summaries.add(seen.readings, sample)
+            self._peaks = [p.merge(seen.peaks) for p in self._peaks] or [seen.peaks]
             self._samples += 1
             if progress is not None:
                 progress(self._samples)
@@ -125,6 +130,7 @@ class Gathering:
             sums=self._means.sums(),
             layouts=job.layouts,
             moments=self._moments.sums,
+            peaks=next(iter(self._peaks), Peaks()),
             shapes=job.shapes,
         )
 
@@ -138,7 +144,7 @@ def _readout(job: Job, shipment: Shipment | None) -> Readout | None:
     """The job's model, opened; None if it is neither kept here nor given."""
     # A forked process must not use its parent's session, whose threads it does not have.
     key = (os.getpid(), job.fingerprint, job.tensors, tuple(job.axes.items()), job.layouts,
-           repr(job.calibrator), job.threads)  # fmt: skip
+           job.scores, repr(job.calibrator), job.threads)  # fmt: skip
     with _lock:
         if key not in _kept and shipment is not None:
             _kept.clear()
