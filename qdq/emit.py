@@ -11,8 +11,9 @@ tensor that an integer kernel makes is read by everybody through its DQ, since a
 the raw tensor would keep the runtime from fusing the kernel.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -130,8 +131,7 @@ class _Emitter:
         source, name = node.input[0], original.input[0]
         low, clipped = self.graph.fresh(f"{node.name}_floor"), self.graph.fresh(f"{name}_clipped")
         self._initializer(low, np.array(floor, np.float32))
-        label = self.graph.fresh(f"{node.name}_Clip")
-        self.nodes.append(helper.make_node("Clip", [source, low], [clipped], label))
+        self._write("Clip", [source, low], clipped, f"{node.name}_Clip")
         node.input[0] = clipped
 
     def _form(self, original: onnx.NodeProto, node: onnx.NodeProto) -> None:
@@ -177,14 +177,15 @@ class _Emitter:
         inner = self.graph.fresh(f"{original.output[0]}_{follower.before}")
         outer = node.output[0]
         node.output[0] = inner
-        made = helper.make_node(
-            follower.op_type,
-            [inner],
-            [outer],
-            name=self.graph.fresh(f"{original.name}_{follower.label}"),
-            alpha=follower.alpha,
-        )
-        self.nodes.append(made)
+        label = f"{original.name}_{follower.label}"
+        self._write(follower.op_type, [inner], outer, label, alpha=follower.alpha)
+
+    def _write(
+        self, op_type: str, inputs: Sequence[str], output: str, label: str, **attributes: Any
+    ) -> None:
+        """Write a node, named by the label or what is free next to it; None is no attribute."""
+        name = self.graph.fresh(label)
+        self.nodes.append(helper.make_node(op_type, inputs, [output], name, **attributes))
 
     # -- activations ------------------------------------------------------------------------
 
@@ -210,12 +211,8 @@ class _Emitter:
         codes = self.graph.fresh(f"{name}_QuantizeLinear_Output")
         real = name if raw != name else self.graph.fresh(f"{name}_DequantizeLinear_Output")
         scale, zero = self._params(name, params)
-        for op_type, source, result in (
-            ("QuantizeLinear", raw, codes),
-            ("DequantizeLinear", codes, real),
-        ):
-            label = self.graph.fresh(f"{name}_{op_type}")
-            self.nodes.append(helper.make_node(op_type, [source, scale, zero], [result], label))
+        self._write("QuantizeLinear", [raw, scale, zero], codes, f"{name}_QuantizeLinear")
+        self._write("DequantizeLinear", [codes, scale, zero], real, f"{name}_DequantizeLinear")
         self.dequantized[name] = real
 
     def _signed(self, name: str) -> str:
@@ -238,9 +235,9 @@ class _Emitter:
             ("Reshape", (shape,)),
             ("DequantizeLinear", (scale, zero)),
         ):
-            label = self.graph.fresh(f"{name}_signed_{op_type}")
+            label = f"{name}_signed_{op_type}"
             made = self.graph.fresh(f"{label}_Output")
-            self.nodes.append(helper.make_node(op_type, [last, *more], [made], label))
+            self._write(op_type, [last, *more], made, label)
             last = made
         self.signed[name] = last
         return last
@@ -264,15 +261,8 @@ class _Emitter:
         self._initializer(stored, codes)
         scale, zero = self._params(name, params)
         real = self.graph.fresh(f"{name}_DequantizeLinear_Output")
-        node = helper.make_node(
-            "DequantizeLinear",
-            [stored, scale, zero],
-            [real],
-            self.graph.fresh(f"{name}_DequantizeLinear"),
-        )
-        if params.spec.axis is not None:
-            node.attribute.append(helper.make_attribute("axis", params.spec.axis))
-        self.nodes.append(node)
+        label, axis = f"{name}_DequantizeLinear", params.spec.axis
+        self._write("DequantizeLinear", [stored, scale, zero], real, label, axis=axis)
         self.stored[name, form] = real
         return real
 
