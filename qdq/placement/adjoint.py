@@ -19,7 +19,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-import qdq.placement.transposes  # noqa: F401 -- registers its rules
+import qdq.placement.choosing
+import qdq.placement.normalizing
+import qdq.placement.recurrence
+import qdq.placement.transposes  # noqa: F401 -- these register their rules
 from qdq.graph import Graph
 from qdq.nested import captured_names
 from qdq.placement.gradients import RULES, Grads

@@ -1,4 +1,4 @@
-"""The way back through elementwise nodes, reductions and normalizations (the chain rule).
+"""The way back through elementwise nodes and reductions (the chain rule).
 
 A rule takes the gradients of a node's outputs and writes those of its inputs. Rounding noise is
 small, so what it does to an output is its gradient times it; kinks have the slope of one side.
@@ -39,7 +39,7 @@ def one(grads: Grads) -> str:
     return first
 
 
-@rule("Identity", "Dropout", "Cast")
+@rule("Identity", "Dropout", "Cast", "CastLike")
 def _same(_tape: Tape, _node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
     return {0: one(grads)}
 
@@ -140,8 +140,8 @@ def _pow(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
     return {0: tape.times(one(grads), slope)}
 
 
-@rule("Celu", "Elu", "Erf", "Gelu", "HardSwish", "Mish", "Selu", "Softplus", "Softsign",
-      "Swish", "ThresholdedRelu")  # fmt: skip
+@rule("Asinh", "Atan", "Celu", "Cos", "Cosh", "Elu", "Erf", "Gelu", "HardSwish", "Mish", "Selu",
+      "Shrink", "Sin", "Sinh", "Softplus", "Softsign", "Swish", "ThresholdedRelu")  # fmt: skip
 def _smooth(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
     """Any function of single elements, by its difference quotient."""
     kept = attributes(node)
@@ -161,6 +161,12 @@ def _add(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
         for k, name in enumerate(node.input)
         if name in tape.live
     }
+
+
+@rule("Mean")
+def _mean(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
+    share = tape.times(one(grads), tape.real(1 / len(node.input)))
+    return _add(tape, node, [share])
 
 
 @rule("Sub")
@@ -213,60 +219,6 @@ def _where(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
     return found
 
 
-@rule("Softmax")
-def _softmax(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
-    y, axis = node.output[0], attributes(node).get("axis", -1)
-    product = tape.times(y, one(grads))
-    total = tape.node("ReduceSum", product, tape.whole(int(axis)), keepdims=1)  # type: ignore[call-overload]
-    return {0: tape.node("Sub", product, tape.times(y, total))}
-
-
-@rule("LayerNormalization")
-def _layer_norm(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
-    kept, x = attributes(node), node.input[0]
-    rank = tape.rank(x)
-    first = int(kept.get("axis", -1)) % rank  # type: ignore[call-overload]
-    axes = tape.whole(*range(first, rank))
-    _, mean, scale = tape.nodes("LayerNormalization", node.input, 3, **kept)
-    normal = tape.times(tape.node("Sub", x, mean), scale)
-    return {0: _normalized(tape, normal, scale, axes, tape.times(one(grads), node.input[1]))}
-
-
-@rule("InstanceNormalization")
-def _instance_norm(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
-    x, rank = node.input[0], tape.rank(node.input[0])
-    axes = tape.whole(*range(2, rank))
-    centred = tape.node("Sub", x, tape.node("ReduceMean", x, axes, keepdims=1))
-    variance = tape.node("ReduceMean", tape.times(centred, centred), axes, keepdims=1)
-    epsilon = float(attributes(node).get("epsilon", 1e-5))  # type: ignore[arg-type]
-    scale = tape.inverse(tape.node("Sqrt", tape.node("Add", variance, tape.real(epsilon))))
-    gain = tape.node("Reshape", node.input[1], tape.whole(-1, *[1] * (rank - 2)))
-    return {
-        0: _normalized(tape, tape.times(centred, scale), scale, axes, tape.times(one(grads), gain))
-    }
-
-
-def _normalized(tape: Tape, normal: str, scale: str, axes: str, grad: str) -> str:
-    """The gradient of what was normalized: to mean 0, and with ``scale`` to variance 1."""
-
-    def middle(value: str) -> str:
-        return tape.node("ReduceMean", value, axes, keepdims=1)
-
-    along = tape.times(normal, middle(tape.times(grad, normal)))
-    return tape.times(scale, tape.node("Sub", tape.node("Sub", grad, middle(grad)), along))
-
-
-@rule("BatchNormalization")
-def _batch_norm(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
-    if any(n not in tape.graph.constants for n in node.input[1:]):
-        raise UnknownWayError("statistics that are computed")
-    scale, variance = (tape.graph.floats(node.input[k]).astype(np.float64) for k in (1, 4))
-    epsilon = float(attributes(node).get("epsilon", 1e-5))  # type: ignore[arg-type]
-    factor = (scale / np.sqrt(variance + epsilon)).astype(np.float32)
-    beside = [1] * (tape.rank(node.input[0]) - 2)
-    return {0: tape.times(one(grads), tape.constant(factor.reshape(-1, *beside)))}
-
-
 def _kept(tape: Tape, node: onnx.NodeProto) -> str:
     """The result of a reduction with its reduced axes kept, as size 1."""
     kept = attributes(node)
@@ -294,6 +246,24 @@ def _reduce_extreme(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[i
     whole = _kept(tape, node)
     grad = _beside(tape, grads, whole)
     return {0: tape.masked(tape.node("Equal", node.input[0], whole), grad)}
+
+
+@rule("GlobalMaxPool")
+def _global_max(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
+    return {0: tape.masked(tape.node("Equal", node.input[0], node.output[0]), one(grads))}
+
+
+@rule("ReduceL1")
+def _reduce_l1(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
+    grad = _beside(tape, grads, _kept(tape, node))
+    return {0: tape.times(tape.node("Sign", node.input[0]), grad)}
+
+
+@rule("ReduceLogSumExp")
+def _reduce_log_sum_exp(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
+    whole = _kept(tape, node)
+    share = tape.node("Exp", tape.node("Sub", node.input[0], whole))
+    return {0: tape.times(share, _beside(tape, grads, whole))}
 
 
 @rule("ReduceL2")

@@ -81,10 +81,18 @@ class Tape:
         Raises:
             UnknownWayError: it is not known.
         """
+        return len(self.dims(name))
+
+    def dims(self, name: str) -> tuple[int | None, ...]:
+        """The sizes of a forward tensor; None for those that are open.
+
+        Raises:
+            UnknownWayError: not even their number is known.
+        """
         shape = self.graph.shape(name)
         if shape is None:
             raise UnknownWayError(f"rank of '{name}'")
-        return len(shape)
+        return shape
 
     def shape(self, name: str) -> str:
         """The shape of a forward tensor: a constant where all its sizes are known."""
@@ -122,6 +130,13 @@ class Tape:
         """As ``where``, ten times as fast; where the mask is false the value has to be finite."""
         return self.times(value, self.node("Cast", mask, to=1))
 
+    def turned(self, left: str, right: str, **turns: int) -> str:
+        """The product of matrices, either of them turned (``transA``, ``transB``).
+
+        The runtime's own operator reads them so, where a Transpose would write them first.
+        """
+        return self.node("FusedMatMul", left, right, domain="com.microsoft", **turns)
+
     def inverse(self, value: str) -> str:
         """1 / value, and 0 where that is not a number."""
         some = self.node("Greater", self.node("Abs", value), self.real(1e-30))
@@ -137,9 +152,7 @@ class Tape:
             of: made of it by broadcasting.
             batch_only: but for the last two dimensions, which are those of matrices.
         """
-        small, large = self.graph.shape(like), self.graph.shape(of)
-        if small is None or large is None:
-            raise UnknownWayError(f"shapes of '{like}' and '{of}'")
+        small, large = self.dims(like), self.dims(of)
         full = (1,) * (len(large) - len(small)) + small
         last = len(large) - (2 if batch_only else 0)
         axes = [k for k in range(last) if full[k] == 1 and large[k] != 1]

@@ -4,6 +4,7 @@ A convolution goes back as a convolution with mirrored kernels, between zeros wh
 strides: the runtime has fast kernels for that, and slow ones for ConvTranspose.
 """
 
+import string
 from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
@@ -18,14 +19,13 @@ from qdq.placement.tape import Tape, UnknownWayError
 __all__: list[str] = []  # the rules register themselves
 
 Ints = list[int]
-_NOT_OF_INTEGERS = ("DepthToSpace", "SpaceToDepth")  # the kernels know floating point only
 _FAR = 4  # places between two values; with more, the zeros take longer than ConvTranspose
 
 
 def _window(node: onnx.NodeProto, rank: int) -> tuple[Ints, Ints, Ints, Ints]:
     """Strides, dilations, and the pads at the start and at the end of each spatial axis."""
     kept: dict[str, Any] = attributes(node)
-    if kept.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID") or kept.get("ceil_mode"):
+    if kept.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
         raise UnknownWayError("pads that depend on the size")
     pads = list(kept.get("pads", [0] * 2 * rank))
     strides, dilations = (list(kept.get(k, [1] * rank)) for k in ("strides", "dilations"))
@@ -103,8 +103,7 @@ def _matmul(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]
     def product(left: str, right: str, **turned: int) -> str:
         if any(tape.rank(n) < 2 for n in (left, right) if n in node.input):
             raise UnknownWayError("a product with a vector")
-        # the runtime's own operator reads a matrix turned, where a Transpose would write it first
-        return tape.node("FusedMatMul", left, right, domain="com.microsoft", **turned)
+        return tape.turned(left, right, **turned)
 
     if tape.rank(a) < 2 < tape.rank(b):
         raise UnknownWayError("a vector times several matrices")
@@ -123,6 +122,38 @@ def _gemm(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
     back = tape.node("Gemm", one(grads), node.input[1], transB=1 - kept.get("transB", 0),
                      alpha=kept.get("alpha", 1.0))  # fmt: skip
     return {0: back}
+
+
+@rule("Einsum")
+def _einsum(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
+    """Of each factor: a product of the result and of the other factors."""
+    text = attributes(node)["equation"].decode().replace(" ", "")  # type: ignore[attr-defined]
+    read, _, made = _named(tape, node, text).partition("->")
+    letters = read.split(",")
+    if not made or any(len(set(own)) < len(own) for own in letters):
+        raise UnknownWayError("a sum over equal axes")
+    found = {}
+    for slot, own in enumerate(letters):
+        others = [k for k in range(len(letters)) if k != slot]
+        given = [made, *(letters[k] for k in others)]
+        if node.input[slot] not in tape.live or set(own) - set("".join(given)):
+            continue  # what was summed by itself alone has no name in the others
+        back = f"{','.join(given)}->{own}"
+        factors = [node.input[k] for k in others]
+        found[slot] = tape.node("Einsum", one(grads), *factors, equation=back)
+    return found
+
+
+def _named(tape: Tape, node: onnx.NodeProto, equation: str) -> str:
+    """The equation with letters for the axes that have none."""
+    if "..." not in equation:
+        return equation
+    read = equation.partition("->")[0].split(",")
+    counts = [tape.rank(n) - len(own) + 3 for n, own in zip(node.input, read, strict=True)]
+    if len(set(counts)) > 1 or not all("..." in own for own in read):
+        raise UnknownWayError("unnamed axes that are broadcast")
+    free = [c for c in string.ascii_letters if c not in equation]
+    return equation.replace("...", "".join(free[: counts[0]]))
 
 
 @rule("GlobalAveragePool")
@@ -153,13 +184,6 @@ def _average_pool(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int
     return {0: tape.reshaped(_cut(tape, back, x, rank), x)}
 
 
-@rule("MaxPool")
-def _max_pool(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
-    x = node.input[0]
-    _, places = tape.nodes("MaxPool", [x], 2, **{**attributes(node), "storage_order": 0})
-    return {0: tape.scattered(x, places, one(grads))}
-
-
 @rule("Flatten", "Reshape", "Squeeze", "Unsqueeze")
 def _reshape(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
     return {0: tape.reshaped(one(grads), node.input[0])}
@@ -187,28 +211,6 @@ def _split(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
     pairs = zip(node.output, grads, strict=True)
     parts = [g if g is not None else tape.times(o, tape.real(0)) for o, g in pairs]
     return {0: tape.node("Concat", *parts, axis=attributes(node).get("axis", 0))}
-
-
-@rule("Pad")
-def _pad(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
-    if attributes(node).get("mode", b"constant") != b"constant" or len(node.input) > 3:
-        raise UnknownWayError("pads that repeat values, or of some axes")
-    # a negative pad cuts: back, it is a positive one
-    return {0: tape.node("Pad", one(grads), tape.node("Neg", node.input[1]))}
-
-
-@rule("DepthToSpace", "Expand", "Gather", "GatherElements", "GatherND", "Slice", "SpaceToDepth",
-      "Tile")  # fmt: skip
-def _moved(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
-    """Where each value came from, the node itself tells: it moves the numbers of the places."""
-    x = node.input[0]
-    numbers = tape.numbered(x)
-    if node.op_type in _NOT_OF_INTEGERS:
-        numbers = tape.node("Cast", numbers, to=11)  # float64 is exact
-    places = tape.node(node.op_type, numbers, *node.input[1:], **attributes(node))
-    if node.op_type in _NOT_OF_INTEGERS:
-        places = tape.node("Cast", places, to=7)
-    return {0: tape.scattered(x, places, one(grads))}
 
 
 @rule("Resize")
