@@ -404,6 +404,29 @@ def test_integer_lstms_have_work_for_each_value_that_they_carry(x, hidden, direc
 
 
 @pytest.mark.parametrize(
+    ("query", "key", "heads", "micros"),
+    [
+        ((1, 4, 64, 64), (1, 4, 64, 64), 0, 38),
+        ((1, 8, 64, 32), (1, 4, 64, 32), 0, 44),  # heads that share keys
+        ((1, 3, 197, 64), (1, 3, 197, 64), 0, 254),
+        ((1, 1, 1024, 64), (1, 1, 1024, 64), 0, 2145),
+        ((1, 64, 256), (1, 64, 256), 4, 38),  # heads side by side
+    ],
+)
+def test_attention_is_two_products_and_what_each_score_takes(query, key, heads, micros):
+    view = NodeView(
+        name="a",
+        op_type="Attention",
+        inputs=tuple(TensorView(name=n) for n in "qkv"),
+        outputs=("y",),
+        attributes={"q_num_heads": heads} if heads else {},
+    )
+    shapes = {"q": query, "k": key, "v": key, "y": query}
+    cost = float_cost("Attention", features_of(view, ("y",), shapes.get))
+    assert cost == pytest.approx(1e3 * micros, rel=0.25)
+
+
+@pytest.mark.parametrize(
     ("shape", "order", "kind"),
     [
         ((64, 2, 16, 2), (0, 2, 1, 3), "Transpose.runs"),

@@ -10,8 +10,9 @@ not full and tensors beyond the caches cost (``far``, ``position``) is the latte
 Inside of models, where what they read has left the cache, borders, elementwise kernels and small
 convolutions take 1.3 to 2 times as long as in micro-models; the table has what lies between.
 What is compared, float against int8 on one machine, changes less than times do; without VNNI int8
-gains less than the table says. ConvTranspose and DepthToSpace are the Xeon's. Not measured but set
-by likeness: Gelu, Gather, Expand, Tile, Pad, ReduceMax, ReduceMin; and MatMul.signed on the EPYC.
+gains less than the table says. ConvTranspose, DepthToSpace, Attention and RMSNormalization are the
+Xeon's. Not measured but set by likeness: Gelu, Gather, Expand, Tile, Pad, ReduceMax, ReduceMin; and
+MatMul.signed on the EPYC.
 
 What the numbers say:
 
@@ -155,6 +156,8 @@ FLOAT: Mapping[str, Coefficients] = {
     "Gelu": _elementwise(0.35, fixed=800),
     "Softmax": _elementwise(0.25, fixed=1000),
     "LayerNormalization": _elementwise(0.45, fixed=1000),
+    "RMSNormalization": _elementwise(0.3, fixed=1000),
+    "Attention": Coefficients(fixed=6000, mac=0.0065, output=0.8),
     **_each(Coefficients(input=0.045, serial=3000), "ReduceMean", "ReduceMax", "ReduceMin"),
     "Where": _serial(2.0),  # of masks in stripes; of random ones three times as much
     "Concat": _elementwise(0.08, fixed=800, far=0.096),

@@ -164,6 +164,8 @@ def features_of(view: NodeView, outputs: tuple[str, ...], shapes: Shapes) -> cos
             channels_out=prod(steps[1:]) * hidden,  # so a position is a step
             rows=hidden,
         )
+    if view.op_type == "Attention":
+        return _attention_features(view, read, shapes)
     if view.op_type in _PRODUCTS:
         right = _known(shapes(view.inputs[1].name) or (1, 1))
         depth, width = right[-2:] if len(right) > 1 else (1, 1)
@@ -177,6 +179,21 @@ def features_of(view: NodeView, outputs: tuple[str, ...], shapes: Shapes) -> cos
     window = view.attributes.get("kernel_shape")
     taps = prod(window) if isinstance(window, list | tuple) else 1
     return costs.Features(inputs=read, outputs=made, taps=taps, beside_conv=rank == 4)
+
+
+def _attention_features(view: NodeView, read: int, shapes: Shapes) -> costs.Features:
+    """Those of its scores: each is a product, and a factor of another."""
+    query, key = (_known(shapes(t.name) or (1, 1, 1)) for t in view.inputs[:2])
+    apart = len(query) == 4
+    rows, columns = query[-2], key[-2]
+    heads = query[1] if apart else view.integer("q_num_heads", 1)
+    width = query[-1] if apart else max(1, query[-1] // heads)
+    return costs.Features(
+        inputs=read,
+        outputs=query[0] * heads * rows * columns,
+        channels_in=2 * width,
+        channels_out=columns,
+    )
 
 
 def _int8_ns(kind: str, features: costs.Features) -> float:
