@@ -5,8 +5,10 @@ import math
 import numpy as np
 import pytest
 from models import model, node, rng
-from onnx import helper
+from onnx import helper, shape_inference
 from prepared import check, only, ops, run
+
+from qdq.prepare import prepare
 
 K = {
     "half": np.float32(0.5),
@@ -289,6 +291,67 @@ def test_a_layer_norm_read_inside_stays() -> None:
     net = layer_norm()
     net.graph.output.append(helper.make_tensor_value_info("ve", 1, [2, 3, 1]))
     assert ops(check(net))["LayerNormalization"] == 0
+
+
+GROUPED = {name: rng(k).normal(size=6).astype(np.float32) for k, name in enumerate("sb")}
+
+
+def grouped(shape, groups, opset=21, **constants):
+    norm = node("GroupNormalization", ["x", "s", "b"], "g", num_groups=groups, epsilon=0.1)
+    nodes = [norm, node("Relu", ["g"], "y")]
+    inputs = {"x": shape, **{k: [6] for k in ("s", "b") if constants.get(k, 0) is None}}
+    values = {**GROUPED, **constants}
+    return model(nodes, inputs, {"y": [None] * len(shape)},
+                 {k: v for k, v in values.items() if v is not None}, opset)  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", [[2, 6, 5], [2, 6, 4, 3], ["n", 6, 4, "w"], [1, 6, 2, 3, 2]])
+@pytest.mark.parametrize("groups", [1, 2, 6])
+def test_group_norm_is_instance_norm(shape, groups) -> None:
+    made = check(grouped(shape, groups), tol=1e-4)
+    (found,) = [a.f for a in only(made, "InstanceNormalization").attribute]
+    assert found == np.float32(0.1)
+    measured = groups < 6 and None in [None if isinstance(d, str) else d for d in shape]
+    whole = {"InstanceNormalization": 1, "Relu": 1}
+    apart = {"Reshape": 2, "Mul": 1, "Add": 1} if groups < 6 else {}
+    assert ops(made) == whole | apart | ({"Shape": 1} if measured else {})
+    shapes = {v.name: v.type.tensor_type.shape.dim for v in made.graph.value_info}
+    assert [d.dim_value or d.dim_param for d in shapes["g"]][1:] == shape[1:]
+
+
+@pytest.mark.parametrize(
+    "net",
+    [grouped([2, 6], 2), grouped([2, 6, 4], 2, s=None), grouped([2, 6, 4], 2, b=None),
+     grouped([2, "c", 4], 2)],
+    ids=["no space", "scale is computed", "bias is computed", "channels are not known"],
+)  # fmt: skip
+def test_another_group_norm_stays(net) -> None:
+    feed = {v.name: rng(3).normal(size=[d.dim_value or 6 for d in v.type.tensor_type.shape.dim])
+            .astype(np.float32) for v in net.graph.input}  # fmt: skip
+    assert ops(check(net, tol=1e-4, feed=feed)) == {"GroupNormalization": 1, "Relu": 1}
+
+
+def test_shapes_behind_group_norms_are_known_at_once(monkeypatch) -> None:
+    """onnx does not infer them, and models have many in a row."""
+    real, calls = shape_inference.infer_shapes, []
+    monkeypatch.setattr(
+        shape_inference, "infer_shapes", lambda *a, **k: calls.append(1) or real(*a, **k)
+    )
+
+    def inferences(count: int) -> int:
+        calls.clear()
+        norms = [
+            node("GroupNormalization", [f"x{k}", "s", "b"], f"x{k + 1}", num_groups=2)
+            for k in range(count)
+        ]
+        shape = [2, 6, 4]
+        parts = [*norms, node("Relu", [f"x{count}"], "y")]
+        net = model(parts, {"x0": shape, "s": [6]}, {"y": [None] * 3}, {"b": GROUPED["b"]})
+        types = {v.name: v.type.tensor_type for v in prepare(net).graph.value_info}
+        assert [d.dim_value for d in types[f"x{count}"].shape.dim] == shape
+        return len(calls)
+
+    assert inferences(40) == inferences(1)
 
 
 @pytest.mark.parametrize("last", [False, True], ids=["by number", "by -1"])

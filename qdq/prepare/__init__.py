@@ -14,6 +14,7 @@ from qdq.prepare.editing import Editor
 from qdq.prepare.einsum import einsum_batches, einsum_products
 from qdq.prepare.gelu import gelus
 from qdq.prepare.gemm import plain_gemms
+from qdq.prepare.groupnorm import group_norms
 from qdq.prepare.half import widen_float16
 from qdq.prepare.hard import hard_activations, split_hard_swish
 from qdq.prepare.layernorm import layer_norms
@@ -57,6 +58,7 @@ PASSES: tuple[Pass, ...] = (
     gelus,
     spell_out_prelu,
     layer_norms,
+    group_norms,
     einsum_products,
     einsum_batches,
     plain_gemms,

@@ -52,7 +52,14 @@ def opset_of(model: onnx.ModelProto) -> int:
     return max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
 
 
-_ELEMENTWISE = frozenset({"Normalizer", "Scaler"})  # of ai.onnx.ml; they give float32
+# operators that shape inference does not know → such with the same type and shape of the result;
+# those of ai.onnx.ml give float32
+_STAND_INS = {
+    ("", "GroupNormalization"): "Identity",
+    ("ai.onnx", "GroupNormalization"): "Identity",
+    ("ai.onnx.ml", "Normalizer"): "Cast",
+    ("ai.onnx.ml", "Scaler"): "Cast",
+}
 
 
 def raise_opset(model: onnx.ModelProto) -> None:
@@ -120,10 +127,8 @@ def infer_types(model: onnx.ModelProto) -> dict[str, onnx.TypeProto]:
     known = [v for v in light.graph.value_info if v.name in custom]
     del light.graph.value_info[:]
     light.graph.value_info.extend(known)
+    _put_stand_ins(light.graph)
     graph = _inferred(light)
-    while added := _same_shape(graph):
-        light.graph.value_info.extend(added)
-        graph = _inferred(light)
     infos = (*graph.value_info, *graph.input, *graph.output)
     return {v.name: v.type for v in infos}
 
@@ -136,15 +141,10 @@ def _inferred(model: onnx.ModelProto) -> onnx.GraphProto:
         raise ModelError(f"shapes of the model do not fit together: {reason}") from e
 
 
-def _same_shape(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
-    """Types that inference does not know: outputs of the pipelines' elementwise operators."""
-    types = {v.name: v.type for v in (*graph.value_info, *graph.input, *graph.output)}
-    found = []
+def _put_stand_ins(graph: onnx.GraphProto) -> None:
+    """Put known operators in the place of those that inference does not know, to find shapes."""
     for n in graph.node:
-        if n.domain == "ai.onnx.ml" and n.op_type in _ELEMENTWISE and n.output[0] not in types:
-            x = types.get(n.input[0])
-            if x is not None and x.tensor_type.HasField("shape"):
-                found.append(onnx.ValueInfoProto(name=n.output[0]))
-                found[-1].type.tensor_type.elem_type = onnx.TensorProto.FLOAT
-                found[-1].type.tensor_type.shape.CopyFrom(x.tensor_type.shape)
-    return found
+        op_type = _STAND_INS.get((n.domain, n.op_type))
+        if op_type is not None:
+            to = onnx.TensorProto.FLOAT if op_type == "Cast" else None
+            n.CopyFrom(onnx.helper.make_node(op_type, n.input[:1], n.output, n.name, to=to))
