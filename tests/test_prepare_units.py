@@ -64,6 +64,14 @@ def test_hard_swish(steps) -> None:
     assert gate == pytest.approx({"alpha": 1 / 6, "beta": 0.5})
 
 
+@pytest.mark.parametrize("alpha", [1.0, 1.702, None])
+def test_swish(alpha) -> None:
+    swish = {} if alpha is None else {"alpha": alpha}
+    net = model([node("Swish", ["x"], "y", **swish)], {"x": [2, 3, 8]}, {"y": [2, 3, 8]}, {}, 24)
+    made = check(net)
+    assert ops(made) == {"Sigmoid": 1, "Mul": 2 if alpha == 1.702 else 1}
+
+
 def test_hard_swish_of_opset_11() -> None:
     nodes = [
         node("Add", ["x", "three"], "a"),

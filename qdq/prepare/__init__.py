@@ -16,7 +16,7 @@ from qdq.prepare.gelu import gelus
 from qdq.prepare.gemm import plain_gemms
 from qdq.prepare.groupnorm import group_norms
 from qdq.prepare.half import widen_float16
-from qdq.prepare.hard import hard_activations, split_hard_swish
+from qdq.prepare.hard import hard_activations, split_swishes
 from qdq.prepare.layernorm import layer_norms
 from qdq.prepare.linear import fold_affine
 from qdq.prepare.linear_input import fold_affine_before
@@ -52,7 +52,7 @@ PASSES: tuple[Pass, ...] = (
     channel_shuffles,
     whole_resize,
     whole_pads,
-    split_hard_swish,
+    split_swishes,
     whole_clamps,
     hard_activations,
     gelus,

@@ -1,25 +1,45 @@
-"""Hard-sigmoid and hard-swish in one shape: HardSigmoid, and HardSigmoid with Mul."""
+"""Gates in one shape: swish as Sigmoid and Mul, hard-swish as HardSigmoid and Mul."""
 
 import math
 from typing import NamedTuple
 
+import numpy as np
 import onnx
 
 from qdq.prepare.editing import Editor, Node
 from qdq.prepare.scalars import other_input, with_scalar
 
-__all__ = ["hard_activations", "split_hard_swish"]
+__all__ = ["hard_activations", "split_swishes"]
 
 
-def split_hard_swish(ed: Editor) -> None:
-    """HardSwish becomes HardSigmoid and Mul: ``y = x * max(0, min(1, x / 6 + 1 / 2))``."""
-    for node in ed.nodes("HardSwish"):
+def split_swishes(ed: Editor) -> None:
+    """Swish and HardSwish become a gate and Mul.
+
+    ``y = x * sigmoid(alpha * x)`` and ``y = x * max(0, min(1, x / 6 + 1 / 2))``. onnxruntime
+    (1.32) has a kernel for neither operator, but fuses these.
+    """
+    for node in ed.nodes("Swish", "HardSwish"):
         x, y = node.input(0), node.output
-        gate = ed.fresh(f"{y}_gate")
+        gate, name = ed.fresh(f"{y}_gate"), ed.fresh(f"{node.name}_gate")
         ed.set_type_like(gate, y)
-        name = ed.fresh(f"{node.name}_gate")
-        hard = ed.new_node("HardSigmoid", [x], [gate], name, alpha=1 / 6, beta=0.5)
-        ed.replace([node], [hard, ed.new_node("Mul", [x, gate], [y], node.name)])
+        alpha = float(node.attr("alpha", 1.0))
+        new: list[onnx.NodeProto] = []
+        if node.op == "HardSwish":
+            new.append(ed.new_node("HardSigmoid", [x], [gate], name, alpha=1 / 6, beta=0.5))
+        else:
+            if alpha != 1:
+                new.append(_scaled(ed, node, alpha))
+            new.append(ed.new_node("Sigmoid", [new[0].output[0] if new else x], [gate], name))
+        ed.replace([node], [*new, ed.new_node("Mul", [x, gate], [y], node.name)])
+
+
+def _scaled(ed: Editor, node: Node, alpha: float) -> onnx.NodeProto:
+    """The node's input times alpha."""
+    made, kind = ed.fresh(f"{node.output}_scaled"), ed.dtype(node.output)
+    ed.set_type_like(made, node.output)
+    factor = ed.add_constant(f"{node.output}_alpha", np.asarray(alpha, kind or np.float32))
+    name = ed.fresh(f"{node.name}_scaled")
+    return ed.new_node("Mul", [node.input(0), factor], [made], name)
 
 
 class _Gate(NamedTuple):
