@@ -23,7 +23,7 @@ from onnx import helper, numpy_helper
 from qdq.affine import quantize
 from qdq.bias_scale import quantize_bias
 from qdq.dynamic import import_domains, make_dynamic
-from qdq.forms import Follower, Rewrite
+from qdq.forms import Follower, Rewrite, in_steps
 from qdq.graph import Graph
 from qdq.lowering import lower_for_pools
 from qdq.nested import captured_names
@@ -121,7 +121,7 @@ class _Emitter:
         if unit is not None and form is not None:
             self._upsampling(original, node, unit, form)
         else:
-            self.nodes.append(node)
+            self.nodes += in_steps(node, self.wiring.split.get(node.name, ()), self.graph.fresh)
             self._form(original, node)
         for name in original.output:
             self._after(name)

@@ -1,14 +1,15 @@
 """Float nodes in the form that onnxruntime runs fastest; what they compute is the same."""
 
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import onnx
 from onnx import TensorProto
 
 from qdq.graph import Graph
 from qdq.placement.wholes import PASSED, gate_of
 
-__all__ = ["IDENTITY", "SUM", "Follower", "Forms", "Rewrite", "tuned"]
+__all__ = ["IDENTITY", "MISH", "SUM", "Follower", "Forms", "Rewrite", "Step", "in_steps", "tuned"]
 
 _UNMASKING = PASSED | {"Add"}  # on the way back from a Softmax to what masks its scores
 _SOFT, _DEEP = -80.0, -130.0  # a mask between these leaves denormal probabilities
@@ -46,24 +47,54 @@ class Follower:
     label: str
 
 
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One of several nodes that a node is written as.
+
+    Attributes:
+        op_type: the operator.
+        reads: what it reads: 0 is the node's input, k what the k-th step makes.
+        attributes: of the operator.
+    """
+
+    op_type: str
+    reads: tuple[int, ...]
+    attributes: Mapping[str, float] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forms:
     """How float nodes are written.
 
     Attributes:
         rewritten: node → the operator that it becomes.
+        split: node → the steps that it becomes, of which the last one makes its result.
         merged: nodes that are part of one of those, and not written.
         followed: node → what is written behind it.
         floors: Softmax → the score that all lower ones are raised to.
     """
 
     rewritten: Mapping[str, Rewrite] = field(default_factory=dict)
+    split: Mapping[str, tuple[Step, ...]] = field(default_factory=dict)
     merged: frozenset[str] = frozenset()
     followed: Mapping[str, Follower] = field(default_factory=dict)
     floors: Mapping[str, float] = field(default_factory=dict)
 
 
 SUM = Rewrite(op_type="Sum")
+
+MISH = (
+    Step("Neg", (0,)),
+    Step("Sigmoid", (1,)),
+    Step("Mul", (2, 2)),
+    Step("Softsign", (3,)),
+    Step("HardSigmoid", (4,), {"alpha": -2.0, "beta": 1.0}),
+    Step("Mul", (0, 5)),
+)
+"""``x * tanh(softplus(x)) = x * (1 - 2 * softsign(sigmoid(-x)**2))``: with ``r = sigmoid(-x)`` is
+``softplus(x) = -log(r)``, and ``tanh(-log(r)) = (1 - r**2) / (1 + r**2)``. Nothing overflows. The
+runtime's kernel of Softplus takes 25 times as long as one of Exp; this was measured (1.32, two
+cores) to take a sixth of the time of Mish, at 141 dB."""
 
 IDENTITY = Follower(op_type="LeakyRelu", alpha=1.0, before="float", label="stays_float")
 """It changes nothing, is fused into a float kernel at no cost, and survives the runtime's
@@ -73,6 +104,30 @@ ZEROS = Follower(op_type="ThresholdedRelu", alpha=1e-20, before="all", label="cl
 """Makes 0 of what is next to 0. Processors take a hundred times as long for denormal numbers, and
 what is masked by -100 has a probability of some 1e-44. Beside others, which are 1 together,
 anything below 1e-20 is less than a rounding."""
+
+
+def in_steps(
+    node: onnx.NodeProto, steps: Sequence[Step], fresh: Callable[[str], str]
+) -> list[onnx.NodeProto]:
+    """A node of one input and one output as several; itself where there are no steps.
+
+    Args:
+        node: what the last step has the name and the output of.
+        steps: in their order.
+        fresh: makes a name that is free.
+    """
+    if not steps:
+        return [node]
+    made, nodes = [node.input[0]], list[onnx.NodeProto]()
+    for step in steps:
+        label = fresh(f"{node.name}_{step.op_type}")
+        made.append(fresh(f"{label}_Output"))
+        inputs = [made[k] for k in step.reads]
+        nodes.append(onnx.helper.make_node(step.op_type, inputs, made[-1:], label))
+        attrs = step.attributes.items()
+        nodes[-1].attribute.extend(onnx.helper.make_attribute(k, v) for k, v in attrs)
+    nodes[-1].name, nodes[-1].output[0] = node.name, node.output[0]
+    return nodes
 
 
 def tuned(
@@ -92,6 +147,13 @@ def tuned(
         rewritten={
             **_residuals(graph, integer),
             **{closing: rewrite for closing, rewrite in swishes.values()},
+        },
+        split={
+            node.name: MISH
+            for node in graph.nodes
+            if node.op_type == "Mish"
+            and node.name not in integer
+            and graph.elem_type(node.input[0]) == TensorProto.FLOAT
         },
         merged=frozenset(swishes),
         followed={

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qdq.forms import IDENTITY, SUM, Follower, Forms, Rewrite, tuned
+from qdq.forms import IDENTITY, SUM, Follower, Forms, Rewrite, Step, tuned
 from qdq.graph import Graph
 from qdq.ops import demand_of
 from qdq.ops.demand import Demand, SameAs
@@ -49,6 +49,7 @@ class Wiring:
         followed: node → what is written behind it. An identity hides a Q from the runtime, which
             would run a float node on integers, or a Clip, which would keep an integer one in float.
         rewritten: float nodes that are written as another operator.
+        split: float nodes that are written as several.
         merged: float nodes that are part of one of those, and not written.
         floors: float Softmax → the score that all lower ones are raised to.
     """
@@ -60,6 +61,7 @@ class Wiring:
     subpixel: Mapping[str, Subpixel]
     followed: Mapping[str, Follower]
     rewritten: Mapping[str, Rewrite]
+    split: Mapping[str, tuple[Step, ...]]
     merged: frozenset[str]
     floors: Mapping[str, float]
 
@@ -106,6 +108,7 @@ def wire(
         },
         followed={**forms.followed, **dict.fromkeys(sorted(hidden | clips), IDENTITY)},
         rewritten={**forms.rewritten, **rewritten},
+        split=forms.split,
         merged=forms.merged,
         floors=forms.floors,
     )

@@ -198,6 +198,7 @@ CASES: tuple[Case, ...] = (
     Case("Erf"),
     Case("Exp"),
     Case("Gelu"),
+    Case("Mish"),
     Case("HardSwish", refused="part of a hard-swish"),
     Case("LeakyRelu", attributes={"alpha": 0.1}),
     Case("LeakyRelu", attributes={"alpha": -0.5}, name="negative"),

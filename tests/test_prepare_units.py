@@ -72,6 +72,27 @@ def test_swish(alpha) -> None:
     assert ops(made) == {"Sigmoid": 1, "Mul": 2 if alpha == 1.702 else 1}
 
 
+MISH = [("Softplus", "x", "s"), ("Tanh", "s", "t"), ("Mul", "x t", "y")]
+
+
+@pytest.mark.parametrize("product", ["x t", "t x"])
+@pytest.mark.parametrize("opset", [11, 17, 18, 21])
+def test_mish(product, opset) -> None:
+    made = check(unit(*MISH[:2], ("Mul", product, "y"), opset=opset))
+    assert ops(made) == {"Mish": 1}
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [[*MISH[:2], ("Mul", "s t", "y")], [*MISH[:2], ("Mul", "z t", "y")],
+     [*MISH[:2], ("Add", "x t", "y")], [MISH[0], ("Sigmoid", "s", "t"), MISH[2]],
+     [*MISH[:2], ("Mul", "x t", "m"), ("Add", "m s", "y")]],
+    ids=["another factor", "another input", "a sum", "another gate", "read inside"],
+)  # fmt: skip
+def test_what_is_not_mish_stays(steps) -> None:
+    assert ops(check(unit(*steps)))["Mish"] == 0
+
+
 def test_hard_swish_of_opset_11() -> None:
     nodes = [
         node("Add", ["x", "three"], "a"),

@@ -11,9 +11,13 @@ from models import feeds, model, node, weights
 
 from qdq import Rule, Scheme
 from qdq.api import run
+from qdq.forms import MISH as MISH_STEPS
+from qdq.forms import in_steps, tuned
+from qdq.graph import Graph
 from qdq.placement.weighing import Weighing
 from qdq.plan import make_plan
 from qdq.prepare import prepare
+from qdq.statistics.observe import observe
 from qdq.targets import ORT_CPU, PORTABLE
 
 SWISH = (("Sigmoid", "a", "g"), ("Mul", "a g", "m"))
@@ -251,3 +255,52 @@ def test_short_runs_are_not_moved_as_codes() -> None:
     assert (outcome.ops["QLinearConv"], outcome.ops["LeakyRelu"]) == (2, 2)
     assert outcome.steps_apart <= 1
     assert outcome.sqnr > 35
+
+
+MISH = (("Mish", "a", "m"),)
+
+
+def test_mish_is_written_in_steps_that_are_fast() -> None:
+    net = between(*MISH).model()
+    data = samples(net, 4)
+    result, outcome = quantized(net, data)
+    assert outcome.ops["QLinearConv"] == 2
+    assert outcome.ops["Mish"] == outcome.ops["Softplus"] == outcome.ops["Tanh"] == 0
+    assert (outcome.ops["Softsign"], outcome.ops["HardSigmoid"]) == (1, 1)
+    assert outcome.sqnr > 35
+    last = next(n for n in result.model.graph.node if "m" in n.output)
+    assert (last.op_type, last.name) == ("Mul", "Mish_m")
+    assert "Mish_m" in result.left_float
+    _, plain = quantized(net, data, target=replace(FORCED, tunes_float=False))
+    assert plain.ops["Softplus"] == 1
+    np.testing.assert_allclose(outcome.fused, plain.fused, atol=1e-3)
+    portable = run(net, data, target=PORTABLE).model
+    assert "Mish" in written(portable)
+    assert compare(net, portable, data).sqnr > 30
+
+
+def test_mish_in_steps_is_mish() -> None:
+    """Of all floats, but for those that are no numbers."""
+    x = np.concatenate([np.linspace(-120, 120, 4001), np.geomspace(1e-38, 1e38, 200), [0.0]])
+    x = np.concatenate([x, -x]).astype(np.float32)
+    net = model([node("Mish", ["x"], "y")], {"x": [x.size]}, {"y": [x.size]}, {})
+    steps = in_steps(net.graph.node[0], MISH_STEPS, lambda name: name)
+    assert len(steps) == len(MISH_STEPS)
+    made = model(steps, {"x": [x.size]}, {"y": [x.size]}, {})
+    for optimize in (True, False):
+        (seen,) = observe(made, ["y"], [{"x": x}], optimize=optimize)
+        wide = x.astype(np.float64)
+        with np.errstate(over="ignore", under="ignore"):
+            exact = wide * np.tanh(np.logaddexp(0, wide))
+        np.testing.assert_allclose(seen["y"], exact, rtol=1e-6, atol=2e-6 * 20)
+        assert np.abs(seen["y"][np.abs(x) < 20] - exact[np.abs(x) < 20]).max() < 4e-6
+
+
+def test_only_float32_of_mish() -> None:
+    net = model([node("Mish", ["x"], "y")], {"x": [4]}, {"y": [4]}, {})
+    graph = Graph(net)
+    name = net.graph.node[0].name
+    assert list(tuned(graph, set(), set(), {}).split) == [name]
+    assert not tuned(graph, set(), {name}, {}).split
+    net.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
+    assert not tuned(Graph(net), set(), set(), {}).split

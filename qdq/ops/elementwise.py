@@ -20,6 +20,7 @@ ROWS: Mapping[str, Demand | Handler] = {
     "Gelu": ONE,
     "HardSwish": ONE,
     "LeakyRelu": ONE,
+    "Mish": ONE,
     "Mul": TWO,
     "Neg": ONE,
     "PRelu": TWO,

@@ -21,6 +21,7 @@ from qdq.prepare.layernorm import layer_norms
 from qdq.prepare.linear import fold_affine
 from qdq.prepare.linear_input import fold_affine_before
 from qdq.prepare.matmul import matmul_units
+from qdq.prepare.mish import mishes
 from qdq.prepare.naming import name_nodes, split_roles
 from qdq.prepare.opset import infer_types, open_dimensions, plain_constants, raise_opset
 from qdq.prepare.padding import fold_pads, whole_pads
@@ -56,6 +57,7 @@ PASSES: tuple[Pass, ...] = (
     whole_clamps,
     hard_activations,
     gelus,
+    mishes,
     spell_out_prelu,
     layer_norms,
     group_norms,
