@@ -121,7 +121,10 @@ class _Emitter:
         if unit is not None and form is not None:
             self._upsampling(original, node, unit, form)
         else:
-            self.nodes += in_steps(node, self.wiring.split.get(node.name, ()), self.graph.fresh)
+            steps = self.wiring.split.get(node.name, ())
+            nodes, constants = in_steps(node, steps, self.graph.fresh)
+            self.nodes += nodes
+            self.constants += constants
             self._form(original, node)
         for name in original.output:
             self._after(name)

@@ -2,14 +2,18 @@
 
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import onnx
-from onnx import TensorProto
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
 
 from qdq.graph import Graph
 from qdq.placement.wholes import PASSED, gate_of
+from qdq.spelling import Step, steps_of
+from qdq.views import node_view
 
-__all__ = ["IDENTITY", "MISH", "SUM", "Follower", "Forms", "Rewrite", "Step", "in_steps", "tuned"]
+__all__ = ["IDENTITY", "SUM", "Follower", "Forms", "Rewrite", "in_steps", "tuned"]
 
 _UNMASKING = PASSED | {"Add"}  # on the way back from a Softmax to what masks its scores
 _SOFT, _DEEP = -80.0, -130.0  # a mask between these leaves denormal probabilities
@@ -47,21 +51,6 @@ class Follower:
     label: str
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One of several nodes that a node is written as.
-
-    Attributes:
-        op_type: the operator.
-        reads: what it reads: 0 is the node's input, k what the k-th step makes.
-        attributes: of the operator.
-    """
-
-    op_type: str
-    reads: tuple[int, ...]
-    attributes: Mapping[str, float] = field(default_factory=dict)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forms:
     """How float nodes are written.
@@ -83,19 +72,6 @@ class Forms:
 
 SUM = Rewrite(op_type="Sum")
 
-MISH = (
-    Step("Neg", (0,)),
-    Step("Sigmoid", (1,)),
-    Step("Mul", (2, 2)),
-    Step("Softsign", (3,)),
-    Step("HardSigmoid", (4,), {"alpha": -2.0, "beta": 1.0}),
-    Step("Mul", (0, 5)),
-)
-"""``x * tanh(softplus(x)) = x * (1 - 2 * softsign(sigmoid(-x)**2))``: with ``r = sigmoid(-x)`` is
-``softplus(x) = -log(r)``, and ``tanh(-log(r)) = (1 - r**2) / (1 + r**2)``. Nothing overflows. The
-runtime's kernel of Softplus takes 25 times as long as one of Exp; this was measured (1.32, two
-cores) to take a sixth of the time of Mish, at 141 dB."""
-
 IDENTITY = Follower(op_type="LeakyRelu", alpha=1.0, before="float", label="stays_float")
 """It changes nothing, is fused into a float kernel at no cost, and survives the runtime's
 optimizer; so it hides from that what comes next."""
@@ -108,8 +84,8 @@ anything below 1e-20 is less than a rounding."""
 
 def in_steps(
     node: onnx.NodeProto, steps: Sequence[Step], fresh: Callable[[str], str]
-) -> list[onnx.NodeProto]:
-    """A node of one input and one output as several; itself where there are no steps.
+) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
+    """A node as several, and the constants that these read; itself where there are no steps.
 
     Args:
         node: what the last step has the name and the output of.
@@ -117,17 +93,25 @@ def in_steps(
         fresh: makes a name that is free.
     """
     if not steps:
-        return [node]
-    made, nodes = [node.input[0]], list[onnx.NodeProto]()
+        return [node], []
+    made, nodes, constants = [node.input[0]], list[onnx.NodeProto](), list[onnx.TensorProto]()
+
+    def name_of(read: int | NDArray[Any]) -> str:
+        if isinstance(read, int):
+            return str(made[read])
+        name = fresh(f"{label}_constant")
+        constants.append(numpy_helper.from_array(read, name))
+        return name
+
     for step in steps:
         label = fresh(f"{node.name}_{step.op_type}")
+        inputs = [name_of(read) for read in step.reads]
         made.append(fresh(f"{label}_Output"))
-        inputs = [made[k] for k in step.reads]
-        nodes.append(onnx.helper.make_node(step.op_type, inputs, made[-1:], label))
+        nodes.append(helper.make_node(step.op_type, inputs, made[-1:], label))
         attrs = step.attributes.items()
-        nodes[-1].attribute.extend(onnx.helper.make_attribute(k, v) for k, v in attrs)
+        nodes[-1].attribute.extend(helper.make_attribute(k, v) for k, v in attrs)
     nodes[-1].name, nodes[-1].output[0] = node.name, node.output[0]
-    return nodes
+    return nodes, constants
 
 
 def tuned(
@@ -148,13 +132,7 @@ def tuned(
             **_residuals(graph, integer),
             **{closing: rewrite for closing, rewrite in swishes.values()},
         },
-        split={
-            node.name: MISH
-            for node in graph.nodes
-            if node.op_type == "Mish"
-            and node.name not in integer
-            and graph.elem_type(node.input[0]) == TensorProto.FLOAT
-        },
+        split=_spelled_out(graph, integer),
         merged=frozenset(swishes),
         followed={
             node.name: ZEROS
@@ -165,6 +143,24 @@ def tuned(
         },
         floors={name: floor for name, floor in floors.items() if name not in integer},
     )
+
+
+def _spelled_out(graph: Graph, integer: Container[str]) -> dict[str, tuple[Step, ...]]:
+    """Float nodes → the steps that are faster."""
+    found = {}
+    for index, node in enumerate(graph.nodes):
+        if node.name in integer or len(node.output) != 1:
+            continue
+        slots = dict(enumerate(node.input))
+
+        def value(slot: int, slots: Mapping[int, str] = slots) -> NDArray[Any] | None:
+            name = slots[slot]
+            return graph.array(name) if name in graph.constants else None
+
+        steps = steps_of(node_view(graph, index), graph.shape(node.output[0]), value)
+        if steps:
+            found[node.name] = steps
+    return found
 
 
 def _swishes(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qdq.forms import IDENTITY, SUM, Follower, Forms, Rewrite, Step, tuned
+from qdq.forms import IDENTITY, SUM, Follower, Forms, Rewrite, tuned
 from qdq.graph import Graph
 from qdq.ops import demand_of
 from qdq.ops.demand import Demand, SameAs
@@ -13,6 +13,7 @@ from qdq.placement import Unit
 from qdq.placement.weighing import kind_of
 from qdq.plan import Plan
 from qdq.spec import QuantParams
+from qdq.spelling import Step
 from qdq.subpixel import Subpixel, form_of
 from qdq.views import node_view
 

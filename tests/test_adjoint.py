@@ -70,6 +70,8 @@ SIGNED: list[Case] = [
     ("m = Less(c, z) t = Exp(x) y = Where(m, x, t)", FLAT, {"z": values(0.1), "c": (6,)}),
     ("y = LayerNormalization(x, s, b)", FLAT, {"s": (6,), "b": (6,)}),
     ("y = LayerNormalization<axis=1>(x, s)", (2, 3, 4), {"s": (3, 4)}),
+    ("y = LRN<size=3,alpha=0.5,beta=0.6,bias=0.7>(x)", (1, 5, 2, 3), {}),
+    ("y = LRN<size=5,alpha=0.3>(x)", (2, 4, 1, 3), {}),
     ("y = RMSNormalization<epsilon=0.1>(x, s)", FLAT, {"s": (6,)}),
     ("y = RMSNormalization<axis=1>(x, s)", (2, 3, 4), {"s": (3, 4)}),
     ("g = GroupNormalization<num_groups=2,epsilon=0.1>(x, s, b) y = Identity(g)", (2, 4, 3),

@@ -19,8 +19,8 @@ FLOORS = (
     {"spec"},
     {"affine", "calibrate", "data", "dynamic", "excerpt", "extent", "external", "files", "forms",
      "graph", "light", "lowering", "modelio", "nested", "ops", "outputs", "prepare", "problem",
-     "ranges", "rules", "scheme", "session", "shell", "statistics", "subpixel", "targets", "timing",
-     "upsampling", "views", "weights", "wire",
+     "ranges", "rules", "scheme", "session", "shell", "spelling", "statistics", "subpixel",
+     "targets", "timing", "upsampling", "views", "weights", "wire",
      "balancing.dividing", "balancing.equalizing", "balancing.smoothing",
      "placement.cost_table", "placement.costs", "placement.harm", "placement.mincut",
      "placement.adjoint", "placement.choosing", "placement.gradients", "placement.masked",
@@ -47,7 +47,7 @@ NUMPY_ONLY = {"affine", "balancing.equalizing", "balancing.smoothing", "bias_sca
               "checks", "extent", "kernel", "ops", "placement.cost_table",
               "placement.costs", "placement.harm", "placement.mincut",
               "placement.ranking", "placement.scores", "placement.weighing", "problem", "ranges",
-              "report.sqnr", "scheme", "solve", "spec", "sqnr",
+              "report.sqnr", "scheme", "solve", "spec", "spelling", "sqnr",
               "statistics.few", "statistics.packing", "statistics.summary",
               "steps", "subpixel", "targets"}  # fmt: skip
 

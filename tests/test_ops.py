@@ -71,7 +71,7 @@ def test_between_integer_kernels(case: Case, opset: int) -> None:
     if case.refused:
         (reason,) = [v for k, v in found.plan.left_float.items() if k == f"{case.op}_y"]
         assert case.refused in reason
-        assert ops[case.op] == 1
+        assert ops[case.op] == 1 or ops["MatMul"] == 2  # a cubic Resize is written as two products
         return
     assert found.plan.left_float == {}
     expected = KERNELS[case.op].fused

@@ -11,12 +11,12 @@ from models import feeds, model, node, weights
 
 from qdq import Rule, Scheme
 from qdq.api import run
-from qdq.forms import MISH as MISH_STEPS
 from qdq.forms import in_steps, tuned
 from qdq.graph import Graph
 from qdq.placement.weighing import Weighing
 from qdq.plan import make_plan
 from qdq.prepare import prepare
+from qdq.spelling import MISH as MISH_STEPS
 from qdq.statistics.observe import observe
 from qdq.targets import ORT_CPU, PORTABLE
 
@@ -284,7 +284,7 @@ def test_mish_in_steps_is_mish() -> None:
     x = np.concatenate([np.linspace(-120, 120, 4001), np.geomspace(1e-38, 1e38, 200), [0.0]])
     x = np.concatenate([x, -x]).astype(np.float32)
     net = model([node("Mish", ["x"], "y")], {"x": [x.size]}, {"y": [x.size]}, {})
-    steps = in_steps(net.graph.node[0], MISH_STEPS, lambda name: name)
+    steps, _ = in_steps(net.graph.node[0], MISH_STEPS, Graph(net).fresh)
     assert len(steps) == len(MISH_STEPS)
     made = model(steps, {"x": [x.size]}, {"y": [x.size]}, {})
     for optimize in (True, False):

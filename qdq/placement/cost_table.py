@@ -154,7 +154,8 @@ FLOAT: Mapping[str, Coefficients] = {
     **_each(_elementwise(0.18, fixed=800), "Sigmoid", "Silu", "Silu.fused", "Erf"),
     "Tanh": _elementwise(0.17, fixed=800),
     "Gelu": _elementwise(0.35, fixed=800),
-    "Mish": _elementwise(0.9, fixed=4000),  # as ``qdq.forms`` writes it
+    # as ``qdq.spelling`` writes them
+    **_each(_elementwise(0.9, fixed=4000), "LRN", "Mish"),
     "Softmax": _elementwise(0.25, fixed=1000),
     "LayerNormalization": _elementwise(0.45, fixed=1000),
     "RMSNormalization": _elementwise(0.3, fixed=1000),

@@ -1,6 +1,7 @@
 """The way back through normalizations: softmax, norms, and attention, which is made of them."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import onnx
@@ -8,6 +9,7 @@ import onnx
 from qdq.graph import attributes
 from qdq.placement.gradients import Grads, one, rule
 from qdq.placement.tape import Tape, UnknownWayError
+from qdq.spelling import neighbours
 
 __all__: list[str] = []  # the rules register themselves
 
@@ -103,6 +105,24 @@ def _batch_norm(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, 
     factor = (scale / np.sqrt(variance + epsilon)).astype(np.float32)
     beside = [1] * (tape.rank(node.input[0]) - 2)
     return {0: tape.times(one(grads), tape.constant(factor.reshape(-1, *beside)))}
+
+
+@rule("LRN")
+def _local_response(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
+    """``x / t ** beta`` with ``t = bias + alpha / size * N x**2``, N the channels nearby."""
+    x, channels = node.input[0], tape.dims(node.input[0])[1]
+    kept: dict[str, Any] = {"alpha": 1e-4, "beta": 0.75, "bias": 1.0, **attributes(node)}
+    if channels is None:
+        raise UnknownWayError("an unknown number of channels")
+    size, beta = int(kept["size"]), float(kept["beta"])
+    near = neighbours(channels, size).astype(np.float32) * np.float32(kept["alpha"] / size)
+    taps = (channels, channels, *[1] * (tape.rank(x) - 2))
+    reads, read = (tape.constant(n.reshape(taps)) for n in (near, near.T))
+    bias = tape.constant(np.full(channels, kept["bias"], np.float32))
+    total = tape.node("Conv", tape.times(x, x), reads, bias)
+    direct = tape.times(one(grads), tape.node("Pow", total, tape.real(-beta)))
+    through = tape.node("Conv", tape.node("Div", tape.times(direct, x), total), read)
+    return {0: tape.node("Sub", direct, tape.times(tape.times(x, through), tape.real(2 * beta)))}
 
 
 @rule("RotaryEmbedding")
