@@ -394,7 +394,8 @@ UNKNOWN = {
     "no rule for this input": "s = ReduceSum<keepdims=0>(t, first) y = LayerNormalization(k, s)",
     "nor for this one": "s = ReduceSum<keepdims=0>(t, first) y = PRelu(k, s)",
     "an attribute": 's = ScatterElements<reduction="mul">(t, places, ones) y = Add(s, k)',
-    "axes that are broadcast": 'e = Einsum<equation="...c,...c->...c">(row, t) y = Neg(e)',
+    "axes that are broadcast": "u = Unsqueeze(t, first)"
+    ' e = Einsum<equation="...c,...c->...c">(row, u) y = Neg(e)',
     "equal axes": 'e = Einsum<equation="rc,rd,ss->cd">(t, x, square) y = Neg(e)',
     "a letter that is summed alone": 'e = Einsum<equation="rc,bc->b">(t, x) y = Mul(e, e)',
     "another domain": "y = mine.Relu(t)",
@@ -411,7 +412,7 @@ def test_what_a_way_to_the_outputs_leaves_unknown_is_not_told(kind: str) -> None
     text = f"k = Relu(x) t = Sigmoid(x) {UNKNOWN[kind]} e = Exp(t) z = Add(e, k)"
     constants = {
         "first": whole(0), "axes": whole(1), "places": whole(0).reshape(1, 1),
-        "ones": (1, 1), "row": (6,), "square": (3, 3), "yes": np.bool_(True), "scale": (6,),
+        "ones": (1, 1), "row": (1, 6), "square": (3, 3), "yes": np.bool_(True), "scale": (6,),
         "block": (2, 4, 3),
     }  # fmt: skip
     model = build(text, FLAT, constants, out="float[] y, float[4,6] z")
