@@ -19,7 +19,8 @@ __all__ = ["Step", "cubic_matrix", "neighbours", "steps_of"]
 
 _MOST = 1 << 22  # elements of a matrix
 _AXES_AS_INPUT = 18  # the first opset whose ReduceMax has them so
-_BEHIND = 32  # elements behind an axis, from which on a softmax over it is slow
+_BEHIND = 1 << 10  # elements behind an axis, from which on a softmax over it is slow
+_CHANNELS = 512  # above, the convolution takes longer than what it replaces
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,14 +57,14 @@ _ROOT, _INVERSE = Step("Sqrt", (0,)), "Reciprocal"
 POWERS: Mapping[float, Steps] = {
     -2.0: (Step("Mul", (0, 0)), Step(_INVERSE, (1,))),
     -1.0: (Step(_INVERSE, (0,)),),
-    -0.5: (_ROOT, Step(_INVERSE, (1,))),
     0.25: (_ROOT, Step("Sqrt", (1,))),
     0.5: (_ROOT,),
     0.75: (_ROOT, Step("Sqrt", (1,)), Step("Mul", (1, 2))),
     1.5: (_ROOT, Step("Mul", (0, 1))),
     4.0: (Step("Mul", (0, 0)), Step("Mul", (1, 1))),
 }
-"""Exponent → the power in roots and products, rounded up to three times."""
+"""Exponent → the power in roots and products, rounded up to three times. Not -0.5: of -0 that is
+inf, and the inverse of a root of -0 is not."""
 
 
 def steps_of(
@@ -105,8 +106,7 @@ def _log_softmax(view: NodeView) -> Steps:
         return ()
     axis = view.integer("axis", -1) % len(shape)
     behind = shape[axis + 1 :]
-    small = None not in behind and prod(d or 0 for d in behind) < _BEHIND
-    if small or not behind:
+    if not behind or (None not in behind and prod(d or 0 for d in behind) < _BEHIND):
         return ()
     axes = np.array([axis], np.int64)
     return (
@@ -125,9 +125,9 @@ def _local_response(view: NodeView) -> Steps:
     Krizhevsky et al., "ImageNet Classification with Deep Convolutional Neural Networks", 2012. The
     sum is a convolution of one tap.
     """
-    shape, kept = view.inputs[0].shape, view.attributes
-    channels = shape[1] if shape is not None and len(shape) > 2 else None
-    if shape is None or channels is None:
+    shape, kept = view.inputs[0].shape or (), view.attributes
+    channels = shape[1] if len(shape) > 2 else None
+    if channels is None or channels > _CHANNELS or 0 in shape:
         return ()
     size, beta = view.integer("size", 1), float(kept.get("beta", 0.75))  # type: ignore[arg-type]
     alpha, bias = (float(kept.get(k, v)) for k, v in (("alpha", 1e-4), ("bias", 1.0)))  # type: ignore[arg-type]
@@ -157,13 +157,19 @@ def _cubic(
     made: tuple[int | None, ...] | None,
     value: Callable[[int], NDArray[Any] | None],
 ) -> Steps:
-    """A product with a matrix for each of two axes."""
+    """A product with a matrix for each of two axes.
+
+    By scales that leave all sizes as they are, the runtime copies.
+    """
     shape, kept = view.inputs[0].shape, view.attributes
     if kept.get("mode") != b"cubic" or kept.get("antialias") or "axes" in kept:
         return ()
     if shape is None or made is None or len(shape) != 4 or shape[:2] != made[:2]:
         return ()
-    scales = value(2) if len(view.inputs) == 3 else None
+    by_sizes = view.has(3)
+    scales = None if by_sizes else value(2)
+    if shape == made or (scales is None and not by_sizes):
+        return ()
     matrices = []
     for axis in (2, 3):
         size, wanted = shape[axis], made[axis]

@@ -109,7 +109,7 @@ def wire(
         },
         followed={**forms.followed, **dict.fromkeys(sorted(hidden | clips), IDENTITY)},
         rewritten={**forms.rewritten, **rewritten},
-        split=forms.split,
+        split={name: steps for name, steps in forms.split.items() if name not in hidden | clips},
         merged=forms.merged,
         floors=forms.floors,
     )

@@ -128,6 +128,7 @@ SIGNED: list[Case] = [
     ("y = AveragePool<kernel_shape=[3],pads=[1,1],strides=[2],count_include_pad=1>(x)", SIGNAL,
      {}),
     ("y = AveragePool<kernel_shape=[2,2],strides=[2,2],ceil_mode=1>(x)", (1, 2, 2, 4), {}),
+    ("y = AveragePool<kernel_shape=[3],strides=[2],ceil_mode=1,pads=[1,1]>(x)", (1, 2, 7), {}),
     ("y = MaxPool<kernel_shape=[2,3],pads=[0,1,1,0],strides=[1,2]>(x)", (2, 2, 3, 4), {}),
     ("y = MaxPool<kernel_shape=[2,2],ceil_mode=1,strides=[2,2],storage_order=1>(x)", IMAGE, {}),
     ("y = Reshape(x, s)", FLAT, {"s": whole(-1, 3)}),
@@ -231,6 +232,7 @@ RESET = "hidden_size=3,linear_before_reset=1"
 SIGNED += [
     ("y = LSTM<hidden_size=3>(x, w, r, b)", (5, 2, 4), LSTM),
     ('y = LSTM<hidden_size=3,direction="reverse">(x, w, r)', (5, 2, 4), LSTM),
+    ('y = LSTM<hidden_size=3,activations=["Sigmoid","Tanh","Tanh"]>(x, w, r)', (5, 2, 4), LSTM),
     (", y = LSTM<hidden_size=3>(x, w, r, b)", (5, 2, 4), LSTM),
     (", , y = LSTM<hidden_size=3>(x, w, r, b)", (5, 2, 4), LSTM),
     ('s, i, j = LSTM<hidden_size=3,direction="bidirectional">(x, w, r, b, , h, c)'
@@ -396,6 +398,18 @@ UNKNOWN = {
     "an attribute": 's = ScatterElements<reduction="mul">(t, places, ones) y = Add(s, k)',
     "axes that are broadcast": "u = Unsqueeze(t, first)"
     ' e = Einsum<equation="...c,...c->...c">(row, u) y = Neg(e)',
+    "an axis that is broadcast": 'e = Einsum<equation="rc,c->r">(t, many) y = Neg(e)',
+    "windows beyond the end": "u = Unsqueeze(t, first)"
+    " p = AveragePool<kernel_shape=[4],strides=[3],ceil_mode=1>(u)"
+    " y = Neg(p)",
+    "another kind of cell": "u = Unsqueeze(t, first) y = LSTM<hidden_size=3,clip=2.0>(u, lw, lr)",
+    "other activations": "u = Unsqueeze(t, first) y = LSTM<hidden_size=3,"
+    'activations=["Tanh","Tanh","Tanh"]>(u, lw, lr)',
+    "sequences of several lengths": "u = Unsqueeze(t, first)"
+    " y = LSTM<hidden_size=3>(u, lw, lr, , lengths)",
+    "a state that is reset before": "u = Unsqueeze(t, first) y = GRU<hidden_size=3>(u, gw, gr)",
+    "weights that are computed": "u = Unsqueeze(t, first) m = Relu(lw)"
+    " y = LSTM<hidden_size=3>(u, m, lr)",
     "equal axes": 'e = Einsum<equation="rc,rd,ss->cd">(t, x, square) y = Neg(e)',
     "a letter that is summed alone": 'e = Einsum<equation="rc,bc->b">(t, x) y = Mul(e, e)',
     "another domain": "y = mine.Relu(t)",
@@ -412,6 +426,8 @@ def test_what_a_way_to_the_outputs_leaves_unknown_is_not_told(kind: str) -> None
     text = f"k = Relu(x) t = Sigmoid(x) {UNKNOWN[kind]} e = Exp(t) z = Add(e, k)"
     constants = {
         "first": whole(0), "axes": whole(1), "places": whole(0).reshape(1, 1),
+        "many": (1,), "lw": (1, 12, 6), "lr": (1, 12, 3), "gw": (1, 9, 6), "gr": (1, 9, 3),
+        "lengths": np.ones(6, np.int32),
         "ones": (1, 1), "row": (1, 6), "square": (3, 3), "yes": np.bool_(True), "scale": (6,),
         "block": (2, 4, 3),
     }  # fmt: skip

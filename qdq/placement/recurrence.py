@@ -22,13 +22,13 @@ __all__: list[str] = []  # the rules register themselves
 Floats = NDArray[np.float32]
 _DIRECTIONS = {b"forward": [False], b"reverse": [True], b"bidirectional": [False, True]}
 _OTHERWISE = (
-    "activations",
     "activation_alpha",
     "activation_beta",
     "clip",
     "input_forget",
     "layout",
 )
+_USUAL = {"LSTM": [b"Sigmoid", b"Tanh", b"Tanh"], "GRU": [b"Sigmoid", b"Tanh"]}
 _LENGTHS, _STATES, _PEEPHOLES = 4, (5, 6), 7  # slots
 
 
@@ -80,14 +80,16 @@ def _through(
 ) -> Mapping[int, str]:
     kept: dict[str, Any] = attributes(node)
     given = [*node.input, *[""] * 8]
-    other = [k for k in _OTHERWISE if kept.get(k)]
+    directions = _DIRECTIONS[kept.get("direction", b"forward")]
+    usual = _USUAL[node.op_type] * len(directions)
+    other = any(kept.get(k) for k in _OTHERWISE) or kept.get("activations", usual) != usual
     if other or given[_LENGTHS] or given[_PEEPHOLES]:
         raise UnknownWayError("a cell of another kind, or sequences of several lengths")
     if any(n not in tape.graph.constants for n in given[1:3]):
         raise UnknownWayError("weights that are computed")
     made = node.output[0] or tape.nodes(node.op_type, node.input, 1, **kept)[0]
     found: dict[int, list[str]] = {}
-    for d, turned in enumerate(_DIRECTIONS[kept.get("direction", b"forward")]):
+    for d, turned in enumerate(directions):
         run = _run(tape, given, made, [*grads, None, None][: 1 + states], d, turned)
         gates, starts = back(tape, run)
         felt = tape.node("MatMul", gates, tape.constant(run.w))

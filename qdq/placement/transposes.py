@@ -132,6 +132,7 @@ def _einsum(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]
     letters = read.split(",")
     if not made or any(len(set(own)) < len(own) for own in letters):
         raise UnknownWayError("a sum over equal axes")
+    _want_one_size(tape, node.input, letters)
     found = {}
     for slot, own in enumerate(letters):
         others = [k for k in range(len(letters)) if k != slot]
@@ -142,6 +143,15 @@ def _einsum(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]
         factors = [node.input[k] for k in others]
         found[slot] = tape.node("Einsum", one(grads), *factors, equation=back)
     return found
+
+
+def _want_one_size(tape: Tape, names: Sequence[str], letters: Sequence[str]) -> None:
+    """Refuse axes that have one name, but size 1 in one factor and more in another."""
+    sizes: dict[str, int] = {}
+    for name, own in zip(names, letters, strict=True):
+        for letter, size in zip(own, tape.dims(name), strict=True):
+            if size is not None and sizes.setdefault(letter, size) != size:
+                raise UnknownWayError("axes that are broadcast")
 
 
 def _named(tape: Tape, node: onnx.NodeProto, equation: str) -> str:
@@ -164,13 +174,24 @@ def _global_pool(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int,
     return {0: tape.node("Expand", shared, tape.shape(x))}
 
 
+def _want_whole_windows(sizes: Sequence[int | None], more: Ints, strides: Ints) -> None:
+    """Refuse windows that reach beyond the end, which have a mean of fewer values."""
+    for size, extra, stride in zip(sizes, more, strides, strict=True):
+        if size is None or (size + extra) % stride:
+            raise UnknownWayError("windows that may reach beyond the end")
+
+
 @rule("AveragePool")
 def _average_pool(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
     x = node.input[0]
     kept: dict[str, Any] = attributes(node)
     taps: Sequence[int] = kept["kernel_shape"]
     rank = len(taps)
-    strides, dilations, before, _ = _window(node, rank)
+    strides, dilations, before, after = _window(node, rank)
+    if kept.get("ceil_mode"):
+        reach = [d * (k - 1) + 1 for d, k in zip(dilations, taps, strict=True)]
+        more = [p + q - r for p, q, r in zip(before, after, reach, strict=True)]
+        _want_whole_windows(tape.dims(x)[2:], more, strides)
     grad = one(grads)
     if any(kept.get("pads", ())) and not kept.get("count_include_pad"):
         ones = tape.node("Expand", tape.real(1), tape.shape(x))
