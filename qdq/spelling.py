@@ -63,8 +63,8 @@ POWERS: Mapping[float, Steps] = {
     1.5: (_ROOT, Step("Mul", (0, 1))),
     4.0: (Step("Mul", (0, 0)), Step("Mul", (1, 1))),
 }
-"""Exponent → the power in roots and products, rounded up to three times. Not -0.5: of -0 that is
-inf, and the inverse of a root of -0 is not."""
+"""Exponent → the power in roots and products, of which each rounds its result. Of -0 and -inf some
+are others: a root of -0 is -0. So there is none for -0.5, which would be -inf in place of inf."""
 
 
 def steps_of(

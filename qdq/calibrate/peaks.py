@@ -23,7 +23,8 @@ class Peaks:
         names: of the tensors.
         numbers: (3, n) float32, for each of them the lowest peak (inf where there was no row), the
             highest one (-inf there), and the share of rows with a score more than ``DENORMAL``
-            below their peak, in the sample that has most of them. NaN where a score was.
+            below their peak, in the sample that has most of them. The runtime's reductions leave
+            out scores that are NaN.
     """
 
     names: tuple[str, ...] = ()

@@ -94,7 +94,8 @@ def gauges_of(
 
     Returns:
         Gauges of the tensors that are float32, and of which the rank and the number of wanted
-        channels are known. The others have none, nor have small ones. Peaks are there of all.
+        channels are known. The others have none, nor have small ones. Peaks are there of
+        all of ``peaked``, but of none in an old opset.
     """
     graph = Graph(model)
     small = _SMALL if len(axes) <= _MANY else _SMALL_OF_MANY
@@ -106,14 +107,15 @@ def gauges_of(
     rows = tuple(peaked) if graph.opset >= _OPSET else ()
     build = _Builder(graph)
     # what is added last is run first, so the last tensors come first
-    wanted = {*sizes, *rows}
+    rowed = frozenset(rows)
+    wanted = rowed | sizes.keys()
     for name in sorted(wanted, key=lambda n: (graph.producer.get(n, -1), n), reverse=True):
         shape = graph.shape(name) or ()
         if name in sizes:
             build.reduce(name, shape, axes[name])
         if name in sizes.keys() & counted:
             build.spread(name, shape)
-        if name in rows:
+        if name in rowed:
             build.peaks(name)
     values = tuple(n for n in sizes if n in counted)
     found_steps, lengths = build.joined_steps(values), build.lengths(values)
