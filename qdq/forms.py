@@ -147,16 +147,14 @@ def tuned(
 
 def _spelled_out(graph: Graph, integer: Container[str]) -> dict[str, tuple[Step, ...]]:
     """Float nodes → the steps that are faster."""
+
+    def value(name: str) -> NDArray[Any] | None:
+        return graph.array(name) if name in graph.constants else None
+
     found = {}
     for index, node in enumerate(graph.nodes):
         if node.name in integer or len(node.output) != 1:
             continue
-        slots = dict(enumerate(node.input))
-
-        def value(slot: int, slots: Mapping[int, str] = slots) -> NDArray[Any] | None:
-            name = slots[slot]
-            return graph.array(name) if name in graph.constants else None
-
         steps = steps_of(node_view(graph, index), graph.shape(node.output[0]), value)
         if steps:
             found[node.name] = steps

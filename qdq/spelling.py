@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from qdq.ops.demand import NodeView
 
-__all__ = ["Step", "cubic_matrix", "neighbours", "steps_of"]
+__all__ = ["MISH", "POWERS", "Step", "cubic_matrix", "neighbours", "steps_of"]
 
 _MOST = 1 << 22  # elements of a matrix
 _AXES_AS_INPUT = 18  # the first opset whose ReduceMax has them so
@@ -53,10 +53,10 @@ MISH: Steps = (
 ``softplus(x) = -log(r)``, and ``tanh(-log(r)) = (1 - r**2) / (1 + r**2)``. Nothing overflows. A
 sixth of the time, at 141 dB."""
 
-_ROOT, _INVERSE = Step("Sqrt", (0,)), "Reciprocal"
+_ROOT = Step("Sqrt", (0,))
 POWERS: Mapping[float, Steps] = {
-    -2.0: (Step("Mul", (0, 0)), Step(_INVERSE, (1,))),
-    -1.0: (Step(_INVERSE, (0,)),),
+    -2.0: (Step("Mul", (0, 0)), Step("Reciprocal", (1,))),
+    -1.0: (Step("Reciprocal", (0,)),),
     0.25: (_ROOT, Step("Sqrt", (1,))),
     0.5: (_ROOT,),
     0.75: (_ROOT, Step("Sqrt", (1,)), Step("Mul", (1, 2))),
@@ -70,14 +70,14 @@ are others: a root of -0 is -0. So there is none for -0.5, which would be -inf i
 def steps_of(
     view: NodeView,
     made: tuple[int | None, ...] | None,
-    value: Callable[[int], NDArray[Any] | None],
+    value: Callable[[str], NDArray[Any] | None],
 ) -> Steps:
     """The steps that a float node is faster in; none if it is not.
 
     Args:
         view: the node.
         made: the shape of its result, as far as it is known.
-        value: slot → the constant there; None for what is computed.
+        value: tensor → its values; None for what is computed.
     """
     if not view.inputs or not view.inputs[0].floating:
         return ()
@@ -106,7 +106,7 @@ def _log_softmax(view: NodeView) -> Steps:
         return ()
     axis = view.integer("axis", -1) % len(shape)
     behind = shape[axis + 1 :]
-    if not behind or (None not in behind and prod(d or 0 for d in behind) < _BEHIND):
+    if None not in behind and prod(d or 0 for d in behind) < _BEHIND:
         return ()
     axes = np.array([axis], np.int64)
     return (
@@ -135,7 +135,7 @@ def _local_response(view: NodeView) -> Steps:
     weight = near.astype(np.float32).reshape(channels, channels, *[1] * (len(shape) - 2))
     squares = Step("Mul", (0, 0))
     sums = Step("Conv", (1, weight, np.full(channels, bias, np.float32)))
-    power = POWERS.get(round(beta, 6), (Step("Pow", (0, np.array(beta, np.float32))),))
+    power = POWERS.get(beta, (Step("Pow", (0, np.array(beta, np.float32))),))
     shifted = [_behind(step, 2) for step in power]
     return (squares, sums, *shifted, Step("Div", (0, 2 + len(power))))
 
@@ -155,7 +155,7 @@ def neighbours(channels: int, size: int) -> NDArray[np.float64]:
 def _cubic(
     view: NodeView,
     made: tuple[int | None, ...] | None,
-    value: Callable[[int], NDArray[Any] | None],
+    value: Callable[[str], NDArray[Any] | None],
 ) -> Steps:
     """A product with a matrix for each of two axes.
 
@@ -167,7 +167,7 @@ def _cubic(
     if shape is None or made is None or len(shape) != 4 or shape[:2] != made[:2]:
         return ()
     by_sizes = view.has(3)
-    scales = None if by_sizes else value(2)
+    scales = None if by_sizes else value(view.inputs[2].name)
     if shape == made or (scales is None and not by_sizes):
         return ()
     matrices = []
@@ -216,7 +216,7 @@ def cubic_matrix(
     away = np.abs(places[:, None] - taps)
     near = ((a + 2) * away - (a + 3)) * away * away + 1
     far = ((a * away - 5 * a) * away + 8 * a) * away - 4 * a
-    weights = np.where(away <= 1, near, np.where(away < 2, far, 0.0))
+    weights = np.where(away <= 1, near, far)
     if not outside:
         weights = np.where((taps < 0) | (taps >= size), 0.0, weights)
         weights /= weights.sum(axis=1, keepdims=True)

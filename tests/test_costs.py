@@ -345,6 +345,12 @@ def test_a_transposed_convolution_has_a_product_for_each_input_and_tap():
     assert cost == pytest.approx(50.9e6, rel=0.1)
 
 
+def computed(op, letters, **attributes):
+    """A node that makes y of inputs, one for each letter."""
+    inputs = tuple(TensorView(name=n) for n in letters)
+    return NodeView(name="n", op_type=op, inputs=inputs, outputs=("y",), attributes=attributes)
+
+
 @pytest.mark.parametrize(
     ("op", "x", "hidden", "micros"),
     [
@@ -356,13 +362,7 @@ def test_a_transposed_convolution_has_a_product_for_each_input_and_tap():
 )
 def test_recurrent_kernels_read_all_weights_at_each_step(op, x, hidden, micros):
     gates = {"LSTM": 4, "GRU": 3, "RNN": 1}[op]
-    view = NodeView(
-        name="cell",
-        op_type=op,
-        inputs=tuple(TensorView(name=n) for n in "xwr"),
-        outputs=("y",),
-        attributes={"hidden_size": hidden},
-    )
+    view = computed(op, "xwr", hidden_size=hidden)
     shapes = {
         "x": x,
         "w": (1, gates * hidden, x[2]),
@@ -386,13 +386,7 @@ def test_recurrent_kernels_read_all_weights_at_each_step(op, x, hidden, micros):
     ],
 )
 def test_integer_lstms_have_work_for_each_value_that_they_carry(x, hidden, directions, micros):
-    view = NodeView(
-        name="cell",
-        op_type="LSTM",
-        inputs=tuple(TensorView(name=n) for n in "xwr"),
-        outputs=("y",),
-        attributes={"hidden_size": hidden},
-    )
+    view = computed("LSTM", "xwr", hidden_size=hidden)
     shapes = {
         "x": x,
         "w": (directions, 4 * hidden, x[2]),
@@ -414,13 +408,7 @@ def test_integer_lstms_have_work_for_each_value_that_they_carry(x, hidden, direc
     ],
 )
 def test_attention_is_two_products_and_what_each_score_takes(query, key, heads, micros):
-    view = NodeView(
-        name="a",
-        op_type="Attention",
-        inputs=tuple(TensorView(name=n) for n in "qkv"),
-        outputs=("y",),
-        attributes={"q_num_heads": heads} if heads else {},
-    )
+    view = computed("Attention", "qkv", **({"q_num_heads": heads} if heads else {}))
     shapes = {"q": query, "k": key, "v": key, "y": query}
     cost = float_cost("Attention", features_of(view, ("y",), shapes.get))
     assert cost == pytest.approx(1e3 * micros, rel=0.25)

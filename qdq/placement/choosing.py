@@ -52,8 +52,7 @@ def _pad(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
 @rule("TopK")
 def _top_k(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
     x, axis = node.input[0], attributes(node).get("axis", -1)
-    nothing = tape.node("Expand", tape.real(0), tape.shape(x))
-    given = nothing, node.output[1], one(grads)
+    given = tape.zeros(x), node.output[1], one(grads)
     return {0: tape.node("ScatterElements", *given, axis=axis)}
 
 
@@ -66,8 +65,7 @@ def _scatter(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str
     gather = "GatherND" if node.op_type == "ScatterND" else "GatherElements"
     found = {0: grad, 2: tape.node(gather, grad, places, **kept)}
     if how == b"none":  # what was there before is gone
-        nothing = tape.node("Expand", tape.real(0), tape.shape(updates))
-        found[0] = tape.node(node.op_type, grad, places, nothing, **kept)
+        found[0] = tape.node(node.op_type, grad, places, tape.zeros(updates), **kept)
     return found
 
 
@@ -117,7 +115,7 @@ def _back_to_pixels(tape: Tape, node: onnx.NodeProto, kept: Mapping[str, Any], g
     columns, rows = (_pixels(tape, node, kept, k) for k in (0, 1))
     width, lead = tape.sizes(image, 3, 4), tape.sizes(image, 0, 2)
     flat = tape.node("Concat", lead, tape.whole(-1), axis=0)
-    total = tape.node("Reshape", tape.node("Expand", tape.real(0), tape.shape(image)), flat)
+    total = tape.node("Reshape", tape.zeros(image), flat)
     whole = tape.shape(node.output[0])
     for (column, share), (row, share_of_row) in product(columns, rows):
         weight = tape.node("Unsqueeze", tape.times(share, share_of_row), tape.whole(1))

@@ -149,12 +149,12 @@ def _attention(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, s
         "Attention", node.input, 4, **{**kept, "qk_matmul_output_mode": _PROBABILITIES}
     )
     q, grad, weights = (own.folded(v) for v in (own.apart(node.input[0]), own.apart(out), weights))
-    felt = tape.times(weights, tape.turned(grad, values, transB=1))
+    felt = tape.times(weights, tape.product(grad, values, transB=1))
     total = tape.node("ReduceSum", felt, tape.whole(-1), keepdims=1)
     scores = tape.times(tape.node("Sub", felt, tape.times(weights, total)), tape.real(own.scale))
-    back = [tape.turned(scores, q, transA=1), tape.turned(weights, grad, transA=1)]
+    back = [tape.product(scores, q, transA=1), tape.product(weights, grad, transA=1)]
     past = [*node.input, *[""] * 6][4:6]
-    found = {0: own.together(tape.turned(scores, keys), node.input[0], own.queries)}
+    found = {0: own.together(tape.product(scores, keys), node.input[0], own.queries)}
     for slot, (rows, more, before) in enumerate(zip(back, present, past, strict=True), 1):
         rows = rows if more is None else tape.node("Add", rows, more)
         if before:

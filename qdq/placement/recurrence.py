@@ -85,7 +85,7 @@ def _through(
     other = any(kept.get(k) for k in _OTHERWISE) or kept.get("activations", usual) != usual
     if other or given[_LENGTHS] or given[_PEEPHOLES]:
         raise UnknownWayError("a cell of another kind, or sequences of several lengths")
-    if any(n not in tape.graph.constants for n in given[1:3]):
+    if any(n and n not in tape.graph.constants for n in given[1:4]):
         raise UnknownWayError("weights that are computed")
     made = node.output[0] or tape.nodes(node.op_type, node.input, 1, **kept)[0]
     found: dict[int, list[str]] = {}

@@ -130,7 +130,7 @@ class Tape:
         """As ``where``, ten times as fast; where the mask is false the value has to be finite."""
         return self.times(value, self.node("Cast", mask, to=1))
 
-    def turned(self, left: str, right: str, **turns: int) -> str:
+    def product(self, left: str, right: str, **turns: int) -> str:
         """The product of matrices, either of them turned (``transA``, ``transB``).
 
         The runtime's own operator reads them so, where a Transpose would write them first.
@@ -159,6 +159,10 @@ class Tape:
         if axes:
             value = self.node("ReduceSum", value, self.whole(*axes), keepdims=1)
         return self.reshaped(value, like) if len(small) != len(large) else value
+
+    def zeros(self, like: str) -> str:
+        """0 in the shape of a forward tensor."""
+        return self.node("Expand", self.real(0), self.shape(like))
 
     def scattered(self, like: str, places: str, values: str) -> str:
         """Values added up at places (flat indices) of a forward tensor."""

@@ -103,7 +103,7 @@ def _matmul(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]
     def product(left: str, right: str, **turned: int) -> str:
         if any(tape.rank(n) < 2 for n in (left, right) if n in node.input):
             raise UnknownWayError("a product with a vector")
-        return tape.turned(left, right, **turned)
+        return tape.product(left, right, **turned)
 
     if tape.rank(a) < 2 < tape.rank(b):
         raise UnknownWayError("a vector times several matrices")

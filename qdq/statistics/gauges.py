@@ -106,9 +106,9 @@ def gauges_of(
     }
     rows = tuple(peaked) if graph.opset >= _OPSET else ()
     build = _Builder(graph)
-    # what is added last is run first, so the last tensors come first
     rowed = frozenset(rows)
     wanted = rowed | sizes.keys()
+    # what is added last is run first, so the last tensors come first
     for name in sorted(wanted, key=lambda n: (graph.producer.get(n, -1), n), reverse=True):
         shape = graph.shape(name) or ()
         if name in sizes:
