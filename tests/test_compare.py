@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -209,6 +210,45 @@ def test_float_nodes_have_their_reason_and_no_error_of_their_own() -> None:
     assert not rows["Conv_b"].integer
     assert "keep_float" in rows["Conv_b"].reason or "rule" in rows["Conv_b"].reason
     assert rows["Conv_a"].integer
+
+
+def slow_operators() -> onnx.ModelProto:
+    """Convolutions with float nodes between them that have slow kernels."""
+    names = ["c0", "c1", "c2", "y"]
+    convs = [node("Conv", [x, f"{out}_w", f"{out}_b"], out, kernel_shape=[3, 3], pads=[1] * 4)
+             for x, out in zip(["x", "m", "l", "p"], names, strict=True)]  # fmt: skip
+    between = [
+        node("Mish", ["c0"], "m"),
+        node("LRN", ["c1"], "l", size=5),
+        node("Relu", ["c2"], "r"),
+        node("Pow", ["r", "half"], "p"),
+    ]
+    nodes = [convs[0], between[0], convs[1], between[1], convs[2], *between[2:], convs[3]]
+    constants = {f"{n}_w": weights(32, 32, 3, 3, seed=k) for k, n in enumerate(names)}
+    constants |= {f"{n}_b": weights(32, 1, seed=k)[:, 0] for k, n in enumerate(names)}
+    return model(nodes, SHAPES, {"y": [1, 32, 24, 24]}, constants | {"half": np.float32(0.5)}, 18)
+
+
+def test_float_nodes_written_as_others_are_reported_as_what_they_are() -> None:
+    """One operator or several: what arises there is known, and rules about tensors are tried."""
+    exact, data = slow_operators(), feeds(SHAPES, 2)
+    found = []
+    for tunes in (True, False):
+        target = replace(qdq.targets.ORT_CPU, tunes_float=tunes)
+        made = qdq.quantize(exact, data, target=target)
+        assert any(n.op_type == "Mish" for n in made.graph.node) != tunes
+        found.append(quick(exact, made, data, advise=1))
+    tuned, plain = found
+    assert {n.op_type for n in tuned.nodes} >= {"Mish", "LRN", "Pow", "Relu"}
+    assert not tuned.notes
+    rows = by_name(plain.nodes)
+    assert len(rows) == len(tuned.nodes)
+    for row in tuned.nodes:
+        other = rows[row.name]
+        assert (row.op_type, row.integer) == (other.op_type, other.integer)
+        assert row.local_db == pytest.approx(other.local_db, abs=0.05)
+        assert row.accumulated_db == pytest.approx(other.accumulated_db, abs=0.05)
+    assert [a.rule for a in tuned.advice] == [a.rule for a in plain.advice] != []
 
 
 def test_a_model_that_qdq_left_float_as_a_whole() -> None:

@@ -33,12 +33,13 @@ class Alone:
 
 def needed_by(match: Match, site: Site) -> dict[str, tuple[str, bool]] | None:
     """Inputs of a site: own name → (float tensor, rounded); None if one of them is unknown."""
-    node = match.graph.nodes[site.index]
-    if captured_names(node):
+    nodes = [match.graph.nodes[index] for index in (site.index, *site.behind)]
+    if any(captured_names(node) for node in nodes):
         return None
+    inside = {name for node in nodes for name in node.output}
     found: dict[str, tuple[str, bool]] = {}
-    for name in node.input:
-        if not name or name in match.constants or name in match.graph.constants:
+    for name in dict.fromkeys(name for node in nodes for name in node.input):
+        if not name or name in inside or name in match.constants or name in match.graph.constants:
             continue
         tensor = match.meaning.get(name)
         if tensor is None:

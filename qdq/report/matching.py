@@ -12,7 +12,7 @@ import onnx
 from qdq.balancing.dividing import divided_like
 from qdq.dynamic import FLOAT_FORMS
 from qdq.errors import ConfigError, ModelError
-from qdq.graph import Graph, attributes
+from qdq.graph import Graph
 from qdq.ops.clamp import bounds
 from qdq.ops.demand import NodeView
 from qdq.prepare import prepare
@@ -22,17 +22,12 @@ from qdq.prepare.naming import name_nodes
 from qdq.prepare.pixels import pixels_like
 from qdq.report.codes import params_of
 from qdq.report.matched import Coded, Constant, Match, Site
-from qdq.spec import QuantParams
-from qdq.subpixel import Subpixel
+from qdq.report.pieces import MOVED, movements, relaid, steps
 from qdq.views import node_view
 
 __all__ = ["match", "plain"]
 
 MATRIX = frozenset({"Gemm", "MatMul"})  # their kernels can hand out float
-# operators that are written as movements, by the first node of these
-_MOVED = {"Conv": "ConvTranspose", "Transpose": "DepthToSpace"}
-_MOVEMENTS = frozenset({"DequantizeLinear", "Mul", "QuantizeLinear", "Reshape", "Shape", "Slice",
-                        "Transpose"})  # fmt: skip
 FLOAT_TYPES = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
 
 
@@ -172,7 +167,7 @@ class _Matcher:
             if index in absorbed or node.op_type in ("QuantizeLinear", "DequantizeLinear"):
                 continue
             coded = any(name in self.pairs for name in node.input)
-            behind = self._movements(node) if coded and node.op_type in _MOVED else []
+            behind = self._movements(node) if coded and node.op_type in MOVED else []
             last = self.graph.nodes[behind[-1]] if behind else node
             ends, limits, passed = self._ends(last) if coded else (list(last.output), None, [])
             outputs = [(o, self.meaning.get(e, "")) for o, e in zip(last.output, ends, strict=True)]
@@ -180,16 +175,21 @@ class _Matcher:
             if not outputs:
                 continue
             absorbed.update(behind, passed)
+            if before := steps(self.graph, index, self.meaning, self.constants):
+                yield self._in_steps([*before, index], outputs)
+                continue
             to_codes = all(e in self.before_q for e in ends)
             moved = bool(behind) or (coded and self._alone(node, outputs[0][1]))
-            other = _MOVED[node.op_type] if moved else FLOAT_FORMS.get(node.op_type)
+            other = MOVED[node.op_type] if moved else FLOAT_FORMS.get(node.op_type)
             own = self._source_node(outputs[0][1], other or node.op_type)
             if own is not None and not moved:
                 self._link_constants(node, own)
-            op_type = _MOVED[node.op_type] if moved else node.op_type
+            same = node if own is not None else self._namesake(node, outputs[0][1])
+            op_type = MOVED[node.op_type] if moved else same.op_type
+            again = relaid(self.graph.nodes[index], own, self.float_graph, self.constants)
             yield Site(
                 index=index,
-                name=own.name if own is not None else node.name,
+                name=(own or same).name,
                 op_type=op_type,
                 outputs=tuple(outputs),
                 limits=limits or self._limits_of(outputs[0][1], op_type),
@@ -197,8 +197,37 @@ class _Matcher:
                 reads_codes=coded or any(n in self.constants for n in node.input),
                 exact=own if other else None,
                 behind=tuple(behind),
-                relaid=tuple(self._relaid(node, own)) if moved and own is not None else (),
+                relaid=tuple(again) if moved else (),
             )
+
+    def _in_steps(self, form: list[int], outputs: list[tuple[str, str]]) -> Site:
+        """A float node that is written as several."""
+        maker = self.float_graph.producer.get(outputs[0][1])
+        own = self.graph.nodes[form[-1]] if maker is None else self.float_graph.nodes[maker]
+        return Site(
+            index=form[0],
+            name=own.name,
+            op_type=own.op_type,
+            outputs=tuple(outputs),
+            limits=None,
+            integer=False,
+            reads_codes=any(n in self.pairs for i in form for n in self.graph.nodes[i].input),
+            behind=tuple(form[1:]),
+        )
+
+    def _namesake(self, node: onnx.NodeProto, tensor: str) -> onnx.NodeProto:
+        """The float model's node of that name that makes a tensor; the node itself without one."""
+        index = self.float_graph.producer.get(tensor)
+        maker = node if index is None else self.float_graph.nodes[index]
+        return maker if maker.name == node.name else node
+
+    def _movements(self, node: onnx.NodeProto) -> list[int]:
+        """The movements behind a node that are one node with it; none if it is by itself."""
+        found, end = movements(self.graph, node, self.meaning)
+        if not found or self._source_node(self.meaning[end], MOVED[node.op_type]) is None:
+            return []
+        self.inside |= {o for index in found for o in self.graph.nodes[index].output}
+        return found
 
     def _alone(self, node: onnx.NodeProto, tensor: str) -> bool:
         """Whether a Conv is all of a ConvTranspose: at stride 1 nothing is left to be moved."""
@@ -207,37 +236,6 @@ class _Matcher:
             and self._source_node(tensor, "Conv") is None
             and self._source_node(tensor, "ConvTranspose") is not None
         )
-
-    def _movements(self, node: onnx.NodeProto) -> list[int]:
-        """The rest of the form of one node that begins with this node; none if it is by itself."""
-        pending, end = [node.output[0]], ""
-        found: set[int] = set()
-        while pending:
-            name = pending.pop()
-            if name in self.meaning:
-                end = name
-                continue
-            uses = self.graph.uses(name)
-            if not uses or any(self.graph.nodes[u.node].op_type not in _MOVEMENTS for u in uses):
-                return []
-            found.update(u.node for u in uses)
-            pending += [self.graph.nodes[u.node].output[0] for u in uses]
-        if not found or self._source_node(self.meaning[end], _MOVED[node.op_type]) is None:
-            return []
-        self.inside |= {o for index in found for o in self.graph.nodes[index].output}
-        return sorted(found)
-
-    def _relaid(self, node: onnx.NodeProto, own: onnx.NodeProto) -> Iterator[Constant]:
-        """Weight and bias of a ConvTranspose, in its own layout."""
-        if own.op_type != "ConvTranspose":
-            return
-        form = Subpixel.of(self.float_graph.shape(own.input[1]) or (), attributes(own))
-        for name, source in zip(node.input[1:], own.input[1:], strict=True):
-            entry = self.constants.get(name)
-            if entry is not None and isinstance(form, Subpixel):
-                axis = 1 if source == own.input[1] else 0
-                params = _first_phase(entry.params, form.channels, axis)
-                yield replace(entry, params=params, source=source, form=form)
 
     def _ends(
         self, node: onnx.NodeProto
@@ -287,14 +285,6 @@ class _Matcher:
                 continue
             if tuple(proto.dims) == self.graph.shape(entry.stored):
                 self.constants[name] = Constant(entry.real, entry.stored, entry.params, source)
-
-
-def _first_phase(params: QuantParams, channels: int, axis: int) -> QuantParams:
-    """Parameters of the channels of all phases → of the channels, along another axis."""
-    if params.spec.axis is None:
-        return params
-    spec = replace(params.spec, axis=axis)
-    return QuantParams(spec, params.scale[:channels], params.zero_point[:channels])
 
 
 def _is_identity(view: NodeView) -> bool:
