@@ -23,7 +23,7 @@ from onnx import helper, numpy_helper
 from qdq.affine import quantize
 from qdq.bias_scale import quantize_bias
 from qdq.dynamic import import_domains, make_dynamic
-from qdq.forms import Follower, Rewrite, in_steps
+from qdq.forms import IDENTITY, Follower, Rewrite, in_steps
 from qdq.graph import Graph
 from qdq.lowering import lower_for_pools
 from qdq.nested import captured_names
@@ -116,8 +116,7 @@ class _Emitter:
             node.input[slot] = self._input(unit, slot, name, form)
         for k, name in enumerate(original.output):
             node.output[k] = self._raw_name(self.behind.get(name, name))
-        if node.name in self.wiring.floors:
-            self._clip(original, node, self.wiring.floors[node.name])
+        self._prefix(original, node)
         if unit is not None and form is not None:
             self._upsampling(original, node, unit, form)
         else:
@@ -129,13 +128,18 @@ class _Emitter:
         for name in original.output:
             self._after(name)
 
-    def _clip(self, original: onnx.NodeProto, node: onnx.NodeProto, floor: float) -> None:
-        """Raise what a node reads to a floor."""
-        source, name = node.input[0], original.input[0]
-        low, clipped = self.graph.fresh(f"{node.name}_floor"), self.graph.fresh(f"{name}_clipped")
-        self._initializer(low, np.array(floor, np.float32))
-        self._write("Clip", [source, low], clipped, f"{node.name}_Clip")
-        node.input[0] = clipped
+    def _prefix(self, original: onnx.NodeProto, node: onnx.NodeProto) -> None:
+        """Write what belongs in front of a node: an identity, or what raises scores to a floor."""
+        source, name = node.input[0] if node.input else "", original.name
+        if name in self.wiring.shielded:
+            node.input[0] = self.graph.fresh(f"{original.input[0]}_unmoved")
+            label = f"{name}_stays_in_front"
+            self._write(IDENTITY.op_type, [source], node.input[0], label, alpha=IDENTITY.alpha)
+        if name in self.wiring.floors:
+            low = self.graph.fresh(f"{name}_floor")
+            node.input[0] = self.graph.fresh(f"{original.input[0]}_clipped")
+            self._initializer(low, np.array(self.wiring.floors[name], np.float32))
+            self._write("Clip", [source, low], node.input[0], f"{name}_Clip")
 
     def _form(self, original: onnx.NodeProto, node: onnx.NodeProto) -> None:
         """Write a node as another operator, or one behind it, where that is planned."""

@@ -12,7 +12,7 @@ from qdq.ops.demand import Demand, SameAs
 from qdq.placement import Unit
 from qdq.placement.weighing import kind_of
 from qdq.plan import Plan
-from qdq.spec import QuantParams
+from qdq.spec import INT8, QuantParams
 from qdq.spelling import Step
 from qdq.subpixel import Subpixel, form_of
 from qdq.views import node_view
@@ -32,6 +32,10 @@ SLOWED_BY_Q = frozenset({"MaxPool"})
 # It moves them over a Transpose as well, and one of this kind is slow with codes.
 _SLOW_TRANSPOSE = "Transpose.runs"
 _HALF = 0.501  # of a code; a bound in the middle between two is not cut, however it is rounded
+
+# It moves a DQ forward over these too, and writes the type of the codes into the Q that it puts
+# behind them. Of int8 it makes uint8 afterwards, and then refuses that Q.
+_PASSED_BY_DQ = frozenset({"MaxPool", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"})
 
 _SLOPED = Rewrite(op_type="LeakyRelu", attributes={"alpha": 0.0})
 
@@ -53,6 +57,7 @@ class Wiring:
         split: float nodes that are written as several.
         merged: float nodes that are part of one of those, and not written.
         floors: float Softmax → the score that all lower ones are raised to.
+        shielded: float nodes in front of which an identity keeps a DQ from being moved.
     """
 
     made: frozenset[str]
@@ -65,6 +70,7 @@ class Wiring:
     split: Mapping[str, tuple[Step, ...]]
     merged: frozenset[str]
     floors: Mapping[str, float]
+    shielded: frozenset[str]
 
 
 def wire(
@@ -112,6 +118,7 @@ def wire(
         split={name: steps for name, steps in forms.split.items() if name not in hidden | clips},
         merged=forms.merged,
         floors=forms.floors,
+        shielded=frozenset(_shielded(graph, plan, made, units)),
     )
 
 
@@ -199,6 +206,14 @@ def _hidden(graph: Graph, made: set[str], read: set[str], units: Mapping[str, Un
 
     behind = {i for i in floats if graph.nodes[i].output[0] in before_q and harmed(i)}
     return products | {graph.nodes[i].name for i in behind | (makers & moving)}
+
+
+def _shielded(graph: Graph, plan: Plan, made: set[str], units: Mapping[str, Unit]) -> Iterator[str]:
+    """Float nodes that a DQ of int8 would be moved over."""
+    int8 = {name for name in made if plan.tensors[name].spec.dtype == INT8}
+    for node in graph.nodes:
+        if node.op_type in _PASSED_BY_DQ and node.name not in units and node.input[0] in int8:
+            yield node.name
 
 
 def _moves(graph: Graph, index: int) -> bool:

@@ -9,10 +9,11 @@ from harness import FORCED, optimized
 from harness import compare as measured
 from models import feeds, model, node, rng, weights
 
-from qdq import Rule, Scheme
+from qdq import QuantSpec, Rule, Scheme
 from qdq.api import run
 from qdq.calibrate import MinMax
 from qdq.compare import compare
+from qdq.spec import INT8
 
 K = 128
 
@@ -151,6 +152,42 @@ def test_what_is_slower_on_integers_and_float_by_rule_stays_float(op: str) -> No
     assert found.ops[op] == 1
     assert found.ops["QLinearConv"] == 2
     assert found.sqnr > 25
+
+
+MOVING = {
+    "MaxPool": ({}, {"kernel_shape": [2, 2]}),
+    "Reshape": ({"shape": np.int64([1, 32, -1])}, {}),
+    "Slice": ({"start": np.int64([0, 3]), "end": np.int64([1, 30])}, {}),
+    "Squeeze": ({"axes": np.int64([0])}, {}),
+    "Transpose": ({}, {"perm": [0, 2, 3, 1]}),
+    "Unsqueeze": ({"axes": np.int64([0])}, {}),
+}
+
+
+@pytest.mark.parametrize("op", MOVING)
+@pytest.mark.parametrize("reader", ["Tanh", "Relu"])
+def test_float_movements_of_int8_codes_can_be_loaded(op: str, reader: str) -> None:
+    """onnxruntime moves a DQ of int8 over them, and then refuses what it has made."""
+    constants, attributes = MOVING[op]
+    nodes = [
+        node("Conv", ["x", "f"], "a"),
+        node(op, ["a", *constants], "m", **attributes),
+        node(reader, ["m"], "y"),
+    ]
+    shape = {"x": [1, 32, 12, 12]}
+    rank = 4 + (op == "Unsqueeze") - (op in ("Reshape", "Squeeze"))
+    net = model(nodes, shape, {"y": [None] * rank}, {"f": weights(32, 32, 1, 1), **constants})
+    scheme = Scheme(
+        activation=QuantSpec(dtype=INT8, symmetric=False),
+        rules=(Rule(op_types=(op, reader), keep_float=True),),
+    )
+    result = run(net, feeds(shape), scheme=scheme, target=FORCED)
+    found = measured(net, result.model, feeds(shape))
+    assert found.ops["QLinearConv"] == 1
+    assert found.sqnr > 25
+    report = compare(net, result.model, feeds(shape), repeats=0, advise=0)
+    assert op in {n.op_type for n in report.nodes if not n.integer}
+    assert not report.notes
 
 
 def pooled(
