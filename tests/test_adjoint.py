@@ -129,6 +129,9 @@ SIGNED: list[Case] = [
      {}),
     ("y = AveragePool<kernel_shape=[2,2],strides=[2,2],ceil_mode=1>(x)", (1, 2, 2, 4), {}),
     ("y = AveragePool<kernel_shape=[3],strides=[2],ceil_mode=1,pads=[1,1]>(x)", (1, 2, 7), {}),
+    ("y = AveragePool<kernel_shape=[2,3],strides=[2,3],ceil_mode=1,pads=[0,1,1,0]>(x)",
+     (2, 2, 5, 6), {}),
+    ("y = AveragePool<kernel_shape=[2],strides=[4],ceil_mode=1,dilations=[2]>(x)", (1, 2, 9), {}),
     ("y = MaxPool<kernel_shape=[2,3],pads=[0,1,1,0],strides=[1,2]>(x)", (2, 2, 3, 4), {}),
     ("y = MaxPool<kernel_shape=[2,2],ceil_mode=1,strides=[2,2],storage_order=1>(x)", IMAGE, {}),
     ("y = Reshape(x, s)", FLAT, {"s": whole(-1, 3)}),
@@ -400,7 +403,7 @@ UNKNOWN = {
     ' e = Einsum<equation="...c,...c->...c">(row, u) y = Neg(e)',
     "an axis that is broadcast": 'e = Einsum<equation="rc,c->r">(t, many) y = Neg(e)',
     "windows beyond the end": "u = Unsqueeze(t, first)"
-    " p = AveragePool<kernel_shape=[4],strides=[3],ceil_mode=1>(u)"
+    " p = AveragePool<kernel_shape=[4],strides=[3],ceil_mode=1,count_include_pad=1>(u)"
     " y = Neg(p)",
     "another kind of cell": "u = Unsqueeze(t, first) y = LSTM<hidden_size=3,clip=2.0>(u, lw, lr)",
     "other activations": "u = Unsqueeze(t, first) y = LSTM<hidden_size=3,"

@@ -174,13 +174,6 @@ def _global_pool(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int,
     return {0: tape.node("Expand", shared, tape.shape(x))}
 
 
-def _want_whole_windows(sizes: Sequence[int | None], more: Ints, strides: Ints) -> None:
-    """Refuse windows that reach beyond the end, which have a mean of fewer values."""
-    for size, extra, stride in zip(sizes, more, strides, strict=True):
-        if size is None or (size + extra) % stride:
-            raise UnknownWayError("windows that may reach beyond the end")
-
-
 @rule("AveragePool")
 def _average_pool(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
     x = node.input[0]
@@ -188,20 +181,23 @@ def _average_pool(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int
     taps: Sequence[int] = kept["kernel_shape"]
     rank = len(taps)
     strides, dilations, before, after = _window(node, rank)
-    if kept.get("ceil_mode"):
-        reach = [d * (k - 1) + 1 for d, k in zip(dilations, taps, strict=True)]
-        more = [p + q - r for p, q, r in zip(before, after, reach, strict=True)]
-        _want_whole_windows(tape.dims(x)[2:], more, strides)
-    grad = one(grads)
-    if any(kept.get("pads", ())) and not kept.get("count_include_pad"):
-        ones = tape.node("Expand", tape.real(1), tape.shape(x))
-        share = tape.node("AveragePool", ones, **{**kept, "count_include_pad": 1})
+    if kept.get("ceil_mode") and kept.get("count_include_pad"):
+        raise UnknownWayError("windows beyond the end that count pads")
+    laid = {"strides": strides, "dilations": dilations}
+    grad, full = one(grads), np.ones((1, 1, *taps), np.float32)
+    if (any(before + after) or kept.get("ceil_mode")) and not kept.get("count_include_pad"):
+        # the last window begins within the input, so it ends less than a stride behind the pads
+        beyond = [p + s - 1 if kept.get("ceil_mode") else p
+                  for p, s in zip(after, strides, strict=True)]  # fmt: skip
+        size = tape.node("Concat", tape.whole(1, 1), tape.sizes(x, 2, 2 + rank), axis=0)
+        ones = tape.node("Expand", tape.real(1), size)
+        count = tape.node("Conv", ones, tape.constant(full), pads=[*before, *beyond], **laid)
+        share = tape.node("Div", _cut(tape, count, node.output[0], rank), tape.real(prod(taps)))
         grad = tape.times(grad, tape.inverse(share))  # fewer values at the edges
     lead = tape.sizes(node.output[0], 2, 2 + rank)
     single = tape.node("Reshape", grad, tape.node("Concat", tape.whole(-1, 1), lead, axis=0))
-    kernel = tape.constant(np.full((1, 1, *taps), 1 / prod(taps), np.float32))
-    back = tape.node("ConvTranspose", single, kernel, strides=strides, dilations=dilations,
-                     pads=[*before, *[0] * rank])  # fmt: skip
+    kernel = tape.constant(full / np.float32(prod(taps)))
+    back = tape.node("ConvTranspose", single, kernel, pads=[*before, *[0] * rank], **laid)
     return {0: tape.reshaped(_cut(tape, back, x, rank), x)}
 
 
