@@ -248,7 +248,9 @@ def test_float_nodes_written_as_others_are_reported_as_what_they_are() -> None:
         assert (row.op_type, row.integer) == (other.op_type, other.integer)
         assert row.local_db == pytest.approx(other.local_db, abs=0.05)
         assert row.accumulated_db == pytest.approx(other.accumulated_db, abs=0.05)
-    assert [a.rule for a in tuned.advice] == [a.rule for a in plain.advice] != []
+    assert (
+        [(a.what, a.rule) for a in tuned.advice] == [(a.what, a.rule) for a in plain.advice] != []
+    )
 
 
 def test_a_model_that_qdq_left_float_as_a_whole() -> None:

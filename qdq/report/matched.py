@@ -82,7 +82,8 @@ class Site:
         op_type: its operator.
         outputs: (its own output, what the float model calls the result) for each.
         limits: bounds of a clamp between the node and its codes; None without one.
-        integer: it reads codes and its result becomes codes, or it may hand out float.
+        integer: there is an integer kernel for it, it reads codes, and its result becomes codes or
+            the kernel may hand out float.
         reads_codes: it reads the output of a DQ.
         exact: the float model's node of which it is another form.
         behind: nodes that are part of that form and follow it, indices in graph order.

@@ -23,6 +23,7 @@ from qdq.prepare.pixels import pixels_like
 from qdq.report.codes import params_of
 from qdq.report.matched import Coded, Constant, Match, Site
 from qdq.report.pieces import MOVED, movements, relaid, steps
+from qdq.targets import ORT_CPU
 from qdq.views import node_view
 
 __all__ = ["match", "plain"]
@@ -178,7 +179,8 @@ class _Matcher:
             if before := steps(self.graph, index, self.meaning, self.constants):
                 yield self._in_steps([*before, index], outputs)
                 continue
-            to_codes = all(e in self.before_q for e in ends)
+            has_kernel = ORT_CPU.kernel(node.op_type) is not None
+            to_codes = has_kernel and all(e in self.before_q for e in ends)
             moved = bool(behind) or (coded and self._alone(node, outputs[0][1]))
             other = MOVED[node.op_type] if moved else FLOAT_FORMS.get(node.op_type)
             own = self._source_node(outputs[0][1], other or node.op_type)
