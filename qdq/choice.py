@@ -33,6 +33,8 @@ _SURPRISE = 2.0
 """How many times what was foretold an error may be."""
 _DEARER = 0.1
 """And by how much of the float model's latency a plan may cost more because of it."""
+_HARDLY = 0.05
+"""Costs less than that apart, latency and error over the float model's latency, are the same."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,17 +193,26 @@ def _found(
         return _by_sqnr(wish.target_sqnr, frontier.all(), _trial(start, evidence), emitted)
     if wish.target_latency is not None:
         return _by_latency(wish.target_latency, frontier.all()[::-1], model, start, emitted)
-    found = frontier.best()
-    # what a rule gives a range or scale may err as it likes
-    if found.plan.quantized and start.exact and not found.plan.ruled:
-        trial = Trial(evidence.model, list(start.kept.values())[: len(start.exact)], start.exact)
-        if _surprises(found, solver.tried(found, trial)):
-            found = _by_trial(frontier.all(), trial, emitted)
+    found = _checked(frontier, start, evidence, solver)
     if not found.plan.quantized:
         log.warning(
             "no node runs on integers: their roundings cost more accuracy than time is saved; "
             "worth=, target_sqnr= and target_latency= set another balance"
         )
+    return found
+
+
+def _checked(frontier: Frontier, start: Start, evidence: Evidence, solver: _Solver) -> Candidate:
+    """The best by what is foretold, unless a trial shows something else."""
+    found = frontier.best()
+    # what a rule gives a range or scale may err as it likes
+    if not start.exact or found.plan.ruled:
+        return found
+    trial = Trial(evidence.model, list(start.kept.values())[: len(start.exact)], start.exact)
+    if not found.plan.quantized:  # before all is given up
+        return _by_trial(frontier.all(), trial, solver.emitted, given_up=True)
+    if _surprises(found, solver.tried(found, trial)):
+        return _by_trial(frontier.all(), trial, solver.emitted)
     return found
 
 
@@ -223,18 +234,30 @@ def _trial(start: Start, evidence: Evidence) -> Trial:
     return Trial(evidence.model, kept[SAMPLES:] or kept)
 
 
-def _by_trial(candidates: Sequence[Candidate], trial: Trial, emitted: Emitted) -> Candidate:
-    """The candidate of the least cost, by the amplitude of the error that is measured."""
-    best, measured = least_cost(candidates, lambda c: trial.amplitude(emitted(c)))
+def _by_trial(
+    candidates: Sequence[Candidate], trial: Trial, emitted: Emitted, *, given_up: bool = False
+) -> Candidate:
+    """The candidate of the least cost, by the amplitude of the error that is measured.
+
+    Args:
+        candidates: from the fastest to the float model.
+        trial: measures the amplitude.
+        emitted: makes the model of a candidate.
+        given_up: the float model is the best by what is foretold, so another one has to be the
+            better one by more than chance.
+    """
+    best, measured = least_cost(candidates, lambda c: trial.amplitude(emitted(c)), fastest=given_up)
+    found = candidates[best]
     log.info(
         "measured %d of %d plans: worth=%g has an error of %.3g at %.2f of the float model's time",
         len(measured),
         len(candidates),
-        candidates[best].worth,
+        found.worth,
         measured[best],
-        candidates[best].time,
+        found.time,
     )
-    return candidates[best]
+    hardly = found.time + AMPLITUDE * measured[best] > 1.0 - _HARDLY
+    return candidates[-1] if given_up and hardly else found
 
 
 def _by_sqnr(

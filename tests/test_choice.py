@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from models import detector, feeds
+from harness import fused_ops
+from models import detector, feeds, model, node, weights
 
 import qdq
 from qdq import choice
@@ -65,6 +66,22 @@ def test_an_error_surprises_that_is_twice_what_was_foretold_and_dear(
     plan = make_plan(detector())
     candidate = Candidate(plan=plan, worth=1.0, time=0.5, harm=harm)
     assert choice._surprises(candidate, amplitude) == surprises
+
+
+def test_a_forecast_that_gives_up_all_integers_is_checked() -> None:
+    """Where a few values flip, gradients foretell errors far beyond what a tanh can hand out."""
+    nodes = [
+        node("Conv", ["x", "w"], "a", pads=[1] * 4),
+        node("Relu", ["a"], "b"),
+        node("Conv", ["b", "w"], "c", pads=[1] * 4),
+        node("Mul", ["c", "steep"], "d"),
+        node("Tanh", ["d"], "y"),
+    ]
+    constants = {"w": weights(64, 64, 3, 3), "steep": np.float32(1e5)}
+    shape = {"x": [1, 64, 24, 24]}
+    net = model(nodes, shape, {"y": [1, 64, 24, 24]}, constants)
+    made = qdq.quantize(net, feeds(shape, 6))
+    assert fused_ops(made)["QLinearConv"] == 2
 
 
 def test_numbers_of_numpy_are_numbers() -> None:

@@ -193,6 +193,17 @@ def test_a_plan_of_which_too_much_is_feared_gets_a_chance() -> None:
     assert len(measured) <= 2
 
 
+def test_the_fastest_is_measured_where_all_is_given_up() -> None:
+    """Of the others too much is foretold as well, but less."""
+    candidates = [replace(c, harm=1e3 * c.harm) for c in ladder(6)]
+    real = [min(0.1, math.sqrt(c.harm)) for c in candidates]
+    found = {}
+    for fastest in (False, True):
+        best, _ = least_cost(candidates, lambda c: real[candidates.index(c)], fastest=fastest)
+        found[fastest] = best
+    assert found == {False: 5, True: 0}
+
+
 def test_what_is_ruined_without_a_sign_of_it_is_noticed() -> None:
     """A value that leaves its clamp is no small error: gradients do not foretell it."""
     candidates = ladder(6)
