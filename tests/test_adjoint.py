@@ -54,10 +54,13 @@ SIGNED: list[Case] = [
     ("y = Clip(x, , b)", FLAT, {"b": np.float32(0.7)}),
     ("y = Pow(x, p)", FLAT, {"p": np.float32(2)}),
     ("y = Pow(x, p)", FLAT, {"p": np.int64(3)}),
+    *(("t = Relu(x) y = Pow(t, p)", FLAT, {"p": np.float32(p)}) for p in (0, 0.5, 0.75, 1, 1.5)),
     ("y = Add(x, c)", FLAT, {"c": (3, 1, 6)}),
     ("y = Add(x, c)", (4, 1), {"c": (5,)}),
     ("y = Sum(x, c, x)", (4, 1), {"c": (5,)}),
     ("y = Mean(x, c, x)", (4, 1), {"c": (5,)}),
+    ("y = Mean(x, c)", (4, 1), {"c": (5,)}),
+    ("y = Mean(x)", FLAT, {}),
     ("y = Sub(c, x)", (6,), {"c": (3, 6)}),
     ("y = Mul(x, c)", (4, 1, 2), {"c": (3, 2)}),
     ("y = Mul(x, x)", FLAT, {}),
@@ -86,6 +89,9 @@ SIGNED: list[Case] = [
         for keep, axes in ((0, whole(1)), (1, whole(-1, 0)))
     ),
     ("y = ReduceMean<keepdims=0>(x)", FLAT, {}),
+    ("t = Where(m, x, low) r = ReduceLogSumExp(t, k) y = Exp(r)", (3, 2),
+     {"m": values(1, 0, 0, 0, 1, 1, kind=bool).reshape(3, 2), "low": values(-np.inf),
+      "k": whole(1)}),
     ("y = Conv(x, w, b)", (1, 2, 4, 5), {**K3, "b": (3,)}),
     ("y = Conv<pads=[1,0,2,1]>(x, w)", (1, 2, 3, 4), K3),
     ("y = Conv<strides=[2,2],pads=[1,1,1,1]>(x, w)", (1, 2, 5, 4), K3),
@@ -419,6 +425,18 @@ UNKNOWN = {
     "a branch": f"y = If(yes) <{BRANCHES}>",
     "float64": "d = Cast<to=11>(t) e = Exp(d) f = Cast<to=1>(e) y = Add(f, k)",
     "statistics": "n, m = LayerNormalization(t, scale) s = Add(n, m) y = Add(s, k)",
+    **{
+        f"{mode} samples": f"u = Unsqueeze(t, both) y = GridSample<{attribute}>(u, grid)"
+        for mode, attribute in (
+            ("cubic", 'mode="cubic"'), ("nearest", 'mode="nearest"'),
+            ("reflected", 'padding_mode="reflection"'),
+        )
+    },
+    "samples of a volume": "u = Unsqueeze(t, three) y = GridSample(u, places_in_space)",
+    "blocks of computed size": "u = Unsqueeze(t, first) n = Neg(minus) y = Col2Im(u, image, n)",
+    "capped scores": "u = Unsqueeze(t, both) y = Attention<softcap=2.0>(u, u, u)",
+    "scores that are read": "u = Unsqueeze(t, both) a, , , s = Attention(u, u, u)"
+    " y = MatMul(s, a)",
     "a product with a vector": "s = ReduceSum<keepdims=0>(t, axes) y = MatMul(s, block)",
 }
 
@@ -432,7 +450,8 @@ def test_what_a_way_to_the_outputs_leaves_unknown_is_not_told(kind: str) -> None
         "many": (1,), "lw": (1, 12, 6), "lr": (1, 12, 3), "gw": (1, 9, 6), "gr": (1, 9, 3),
         "lengths": np.ones(6, np.int32),
         "ones": (1, 1), "row": (1, 6), "square": (3, 3), "yes": np.bool_(True), "scale": (6,),
-        "block": (2, 4, 3),
+        "block": (2, 4, 3), "both": whole(0, 1), "three": whole(0, 1, 2), "grid": GRID,
+        "places_in_space": (1, 1, 2, 2, 3), "image": whole(3, 4), "minus": whole(-2, -2),
     }  # fmt: skip
     model = build(text, FLAT, constants, out="float[] y, float[4,6] z")
     found = adjoint(model, ["x", "t", "k", "z"])

@@ -136,8 +136,11 @@ def _pow(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
     if p.size != 1:
         raise UnknownWayError("several powers")
     value = float(p.reshape(()))
-    slope = tape.times(tape.real(value), tape.node("Pow", base, tape.real(value - 1)))
-    return {0: tape.times(one(grads), slope)}
+    if value < 1:  # the slope at 0 is not finite, but what a Relu cuts off must not become NaN
+        power = tape.times(node.output[0], tape.inverse(base))
+    else:
+        power = tape.node("Pow", base, tape.real(value - 1))
+    return {0: tape.times(one(grads), tape.times(tape.real(value), power))}
 
 
 @rule("Asinh", "Atan", "Celu", "Cos", "Cosh", "Elu", "Erf", "Gelu", "HardSwish", "Mish", "Selu",
@@ -261,7 +264,8 @@ def _reduce_l1(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, s
 
 @rule("ReduceLogSumExp")
 def _reduce_log_sum_exp(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
-    whole = _kept(tape, node)
+    # of a row that is -inf everywhere nothing has a share: -inf - -inf would be NaN
+    whole = tape.node("Max", _kept(tape, node), tape.real(float(np.finfo(np.float32).min)))
     share = tape.node("Exp", tape.node("Sub", node.input[0], whole))
     return {0: tape.times(share, _beside(tape, grads, whole))}
 
