@@ -127,6 +127,11 @@ SIGNED: list[Case] = [
     ('t = Tanh(x) y = Einsum<equation="bc,kc,k->bk">(x, t, w)', FLAT, {"w": (4,)}),
     ('y = Einsum<equation="abc->cab">(x)', (2, 1, 4), {}),
     ('y = Einsum<equation="...si,...id->...sd">(x, w)', (2, 3, 4), {"w": (2, 4, 2)}),
+    ('s = ReduceSum<keepdims=0>(x, k) y = Einsum<equation="...i,ij->...j">(x, s)', (2, 3, 3),
+     {"k": whole(0)}),
+    ('y = Einsum<equation="ca,ab">(x, w)', FLAT, {"w": (6, 3)}),
+    ('y = Einsum<equation="jk,k...">(w, x)', (3, 4, 2), {"w": (5, 3)}),
+    ('t = Tanh(x) y = Einsum<equation="ab,ab->">(x, t)', FLAT, {}),
     ("y = GlobalAveragePool(x)", (2, 2, 3, 4), {}),
     ("y = GlobalMaxPool(x)", (2, 2, 3, 4), {}),
     ("y = AveragePool<kernel_shape=[2,2],strides=[1,2]>(x)", IMAGE, {}),
@@ -428,15 +433,15 @@ UNKNOWN = {
     **{
         f"{mode} samples": f"u = Unsqueeze(t, both) y = GridSample<{attribute}>(u, grid)"
         for mode, attribute in (
-            ("cubic", 'mode="cubic"'), ("nearest", 'mode="nearest"'),
+            ("cubic", 'mode="cubic"'),
+            ("nearest", 'mode="nearest"'),
             ("reflected", 'padding_mode="reflection"'),
         )
     },
     "samples of a volume": "u = Unsqueeze(t, three) y = GridSample(u, places_in_space)",
     "blocks of computed size": "u = Unsqueeze(t, first) n = Neg(minus) y = Col2Im(u, image, n)",
     "capped scores": "u = Unsqueeze(t, both) y = Attention<softcap=2.0>(u, u, u)",
-    "scores that are read": "u = Unsqueeze(t, both) a, , , s = Attention(u, u, u)"
-    " y = MatMul(s, a)",
+    "scores that are read": "u = Unsqueeze(t, both) a, , , s = Attention(u, u, u) y = MatMul(s, a)",
     "a product with a vector": "s = ReduceSum<keepdims=0>(t, axes) y = MatMul(s, block)",
 }
 

@@ -17,10 +17,10 @@ SPREAD = frozenset({"balancing", "placement"})
 FLOORS = (
     {"checks", "errors", "sqnr", "version", "balancing"},
     {"spec"},
-    {"affine", "calibrate", "data", "dynamic", "excerpt", "extent", "external", "files", "forms",
-     "graph", "light", "lowering", "modelio", "nested", "ops", "outputs", "prepare", "problem",
-     "ranges", "rules", "scheme", "session", "shell", "spelling", "statistics", "subpixel",
-     "targets", "timing", "upsampling", "views", "weights", "wire",
+    {"affine", "calibrate", "data", "dynamic", "equation", "excerpt", "extent", "external",
+     "files", "forms", "graph", "light", "lowering", "modelio", "nested", "ops", "outputs",
+     "prepare", "problem", "ranges", "rules", "scheme", "session", "shell", "spelling",
+     "statistics", "subpixel", "targets", "timing", "upsampling", "views", "weights", "wire",
      "balancing.dividing", "balancing.equalizing", "balancing.smoothing",
      "placement.cost_table", "placement.costs", "placement.harm", "placement.mincut",
      "placement.adjoint", "placement.choosing", "placement.gradients", "placement.masked",
@@ -44,7 +44,7 @@ FLOORS = (
     {"__main__"},
 )  # fmt: skip
 NUMPY_ONLY = {"affine", "balancing.equalizing", "balancing.smoothing", "bias_scale", "calibrate",
-              "checks", "extent", "kernel", "ops", "placement.cost_table",
+              "checks", "equation", "extent", "kernel", "ops", "placement.cost_table",
               "placement.costs", "placement.harm", "placement.mincut",
               "placement.ranking", "placement.scores", "placement.weighing", "problem", "ranges",
               "report.sqnr", "scheme", "solve", "spec", "spelling", "sqnr",

@@ -567,6 +567,10 @@ class TestEinsum:
             ("ibnd,hnd->ibh", ["N", "S", 2, 3], (6, 2, 3), ["N", "S", 6]),  # and its output
             ("td, dnh -> tnh", [5, 6], (6, 2, 3), [5, 2, 3]),
             ("bd,od->bo", ["N", 6], (4, 6), ["N", 4]),
+            ("bd,do", ["N", 6], (6, 4), ["N", 4]),
+            ("...d,od->...o", ["N", 3, 6], (4, 6), ["N", 3, 4]),
+            ("...d,de", [2, 3, 6], (6, 4), [2, 3, 4]),
+            ("...bd,...od->...bo", [3, 6], (4, 6), [3, 4]),
         ],
     )
     def test_by_a_constant_becomes_a_product(self, equation, x, w, y) -> None:
@@ -590,11 +594,12 @@ class TestEinsum:
             ("acbe,aecd->abcd", 2),  # and what comes of them
             ("ij,jk->ki", 2),
             ("ij,kj->ik", 1),
+            ("ij,ja", 2),  # the result is "ai"
         ],
     )
     @pytest.mark.parametrize("constant", [False, True])
     def test_a_batch_of_products(self, equation: str, turns: int, constant: bool) -> None:
-        left, result = equation.split("->")
+        left, _, result = (equation if "->" in equation else f"{equation}->ai").partition("->")
         sizes = dict(zip("abcdehijklnqst", range(2, 16), strict=False))
         x, w, y = ([sizes[i] for i in term] for term in (*left.split(","), result))
         nodes = [node("Einsum", ["x", "w"], "y", equation=equation)]
@@ -624,7 +629,8 @@ class TestEinsum:
             ("hib,hd->ibd", [6, 2, 3], (6, 4), [2, 3, 4]),  # sums over x's first axis
             ("bd,od->o", [3, 6], (4, 6), [4]),
             ("bd,ode->bo", [3, 6], (4, 6, 2), [3, 4]),  # sums over an axis of the constant alone
-            ("...d,od->...o", [2, 3, 6], (4, 6), [2, 3, 4]),
+            ("...d,od->o...", [2, 3, 6], (6, 6), [6, 2, 3]),
+            ("bd,do->", [3, 6], (6, 4), []),
             ("bij,bij->b", [2, 3, 4], (2, 3, 4), [2]),
             ("bi,bj->bij", [2, 3], (2, 4), [2, 3, 4]),
             ("bij,bjk->bik", [2, 3, 1], (2, 4, 5), [2, 3, 5]),  # widens

@@ -4,7 +4,6 @@ A convolution goes back as a convolution with mirrored kernels, between zeros wh
 strides: the runtime has fast kernels for that, and slow ones for ConvTranspose.
 """
 
-import string
 from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from qdq.equation import labelled
 from qdq.graph import attributes
 from qdq.placement.gradients import Grads, one, rule
 from qdq.placement.tape import Tape, UnknownWayError
@@ -127,10 +127,12 @@ def _gemm(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
 @rule("Einsum")
 def _einsum(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
     """Of each factor: a product of the result and of the other factors."""
-    text = attributes(node)["equation"].decode().replace(" ", "")  # type: ignore[attr-defined]
-    read, _, made = _named(tape, node, text).partition("->")
-    letters = read.split(",")
-    if not made or any(len(set(own)) < len(own) for own in letters):
+    text = attributes(node)["equation"].decode()  # type: ignore[attr-defined]
+    known = labelled(text, [tape.rank(n) for n in node.input])
+    if known is None:
+        raise UnknownWayError("unnamed axes that are broadcast")
+    letters, made = known
+    if any(len(set(own)) < len(own) for own in letters):
         raise UnknownWayError("a sum over equal axes")
     _want_one_size(tape, node.input, letters)
     found = {}
@@ -152,18 +154,6 @@ def _want_one_size(tape: Tape, names: Sequence[str], letters: Sequence[str]) -> 
         for letter, size in zip(own, tape.dims(name), strict=True):
             if size is not None and sizes.setdefault(letter, size) != size:
                 raise UnknownWayError("axes that are broadcast")
-
-
-def _named(tape: Tape, node: onnx.NodeProto, equation: str) -> str:
-    """The equation with letters for the axes that have none."""
-    if "..." not in equation:
-        return equation
-    read = equation.partition("->")[0].split(",")
-    counts = [tape.rank(n) - len(own) + 3 for n, own in zip(node.input, read, strict=True)]
-    if len(set(counts)) > 1 or not all("..." in own for own in read):
-        raise UnknownWayError("unnamed axes that are broadcast")
-    free = [c for c in string.ascii_letters if c not in equation]
-    return equation.replace("...", "".join(free[: counts[0]]))
 
 
 @rule("GlobalAveragePool")

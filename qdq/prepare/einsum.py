@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from qdq.equation import labelled
 from qdq.prepare.editing import Editor, Node
 
 __all__ = ["einsum_batches", "einsum_products"]
@@ -53,7 +54,7 @@ def einsum_batches(ed: Editor) -> None:
     axes, or has several axes of one tensor alone, stays an Einsum: it would need a Reshape.
     """
     for node in ed.nodes("Einsum"):
-        found = _terms(node)
+        found = _terms(ed, node)
         if found is None or not _is_float(ed, node) or _broadcasts(ed, node, found[0]):
             continue
         (a, b), result = found
@@ -165,12 +166,13 @@ def _reshape(
     return ed.new_node("Reshape", [ends[0], shape], [ends[1]], ed.fresh(name))
 
 
-def _terms(node: Node) -> tuple[list[str], str] | None:
+def _terms(ed: Editor, node: Node) -> tuple[list[str], str] | None:
     """Labels of two operands and of the result, none of them twice; None for other equations."""
-    left, _, result = node.attr("equation", "").replace(" ", "").partition("->")
-    terms = left.split(",")
-    if len(terms) != 2 or not result or not "".join([*terms, result]).isalpha():
+    shapes = [ed.shape(name) for name in node.inputs]
+    found = labelled(node.attr("equation", ""), [None if s is None else len(s) for s in shapes])
+    if found is None or len(found[0]) != 2:
         return None
+    terms, result = found
     if any(len(set(term)) < len(term) for term in (*terms, result)):
         return None
     return terms, result
@@ -178,7 +180,7 @@ def _terms(node: Node) -> tuple[list[str], str] | None:
 
 def _product(ed: Editor, node: Node) -> _Product | None:
     """None where it is none."""
-    found = _terms(node)
+    found = _terms(ed, node)
     if found is None or _broadcasts(ed, node, found[0]):
         return None
     terms, result = found
