@@ -9,7 +9,7 @@ import pytest
 from harness import quantized
 from hypothesis import given
 from hypothesis import strategies as st
-from models import feeds, model, node, weights
+from models import feeds, model, node, retyped, weights
 from onnx import numpy_helper
 
 from qdq.forms import in_steps, tuned
@@ -53,7 +53,8 @@ ANY = np.random.default_rng(1)
 @pytest.mark.parametrize("optimize", [False, True])
 def test_powers(exponent: float, optimize: bool) -> None:
     x = np.concatenate([np.geomspace(1e-30, 1e30, 400), [0.0, np.inf]]).astype(np.float32)
-    x = np.concatenate([x, -x]) if exponent == int(exponent) else x
+    # the root of -inf is NaN where the power is inf; those of other negative numbers both are
+    x = np.concatenate([x, -x if exponent == int(exponent) else -x[:-1]])
     net = single("Pow", [x.size], [x.size], {"p": np.float32(exponent)})
     exact, seen = both(net, x, optimize)
     np.testing.assert_allclose(seen, exact, rtol=1e-6, atol=1e-38)
@@ -68,6 +69,29 @@ def test_powers(exponent: float, optimize: bool) -> None:
 def test_other_powers_stay(exponent: Any, shape: list[int]) -> None:
     graph = Graph(single("Pow", [4], shape, {"p": exponent}))
     assert not tuned(graph, set(), set(), {}).split
+
+
+@pytest.mark.parametrize("p", [np.int64(4), np.float64([0.5])], ids=["integer", "another type"])
+def test_an_exponent_may_have_another_type(p: Any) -> None:
+    x = np.linspace(-3, 3, 13, dtype=np.float32)
+    exact, seen = both(single("Pow", [13], [13], {"p": p}), x, False)
+    np.testing.assert_allclose(seen, exact, rtol=1e-6)
+
+
+def test_what_is_no_power_of_float32_stays() -> None:
+    def found(inputs: list[str], *, base: type = np.float32, open_rank: str = "") -> bool:
+        half = {"half": np.array([0.5], base)}
+        net = retyped(model([node("Pow", inputs, "y")], {"x": [4]}, {"y": [4]}, half), base)
+        for value in (net.graph.input[0], net.graph.output[0]):
+            if value.name == open_rank:
+                value.type.tensor_type.ClearField("shape")
+        return bool(tuned(Graph(net), set(), set(), {}).split)
+
+    assert found(["x", "half"])
+    assert not found(["half", "x"])
+    assert not found(["x", "half"], base=np.float64)
+    assert not found(["x", "half"], open_rank="x")
+    assert not found(["x", "half"], open_rank="y")
 
 
 @pytest.mark.parametrize(
@@ -95,7 +119,7 @@ def test_old_reductions_are_not_written() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 3, 5, 21])  # the runtime has no others
-@pytest.mark.parametrize("beta", [0.75, 0.5, 0.6])
+@pytest.mark.parametrize("beta", [0.75, 0.5, 0.6, 1.5])
 def test_local_response_normalization(size: int, beta: float) -> None:
     shape = [2, 7, 4, 3]
     net = single("LRN", shape, shape, {}, size=size, beta=beta, alpha=0.4, bias=1.3)
@@ -160,6 +184,13 @@ def computed_scales() -> onnx.ModelProto:
     return net
 
 
+def resized(wanted: list[int], by: np.ndarray, **attrs: Any) -> onnx.ModelProto:
+    """By scales, which are real, or by sizes."""
+    inputs = ["x", "", "by"] if by.dtype == np.float32 else ["x", "", "", "by"]
+    resize = node("Resize", inputs, "y", mode="cubic", **attrs)
+    return model([resize], {"x": [2, 3, 4, 4]}, {"y": wanted}, {"by": by})
+
+
 def test_an_empty_input_behind_the_scales_changes_nothing() -> None:
     net = cubic((7, 9), (9, 11), 1.3, "half_pixel", {})
     net.graph.node[0].input.append("")
@@ -186,8 +217,13 @@ def test_cubic_by_scales(mode: str, scale: float) -> None:
      cubic((4, 4), (2, 2), 0.5, "half_pixel", {"antialias": 1}),
      cubic((3000, 3000), (6000, 6000), 2, "half_pixel", {}),
      cubic((9, 9), (9, 9), 1.1, "half_pixel", {}),
-     computed_scales()],
-    ids=["open", "symmetric", "antialias", "large", "a copy", "scales are computed"],
+     computed_scales(),
+     resized([2, 3, 8, 6], np.float32([2, 1.5]), axes=[2, 3]),
+     resized([2, 3, 8, 6], np.array([8, 6]), axes=[2, 3]),
+     resized([2, 6, 8, 8], np.array([2, 6, 8, 8])),
+     resized([4, 3, 8, 8], np.float32([2, 1, 2, 2]))],
+    ids=["open", "symmetric", "antialias", "large", "a copy", "scales are computed",
+         "scales of some axes", "sizes of some axes", "channels", "batch"],
 )  # fmt: skip
 def test_other_resizes_stay(net: onnx.ModelProto) -> None:
     assert not tuned(Graph(net), set(), set(), {}).split
