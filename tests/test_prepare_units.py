@@ -3,8 +3,9 @@
 import math
 
 import numpy as np
+import onnx
 import pytest
-from models import model, node, rng
+from models import model, node, retyped, rng
 from onnx import helper, shape_inference
 from prepared import check, only, ops, run
 
@@ -24,6 +25,16 @@ K = {
     "tanh": np.float32(math.sqrt(2 / math.pi)),
     "five": np.float32(5),
 }
+
+
+@pytest.fixture
+def unraised(monkeypatch) -> None:
+    """The converter knows no other opset than that of the model."""
+
+    def refuse(net, version):
+        raise RuntimeError(f"no adapter to {version}")
+
+    monkeypatch.setattr(onnx.version_converter, "convert_version", refuse)
 
 
 def unit(*steps: tuple[str, str, str], shape=(2, 3, 8), constants=None, opset=21):
@@ -72,6 +83,14 @@ def test_swish(alpha) -> None:
     assert ops(made) == {"Sigmoid": 1, "Mul": 2 if alpha == 1.702 else 1}
 
 
+def test_swish_of_float64() -> None:
+    """Its alpha has 24 bits, as the attribute."""
+    swish = node("Swish", ["x"], "y", alpha=1.702)
+    net = model([swish], {"x": [2, 3, 8]}, {"y": [2, 3, 8]}, {}, 24)
+    made = check(retyped(net, np.float64), tol=1e-12)
+    assert ops(made) == {"Sigmoid": 1, "Mul": 2}
+
+
 MISH = [("Softplus", "x", "s"), ("Tanh", "s", "t"), ("Mul", "x t", "y")]
 
 
@@ -91,6 +110,13 @@ def test_mish(product, opset) -> None:
 )  # fmt: skip
 def test_what_is_not_mish_stays(steps) -> None:
     assert ops(check(unit(*steps)))["Mish"] == 0
+
+
+SPELLED = {"Softplus": 1, "Tanh": 1, "Mul": 1}
+
+
+def test_mish_of_float64_stays() -> None:
+    assert ops(prepare(retyped(unit(*MISH), np.float64))) == SPELLED  # the runtime has no kernel
 
 
 def test_hard_swish_of_opset_11() -> None:
@@ -146,10 +172,14 @@ def test_softmax_over_an_axis_that_is_not_the_last(shape, axis, opset) -> None:
     assert ops(made) == {"ReduceMax": 1, "Sub": 1, "Exp": 1, "ReduceSum": 1, "Div": 1}
 
 
-def test_a_softmax_in_parts_survives_large_values() -> None:
-    net = model([node("Softmax", ["x"], "y", axis=1)], {"x": [1, 4, 40]}, {"y": [1, 4, 40]})
+@pytest.mark.parametrize("opset", [17, 18, 21])
+@pytest.mark.usefixtures("unraised")
+def test_a_softmax_in_parts_survives_large_values(opset) -> None:
+    net = model([node("Softmax", ["x"], "y", axis=1)], {"x": [1, 4, 40]}, {"y": [1, 4, 40]}, {},
+                opset)  # fmt: skip
     x = np.full((1, 4, 40), -np.inf, np.float32)
     x[:, 2], x[:, 3, ::2] = 3e38, -3e38
+    x[:, 2, 5] = -7.0  # far below what is beside it
     made = check(net, feed={"x": x})
     assert "Softmax" not in ops(made)
     assert np.isfinite(run(made, {"x": x})[0]).all()
@@ -322,6 +352,27 @@ def test_a_layer_norm_read_inside_stays() -> None:
     assert ops(check(net))["LayerNormalization"] == 0
 
 
+def softmax_over_rows(opset: int) -> onnx.ModelProto:
+    shape = [2, 5, 40]
+    return model([node("Softmax", ["x"], "y", axis=1)], {"x": shape}, {"y": shape}, {}, opset)
+
+
+def gelu_in_steps(opset: int) -> onnx.ModelProto:
+    return unit(*ARGUMENT["div"], ("Add", "one e", "e1"), *GELU["x first"], opset=opset)
+
+
+@pytest.mark.parametrize(
+    ("net", "op", "since"),
+    [(lambda opset: unit(*MISH, opset=opset), "Mish", 18), (gelu_in_steps, "Gelu", 20),
+     (layer_norm, "LayerNormalization", 17), (softmax_over_rows, "ReduceMax", 13)],
+    ids=["mish", "gelu", "layer norm", "softmax"],
+)  # fmt: skip
+@pytest.mark.parametrize("opset", [16, 17, 18, 19, 20])
+@pytest.mark.usefixtures("unraised")
+def test_a_model_that_cannot_be_raised_has_what_its_opset_has(net, op, since, opset) -> None:
+    assert ops(check(net(opset)))[op] == (opset >= since)
+
+
 GROUPED = {name: rng(k).normal(size=6).astype(np.float32) for k, name in enumerate("sb")}
 
 
@@ -358,6 +409,22 @@ def test_another_group_norm_stays(net) -> None:
     feed = {v.name: rng(3).normal(size=[d.dim_value or 6 for d in v.type.tensor_type.shape.dim])
             .astype(np.float32) for v in net.graph.input}  # fmt: skip
     assert ops(check(net, tol=1e-4, feed=feed)) == {"GroupNormalization": 1, "Relu": 1}
+
+
+def test_a_group_norm_has_a_default_epsilon() -> None:
+    """Of a variance of 1e-6 it is most."""
+    for groups in (2, 6):
+        net = grouped([2, 6, 4], groups)
+        del net.graph.node[0].attribute[:]
+        net.graph.node[0].attribute.append(helper.make_attribute("num_groups", groups))
+        x = 1e-3 * rng(3).normal(size=(2, 6, 4)).astype(np.float32)
+        assert ops(check(net, tol=1e-4, feed={"x": x}))["InstanceNormalization"] == 1
+
+
+def test_a_group_norm_of_float64_stays() -> None:
+    """onnxruntime has no InstanceNormalization for it."""
+    made = check(retyped(grouped([2, 6, 4], 2), np.float64), tol=1e-12)
+    assert ops(made) == {"GroupNormalization": 1, "Relu": 1}
 
 
 def test_shapes_behind_group_norms_are_known_at_once(monkeypatch) -> None:
