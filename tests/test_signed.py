@@ -16,8 +16,10 @@ from qdq.api import run
 from qdq.ops.demand import NodeView, TensorView
 from qdq.placement.costs import Features, signed_pays
 from qdq.placement.weighing import features_of, kind_of
+from qdq.report.advice import without
 from qdq.report.matching import match
 from qdq.spec import INT8
+from qdq.statistics.observe import observe
 from qdq.targets import ORT_CPU_NO_VNNI, PORTABLE, Target
 
 PLAIN = replace(FORCED, signed_right=False)
@@ -217,6 +219,31 @@ def test_advice_counts_all_readers() -> None:
     assert "leave tensor k and 1 more float (4 nodes)" in wanted
     assert found.keys() == wanted.keys()
     assert found == pytest.approx(wanted, abs=0.01)
+
+
+def test_a_node_is_tried_in_float_whatever_codes_it_reads() -> None:
+    """Of one tensor, which is float, one product reads int8 and the other one uint8."""
+    parts = [node("Tanh", ["x"], "k"), node("MatMul", ["p", "k"], "y"),
+             node("MatMul", ["k", "w"], "z")]  # fmt: skip
+    inputs = {"x": [1, 256, 64], "p": [1, 256, 256]}
+    net = model(parts, inputs, {"y": [1, 256, 64], "z": [1, 256, 64]}, {"w": weights(64, 64)})
+    samples = feeds(inputs, 3)
+    scheme = Scheme(rules=(Rule(op_types=("Tanh",), keep_float=True),))
+    result = run(net, samples, target=FORCED, scheme=scheme)
+    assert result.plan.signed == {"MatMul_y"}
+    found = match(net, result.model)
+    for own, tensor, other in (("MatMul_y", "y", "z"), ("MatMul_z", "z", "y")):
+        (index,) = [site.index for site in found.sites if site.name == own]
+        tried = observe(without(found, [index]), ["y", "z"], samples)
+        for seen, exact, coded in zip(
+            tried,
+            observe(net, ["y", "z"], samples),
+            observe(result.model, ["y", "z"], samples),
+            strict=True,
+        ):
+            np.testing.assert_allclose(seen[tensor], exact[tensor], rtol=1e-4, atol=1e-4)
+            np.testing.assert_allclose(seen[other], coded[other], rtol=1e-4, atol=1e-4)
+            assert np.abs(coded[tensor] - exact[tensor]).max() > 1e-3
 
 
 def test_other_codes_of_a_tensor_are_not_its_own() -> None:

@@ -4,7 +4,7 @@ Tensors are matched by name: the one before a Q, or the one behind its DQ, has t
 float tensor. Constants are matched by the place where they are read, since tools rename them.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import replace
 
 import onnx
@@ -48,11 +48,13 @@ def plain(model: onnx.ModelProto) -> onnx.ModelProto:
     return own
 
 
-def match(source: onnx.ModelProto, quantized: onnx.ModelProto) -> Match:
+def match(
+    source: onnx.ModelProto, quantized: onnx.ModelProto, left_float: Container[str] = ()
+) -> Match:
     """Match a float model, as from ``load``, with a QDQ model that was made of it.
 
     Of the float model as it is and as ``prepare`` leaves it, the one is taken that has more nodes
-    in common with the quantized one.
+    in common with the quantized one. ``left_float``: nodes known to be float, between whatever.
 
     Raises:
         ModelError: if no tensor of the float model has codes in the quantized one, and no node
@@ -65,7 +67,7 @@ def match(source: onnx.ModelProto, quantized: onnx.ModelProto) -> Match:
     prepared, names = divided_like(prepared, quantized)
     forms = [Graph(prepared), Graph(plain(source))]
     float_graph = max(forms, key=lambda g: sum((n.op_type, n.output[0]) in makers for n in g.nodes))
-    found = _Matcher(float_graph, graph).match(names)
+    found = _Matcher(float_graph, graph, left_float).match(names)
     all_float = quantized.producer_name == "qdq"  # qdq may find that nothing pays
     dynamic = any(site.exact is not None for site in found.sites)
     if not (found.coded or found.constants or dynamic or all_float):
@@ -79,8 +81,8 @@ def match(source: onnx.ModelProto, quantized: onnx.ModelProto) -> Match:
 class _Matcher:
     """Lives for one call of match."""
 
-    def __init__(self, float_graph: Graph, graph: Graph) -> None:
-        self.float_graph, self.graph = float_graph, graph
+    def __init__(self, float_graph: Graph, graph: Graph, left_float: Container[str]) -> None:
+        self.float_graph, self.graph, self.left_float = float_graph, graph, left_float
         self.known = {*float_graph.inputs, *float_graph.producer}
         self.notes: list[str] = []
         self.pairs: dict[str, Coded] = {}  # by the DQ's output
@@ -189,13 +191,15 @@ class _Matcher:
             same = node if own is not None else self._namesake(node, outputs[0][1])
             op_type = MOVED[node.op_type] if moved else same.op_type
             again = relaid(self.graph.nodes[index], own, self.float_graph, self.constants)
+            name = (own or same).name
+            fits = coded and (to_codes or node.op_type in MATRIX)
             yield Site(
                 index=index,
-                name=(own or same).name,
+                name=name,
                 op_type=op_type,
                 outputs=tuple(outputs),
                 limits=limits or self._limits_of(outputs[0][1], op_type),
-                integer=coded and (to_codes or node.op_type in MATRIX),
+                integer=fits and name not in self.left_float,
                 reads_codes=coded or any(n in self.constants for n in node.input),
                 exact=own if other else None,
                 behind=tuple(behind),
