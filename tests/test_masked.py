@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from harness import Outcome, compare
+from harness import FORCED, Outcome, compare
 from hypothesis import given
 from hypothesis import strategies as st
 from models import feeds, model, node, weights
@@ -222,6 +222,32 @@ def test_it_stays_so_where_transposes_between_are_moved_away() -> None:
     assert outcome.ops["MatMul"] == outcome.ops["FusedMatMul"] == outcome.ops["Transpose"] == 0
 
 
+@pytest.mark.parametrize("also_float", [(), ("Transpose_t",)])
+def test_codes_in_front_of_it_are_left_alone(also_float: tuple[str, ...]) -> None:
+    """Where what is between moves codes, there is a DQ in front of the Clip."""
+    low = weights(64, 64, seed=2)
+    low[:, ::5] = -8.0
+    nodes = [
+        node("MatMul", ["x", "w1"], "a"),
+        node("Relu", ["a"], "h"),
+        node("MatMul", ["h", "w2"], "s0"),
+        node("Transpose", ["s0"], "t", perm=[0, 2, 1, 3]),
+        node("Transpose", ["t"], "s", perm=[1, 0, 2, 3]),
+        node("Softmax", ["s"], "y", axis=-1),
+    ]
+    constants = {"w1": weights(64, 64, seed=1), "w2": low}
+    net = model(nodes, {"x": [1, 16, 4, 64]}, {"y": [4, 1, 16, 64]}, constants)
+    samples = feeds({"x": (1, 16, 4, 64)}, 4)
+    rules = [qdq.Rule(nodes=name, keep_float=True) for name in ("Softmax_y", *also_float)]
+    scheme = qdq.Scheme(rules=tuple(rules))
+    result = run(net, samples, target=FORCED, scheme=scheme)
+    assert "Transpose_s" in result.plan.quantized
+    assert len(clips(result)) == 1
+    assert "LeakyRelu" not in {n.op_type for n in result.model.graph.node}
+    ops = compare(net, result.model, samples).ops
+    assert (ops["QLinearMatMul"], ops["MatMulIntegerToFloat"], ops["MatMul"]) == (2, 0, 0)
+
+
 def uneven(scale: float) -> list[dict[str, Any]]:
     """Some rows have far larger scores than others."""
     found = data()
@@ -395,6 +421,17 @@ def seen(*numbers: tuple[float, float, float]) -> Peaks:
     for other in others:
         first = first.merge(other)
     return first
+
+
+def test_peaks_are_equal_where_their_names_and_numbers_are() -> None:
+    """NaN, of scores that have one, is itself."""
+    numbers = np.array([[np.nan, 1.0], [2.0, np.inf], [0.0, 0.5]], np.float32)
+    peaks = Peaks(names=("s", "t"), numbers=numbers)
+    assert peaks == Peaks(names=("s", "t"), numbers=numbers.copy())
+    assert peaks != Peaks(names=("s", "u"), numbers=numbers)
+    assert peaks != Peaks(names=("s", "t"), numbers=np.nan_to_num(numbers))
+    assert peaks != Peaks(names=("s",), numbers=numbers[:, :1])
+    assert peaks != "peaks"
 
 
 @pytest.mark.parametrize("share", [0.0, 0.049, 0.051, 0.5])
