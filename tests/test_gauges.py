@@ -286,6 +286,18 @@ def test_a_tensor_is_read_as_soon_as_it_is_made(monkeypatch: pytest.MonkeyPatch)
     assert all("Conv" not in op for op in order[5:8])
 
 
+def test_what_is_made_last_is_read_first_and_else_names_decide() -> None:
+    """Whatever order a set of names has: that is another one in each process."""
+    inputs, parts = (list(f"{c}{k}" for k in "31405926") for c in "xp")
+    nodes = [node("Split", inputs[:1], parts, axis=0, num_outputs=8), node("Neg", ["p0"], "y")]
+    shapes = {name: [8, 2, 1000] for name in inputs}
+    net = model(nodes, shapes, {"y": [1, 2, 1000]})
+    names = [*inputs, *parts, "y"]
+    found = gauges_of(onnx.shape_inference.infer_shapes(net), dict.fromkeys(names, 1), frozenset())
+    read = [n.input[0] for n in found.added.node if n.op_type == "ReduceMin"]
+    assert read == ["y", *sorted(parts, reverse=True), *sorted(inputs, reverse=True)]
+
+
 def test_what_a_reading_does_not_need_is_not_run() -> None:
     constants = {"to": np.int64([3]), "w": np.ones((2, 2), np.float32)}
     nodes = [node("Relu", ["x"], "a"), node("MatMul", ["a", "w"], "b"),
