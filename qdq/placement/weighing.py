@@ -125,71 +125,83 @@ def features_of(view: NodeView, outputs: tuple[str, ...], shapes: Shapes) -> cos
     """The counts that the cost of a node depends on."""
     made = sum(count(shapes(o)) for o in outputs)
     read = max((count(shapes(t.name)) for t in view.inputs if t.name and not t.constant), default=0)
-    rank = len(shapes(outputs[0]) or ()) if outputs else 0
+    sizes = costs.Features(inputs=read, outputs=made)
+    shape = (shapes(outputs[0]) or ()) if outputs else ()
     if view.op_type == "Conv":
-        weight = _known(shapes(view.inputs[1].name) or (1, 1))
-        groups = view.integer("group", 1)
-        return costs.Features(
-            inputs=read,
-            outputs=made,
-            channels_in=weight[1] * groups,
-            channels_out=weight[0],
-            taps=prod(weight[2:]),
-            rows=prod(weight[2:-1]),
-            groups=groups,
-            flat=rank == 4 and (shapes(outputs[0]) or (0,))[-1] == 1,
-            weights=prod(weight),
-        )
+        return _conv_features(view, sizes, shapes, flat=len(shape) == 4 and shape[-1] == 1)
     if view.op_type == "ConvTranspose":
-        weight = _known(shapes(view.inputs[1].name) or (1, 1))
-        form = form_of(view)
-        own = Subpixel(weight[1], ()) if isinstance(form, str) else form
-        return costs.Features(
-            inputs=read,
-            outputs=made,
-            channels_in=weight[0],
-            channels_out=own.phases * own.channels,
-            taps=prod(own.taps),
-            rows=own.run,
-            weights=prod(weight),
-        )
+        return _conv_transpose_features(view, sizes, shapes)
     if view.op_type in costs.RECURRENT:
-        weights = sum(count(shapes(t.name)) for t in view.inputs[1:3])
-        steps = _known((shapes(view.inputs[0].name) or (1, 1))[:2])
-        hidden = prod(_known((shapes(view.inputs[2].name) or (1,))[::2]))  # of all directions
-        return costs.Features(
-            inputs=read,
-            outputs=prod(steps) * hidden,
-            channels_in=max(1, weights // hidden),
-            channels_out=prod(steps[1:]) * hidden,  # so a position is a step
-            rows=hidden,
-        )
+        return _recurrent_features(view, sizes, shapes)
     if view.op_type == "Attention":
-        return _attention_features(view, read, shapes)
+        return _attention_features(view, sizes, shapes)
     if view.op_type in _PRODUCTS:
         right = _known(shapes(view.inputs[1].name) or (1, 1))
         depth, width = right[-2:] if len(right) > 1 else (1, 1)
-        return costs.Features(
-            inputs=read, outputs=made, channels_in=depth, channels_out=width, weights=prod(right)
-        )
+        return replace(sizes, channels_in=depth, channels_out=width, weights=prod(right))
     if view.op_type == "DepthToSpace":
         form = form_of(view)
-        run = 1 if isinstance(form, str) else form.run
-        return costs.Features(inputs=read, outputs=made, rows=run)
+        return replace(sizes, rows=1 if isinstance(form, str) else form.run)
     window = view.attributes.get("kernel_shape")
     taps = prod(window) if isinstance(window, list | tuple) else 1
-    return costs.Features(inputs=read, outputs=made, taps=taps, beside_conv=rank == 4)
+    return replace(sizes, taps=taps, beside_conv=len(shape) == 4)
 
 
-def _attention_features(view: NodeView, read: int, shapes: Shapes) -> costs.Features:
+def _conv_features(
+    view: NodeView, sizes: costs.Features, shapes: Shapes, *, flat: bool
+) -> costs.Features:
+    weight = _known(shapes(view.inputs[1].name) or (1, 1))
+    groups = view.integer("group", 1)
+    return replace(
+        sizes,
+        channels_in=weight[1] * groups,
+        channels_out=weight[0],
+        taps=prod(weight[2:]),
+        rows=prod(weight[2:-1]),
+        groups=groups,
+        flat=flat,
+        weights=prod(weight),
+    )
+
+
+def _conv_transpose_features(
+    view: NodeView, sizes: costs.Features, shapes: Shapes
+) -> costs.Features:
+    weight = _known(shapes(view.inputs[1].name) or (1, 1))
+    form = form_of(view)
+    own = Subpixel(weight[1], ()) if isinstance(form, str) else form
+    return replace(
+        sizes,
+        channels_in=weight[0],
+        channels_out=own.phases * own.channels,
+        taps=prod(own.taps),
+        rows=own.run,
+        weights=prod(weight),
+    )
+
+
+def _recurrent_features(view: NodeView, sizes: costs.Features, shapes: Shapes) -> costs.Features:
+    weights = sum(count(shapes(t.name)) for t in view.inputs[1:3])
+    steps = _known((shapes(view.inputs[0].name) or (1, 1))[:2])
+    hidden = prod(_known((shapes(view.inputs[2].name) or (1,))[::2]))  # of all directions
+    return replace(
+        sizes,
+        outputs=prod(steps) * hidden,
+        channels_in=max(1, weights // hidden),
+        channels_out=prod(steps[1:]) * hidden,  # so a position is a step
+        rows=hidden,
+    )
+
+
+def _attention_features(view: NodeView, sizes: costs.Features, shapes: Shapes) -> costs.Features:
     """Those of its scores: each is a product, and a factor of another."""
     query, key = (_known(shapes(t.name) or (1, 1, 1)) for t in view.inputs[:2])
     apart = len(query) == 4
     rows, columns = query[-2], key[-2]
     heads = query[1] if apart else view.integer("q_num_heads", 1)
     width = query[-1] if apart else max(1, query[-1] // heads)
-    return costs.Features(
-        inputs=read,
+    return replace(
+        sizes,
         outputs=query[0] * heads * rows * columns,
         channels_in=2 * width,
         channels_out=columns,
