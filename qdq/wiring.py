@@ -84,15 +84,8 @@ def wire(
         if u.view.name in placement.integer and u.view.name not in floats
     }
     units = {name: u for name, u in integer.items() if not u.dynamic}
-    read: dict[str, set[str]] = {}
-    for name, unit in units.items():
-        for tensor in unit.reads:
-            read.setdefault(tensor, set()).add(name)
-    made = set()
-    for unit in units.values():
-        kernel = plan.target.kernel(unit.view.op_type)
-        floats_out = kernel is not None and kernel.float_output
-        made |= {o for o in unit.outputs if o in plan.tensors and (not floats_out or o in read)}
+    read = _readers(units)
+    made = _codes(plan, units, read)
     hidden = _hidden(graph, made, set(read), units)
     rewritten = _rewritten(graph, made, units)
     clips = {
@@ -104,15 +97,10 @@ def wire(
     clips |= _clipped_products(graph, made, units, forms.floors)
     return Wiring(
         made=frozenset(made),
-        read={k: frozenset(v) for k, v in read.items()},
+        read=read,
         units=units,
         dynamic=frozenset(integer.keys() - units.keys()),
-        subpixel={
-            name: form
-            for name, unit in units.items()
-            if plan.target.subpixel(unit.view.op_type)
-            and not isinstance(form := form_of(unit.view), str)
-        },
+        subpixel=_subpixel(plan, units),
         followed={**forms.followed, **dict.fromkeys(sorted(hidden | clips), IDENTITY)},
         rewritten={**forms.rewritten, **rewritten},
         split={name: steps for name, steps in forms.split.items() if name not in hidden | clips},
@@ -120,6 +108,35 @@ def wire(
         floors=forms.floors,
         shielded=frozenset(_shielded(graph, plan, made, units)),
     )
+
+
+def _readers(units: Mapping[str, Unit]) -> dict[str, frozenset[str]]:
+    """Tensor → names of the units that read it as codes."""
+    found: dict[str, set[str]] = {}
+    for name, unit in units.items():
+        for tensor in unit.reads:
+            found.setdefault(tensor, set()).add(name)
+    return {tensor: frozenset(names) for tensor, names in found.items()}
+
+
+def _codes(plan: Plan, units: Mapping[str, Unit], read: Container[str]) -> set[str]:
+    """Tensors that kernels hand out as codes; those that nobody reads so only if they have to."""
+    made = set()
+    for unit in units.values():
+        kernel = plan.target.kernel(unit.view.op_type)
+        floats_out = kernel is not None and kernel.float_output
+        made |= {o for o in unit.outputs if o in plan.tensors and (not floats_out or o in read)}
+    return made
+
+
+def _subpixel(plan: Plan, units: Mapping[str, Unit]) -> dict[str, Subpixel]:
+    """The units that are written as movements behind another operator."""
+    return {
+        name: form
+        for name, unit in units.items()
+        if plan.target.subpixel(unit.view.op_type)
+        and not isinstance(form := form_of(unit.view), str)
+    }
 
 
 def _clipped_products(

@@ -98,25 +98,10 @@ def gauges_of(
         all of ``peaked``, but of none in an old opset.
     """
     graph = Graph(model)
-    small = _SMALL if len(axes) <= _MANY else _SMALL_OF_MANY
-    sizes = {
-        name: size
-        for name, axis in sorted(axes.items(), key=lambda item: item[1] is None)
-        if (size := _size(graph, name, axis, small))
-    }
+    sizes = _sizes(graph, axes)
     rows = tuple(peaked) if graph.opset >= _OPSET else ()
     build = _Builder(graph)
-    rowed = frozenset(rows)
-    wanted = rowed | sizes.keys()
-    # what is added last is run first, so the last tensors come first
-    for name in sorted(wanted, key=lambda n: (graph.producer.get(n, -1), n), reverse=True):
-        shape = graph.shape(name) or ()
-        if name in sizes:
-            build.reduce(name, shape, axes[name])
-        if name in sizes.keys() & counted:
-            build.spread(name, shape)
-        if name in rowed:
-            build.peaks(name)
+    build.add({name: axes[name] for name in sizes}, counted, frozenset(rows))
     values = tuple(n for n in sizes if n in counted)
     found_steps, lengths = build.joined_steps(values), build.lengths(values)
     readings = build.readings(tuple(sizes), rows, values)  # the last one: its order counts
@@ -132,6 +117,16 @@ def gauges_of(
         steps=build.steps,
         added=build.added,
     )
+
+
+def _sizes(graph: Graph, axes: Mapping[str, int | None]) -> dict[str, int]:
+    """Tensors that have a gauge, those with channels first, and how many ends each has."""
+    small = _SMALL if len(axes) <= _MANY else _SMALL_OF_MANY
+    return {
+        name: size
+        for name, axis in sorted(axes.items(), key=lambda item: item[1] is None)
+        if (size := _size(graph, name, axis, small))
+    }
 
 
 def _size(graph: Graph, name: str, axis: int | None, small: int) -> int | None:
@@ -161,6 +156,21 @@ class _Builder:
         self.steps: dict[str, int] = {}
         self._found_steps: dict[str, str] = {}
         self.added = onnx.GraphProto()
+
+    def add(
+        self, axes: Mapping[str, int | None], counted: frozenset[str], peaked: frozenset[str]
+    ) -> None:
+        """Add what reads ends (of those in ``axes``), values (if also in ``counted``), peaks."""
+        made = self._graph.producer
+        # what is added last is run first, so the last tensors come first
+        for name in sorted(peaked | axes.keys(), key=lambda n: (made.get(n, -1), n), reverse=True):
+            shape = self._graph.shape(name) or ()
+            if name in axes:
+                self.reduce(name, shape, axes[name])
+            if name in axes and name in counted:
+                self.spread(name, shape)
+            if name in peaked:
+                self.peaks(name)
 
     def reduce(self, name: str, shape: Shape, axis: int | None) -> None:
         """Reduce over all axes but one, or over all values."""
