@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from qdq.borrowed import lend
 from qdq.graph import Graph
 from qdq.weights import read
 
@@ -40,9 +41,11 @@ def for_checker(model: onnx.ModelProto) -> onnx.ModelProto:
     """A small copy that onnx's checker judges as it would judge the model.
 
     The checker wants shapes of the graph's inputs and outputs, and types of its outputs; runtimes
-    do not. Where they are missing, the copy has some.
+    do not. Where they are missing, the copy has some. Operators that the standard does not know are
+    of the runtime's own domain.
     """
     light = without_large(model, 1024)
+    lend(light)
     for v in light.graph.output:
         if v.type.WhichOneof("value") in (None, "tensor_type") and not v.type.tensor_type.elem_type:
             v.type.tensor_type.elem_type = onnx.TensorProto.FLOAT

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import onnx.inliner
 
+from qdq.borrowed import import_runtime
 from qdq.errors import ModelError
 from qdq.external import fill, fill_from_ir, find, outside
 from qdq.files import replacing
@@ -75,6 +76,7 @@ def load(model: Any, *, quantized: bool = False, lazy: bool = False) -> onnx.Mod
     if not proto.HasField("graph") or not (proto.graph.node or proto.graph.output):
         raise ModelError(f"{where} holds no graph; wanted an ONNX model")
     sort_nodes(proto.graph)
+    import_runtime(proto)
     _type_outputs(proto)
     _check_valid(proto, where)
     if not quantized:

@@ -17,7 +17,7 @@ SPREAD = frozenset({"balancing", "placement"})
 FLOORS = (
     {"checks", "errors", "sqnr", "version", "balancing"},
     {"spec"},
-    {"affine", "calibrate", "data", "dynamic", "equation", "excerpt", "extent", "external",
+    {"affine", "borrowed", "calibrate", "data", "dynamic", "equation", "excerpt", "extent", "external",
      "files", "forms", "graph", "light", "lowering", "modelio", "nested", "ops", "outputs",
      "prepare", "problem", "ranges", "rules", "scheme", "session", "shell", "spelling",
      "statistics", "subpixel", "targets", "timing", "upsampling", "views", "weights", "wire",

@@ -31,6 +31,56 @@ def external(path: pathlib.Path, net: onnx.ModelProto) -> pathlib.Path:
     return path
 
 
+def normalized(op: str, opset: int) -> onnx.ModelProto:
+    """Two products around a norm that onnxruntime has in the default domain at any opset."""
+    constants = {"w": weights(64, 256), "s": np.ones(256, np.float32), "v": weights(256, 64)}
+    nodes = [
+        node("MatMul", ["x", "w"], "h"),
+        node("LayerNormalization", ["h", "s"], "n"),
+        node("MatMul", ["n", "v"], "y"),
+    ]
+    net = model(nodes, {"x": [64, 64]}, {"y": [64, 64]}, constants, opset=17)
+    net.graph.node[1].op_type = op
+    net.opset_import[0].version = opset
+    return net
+
+
+class TestRuntimesOwnOperators:
+    """As ``onnxruntime.transformers`` and the model builder write them."""
+
+    @pytest.mark.parametrize(
+        ("op", "opset"),
+        [
+            ("LayerNormalization", 12),
+            ("LayerNormalization", 16),
+            ("SimplifiedLayerNormalization", 14),
+            ("SimplifiedLayerNormalization", 21),
+        ],
+    )
+    def test_a_norm_that_the_standard_does_not_know(self, op: str, opset: int) -> None:
+        net, data = normalized(op, opset), feeds({"x": [64, 64]}, 4)
+        with pytest.raises((onnx.checker.ValidationError, RuntimeError)):
+            onnx.checker.check_model(net)
+        result = run(net, data)
+        (norm,) = [n for n in result.model.graph.node if n.op_type == op]
+        assert norm.domain == ""
+        assert result.model.opset_import[0].version == 21
+        assert len(result.plan.quantized) == 2
+        exact, rounded = (harness.run(m, data, fused=True) for m in (net, result.model))
+        assert min(sqnr(a, b) for (a,), (b,) in zip(exact, rounded, strict=True)) > 30
+        assert {v.name for v in result.model.graph.value_info} >= {"h", "n"}
+
+    def test_their_domain_need_not_be_imported(self) -> None:
+        net = normalized("LayerNormalization", 17)
+        net.graph.node[1].CopyFrom(
+            helper.make_node("FastGelu", ["h"], ["n"], "n", domain="com.microsoft")
+        )
+        del net.graph.initializer[1]
+        made = run(net, feeds({"x": [64, 64]}, 2)).model
+        assert {o.domain: o.version for o in made.opset_import}["com.microsoft"] == 1
+        assert len(net.opset_import) == 1
+
+
 class TestLoad:
     def test_every_kind_of_source_gives_the_same_model(self, net, tmp_path) -> None:
         path = tmp_path / "m.onnx"

@@ -5,6 +5,7 @@ import logging
 import onnx
 import onnx.version_converter
 
+from qdq.borrowed import give_back, lend
 from qdq.errors import ModelError
 from qdq.light import without_large
 from qdq.nested import all_graphs
@@ -57,6 +58,7 @@ def opset_of(model: onnx.ModelProto) -> int:
 _STAND_INS = {
     ("", "GroupNormalization"): "Identity",
     ("ai.onnx", "GroupNormalization"): "Identity",
+    ("", "SimplifiedLayerNormalization"): "Identity",
     ("ai.onnx.ml", "Normalizer"): "Cast",
     ("ai.onnx.ml", "Scaler"): "Cast",
 }
@@ -74,6 +76,7 @@ def raise_opset(model: onnx.ModelProto) -> None:
     if have >= OPSET or have == 0:
         return
     light = without_large(model, _LARGE)
+    lend(light)
     before_raising(light, have)
     failure = ""
     for wanted in range(OPSET, max(_LOWEST, have) - 1, -1):
@@ -86,6 +89,7 @@ def raise_opset(model: onnx.ModelProto) -> None:
             continue
         if wanted < OPSET:
             _log.warning("opset %d reached in place of %d: %s", wanted, OPSET, failure)
+        give_back(converted)
         after_raising(converted, have)
         _put_back(model, converted)
         return
@@ -147,4 +151,5 @@ def _put_stand_ins(graph: onnx.GraphProto) -> None:
         op_type = _STAND_INS.get((n.domain, n.op_type))
         if op_type is not None:
             to = onnx.TensorProto.FLOAT if op_type == "Cast" else None
-            n.CopyFrom(onnx.helper.make_node(op_type, n.input[:1], n.output, n.name, to=to))
+            made = onnx.helper.make_node(op_type, n.input[:1], n.output[:1], n.name, to=to)
+            n.CopyFrom(made)
