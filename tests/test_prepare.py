@@ -146,6 +146,18 @@ class TestConstants:
         assert ops(made) == {"Reshape": 1}
         assert [t.name for t in made.graph.initializer] == ["target"]
 
+    def test_a_bias_of_the_type_that_the_image_has(self) -> None:
+        nodes = [
+            node("CastLike", ["zero", "x"], "like"),
+            node("Expand", ["like", "width"], "bias"),
+            node("Conv", ["x", "w", "bias"], "h"),
+            node("CastLike", ["h", "one"], "y"),
+        ]
+        constants = {"zero": np.float64(0), "width": ints(4), "one": np.float32(1)}
+        constants["w"] = weights(4, 3, 1, 1)
+        made = check(model(nodes, {"x": ["n", 3, 4, 4]}, {"y": ["n", 4, 4, 4]}, constants, 18))
+        assert ops(made) == {"Conv": 1}
+
     def test_a_slice_of_a_shape_with_steps_and_no_axes(self) -> None:
         nodes = [
             node("Shape", ["x"], "s"),

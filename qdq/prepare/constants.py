@@ -74,6 +74,7 @@ def fold_constants(ed: Editor) -> None:
         while settle_sizes(ed):
             ed.finish()
             ed.types = infer_types(ed.model)
+        _name_types(ed)
         known: dict[str, list[int | None]] = {}
         changed = False
         for node in ed.nodes():
@@ -83,6 +84,18 @@ def fold_constants(ed: Editor) -> None:
                 changed = True
         if not changed:
             return
+
+
+def _name_types(ed: Editor) -> None:
+    """CastLike to a type that is known becomes a Cast, which does not wait for the other tensor.
+
+    Exporters write it around constants: a bias of zeros, say, of the type that the image has.
+    """
+    for node in ed.nodes("CastLike"):
+        to = ed.elem_type(node.input(1))
+        if to:
+            cast = ed.new_node("Cast", [node.input(0)], [node.output], node.name, to=to)
+            ed.replace([node], [cast])
 
 
 def _settle(ed: Editor, node: Node, results: list[onnx.TensorProto]) -> None:
