@@ -223,6 +223,7 @@ def _sum_up(
         for tensor in names:
             _add_tensor(sums, found, tensor, exact[tensor], rounded.get(tensor), written)
         alone.add(sums, exact, rounded)
+        outs = {name: value for name, value in outs.items() if isinstance(value, np.ndarray)}
         for name, value in outs.items():
             _add_output(sums, name, value, fused[name])
         if len(kept) < keep:

@@ -65,6 +65,32 @@ def test_inputs_with_defaults_that_nothing_reads(chain) -> None:
     assert found.sqnr_db == pytest.approx(wanted.sqnr_db, abs=0.01)
 
 
+def test_tensors_that_are_no_arrays() -> None:
+    """Sequences come as lists, and numpy has no bfloat16: they are left out."""
+    nodes = [
+        node("Conv", ["x", "w"], "h", pads=[1] * 4),
+        node("SplitToSequence", ["h", "size"], "parts", axis=1),
+        node("ConcatFromSequence", ["parts"], "whole", axis=1),
+        node("Conv", ["whole", "w"], "again", pads=[1] * 4),
+        node("Cast", ["again"], "short", to=onnx.TensorProto.BFLOAT16),
+        node("Cast", ["short"], "long", to=onnx.TensorProto.FLOAT),
+        node("Conv", ["long", "v"], "y", pads=[1] * 4),
+    ]
+    constants = {"w": weights(32, 32, 3, 3), "v": weights(32, 32, 3, 3), "size": np.int64(16)}
+    exact = model(nodes, SHAPES, {"y": SHAPES["x"]}, constants)
+    part = onnx.helper.make_tensor_sequence_value_info("parts", onnx.TensorProto.FLOAT, None)
+    exact.graph.output.append(part)
+    data = feeds(SHAPES, 4)
+    report = quick(exact, qdq.quantize(exact, data), data, advise=1)
+    assert [o.name for o in report.outputs] == ["y"]
+    names = by_name(report.tensors)
+    assert names.keys() >= {"x", "whole", "again", "long"}
+    assert not names.keys() & {"parts", "short"}
+    assert report.advice
+    assert report.text()
+    assert report.html()
+
+
 # -- the numbers ----------------------------------------------------------------------------------
 
 

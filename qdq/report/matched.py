@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 
 from qdq.affine import dequantize, fake_quantize
 from qdq.graph import Graph
+from qdq.prepare.opset import infer_types
 from qdq.spec import QuantParams
 from qdq.subpixel import Subpixel
 
-__all__ = ["Coded", "Constant", "Match", "Site"]
+__all__ = ["Coded", "Constant", "Match", "Site", "without_arrays"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,3 +140,13 @@ class Match:
     site_of: Mapping[int, Site]
     notes: tuple[str, ...]
     undivided: Mapping[str, str]
+
+
+def without_arrays(model: onnx.ModelProto) -> frozenset[str]:
+    """Tensors that the runtime cannot hand out as arrays: sequences, optional ones, bfloat16."""
+    return frozenset(
+        name
+        for name, kind in infer_types(model).items()
+        if kind.WhichOneof("value") not in (None, "tensor_type")
+        or kind.tensor_type.elem_type == onnx.TensorProto.BFLOAT16
+    )

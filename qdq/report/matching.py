@@ -21,7 +21,7 @@ from qdq.prepare.editing import Editor
 from qdq.prepare.naming import name_nodes
 from qdq.prepare.pixels import pixels_like
 from qdq.report.codes import params_of
-from qdq.report.matched import Coded, Constant, Match, Site
+from qdq.report.matched import Coded, Constant, Match, Site, without_arrays
 from qdq.report.pieces import MOVED, movements, relaid, steps
 from qdq.targets import ORT_CPU
 from qdq.views import node_view
@@ -83,7 +83,8 @@ class _Matcher:
 
     def __init__(self, float_graph: Graph, graph: Graph, left_float: Container[str]) -> None:
         self.float_graph, self.graph, self.left_float = float_graph, graph, left_float
-        self.known = {*float_graph.inputs, *float_graph.producer}
+        known = {*float_graph.inputs, *float_graph.producer}
+        self.known = known - without_arrays(float_graph.model)
         self.notes: list[str] = []
         self.pairs: dict[str, Coded] = {}  # by the DQ's output
         self.constants: dict[str, Constant] = {}
