@@ -195,6 +195,16 @@ def test_what_reads_a_masked_tensor_stays_float(kind: str, mask: float) -> None:
     assert outcome.ops["MatMulIntegerToFloat"] + outcome.ops["QLinearMatMul"] == 3
 
 
+def test_a_pool_whose_second_output_is_absent() -> None:
+    """onnxruntime would transpose it all the same, and miss it."""
+    pool = node("MaxPool", ["a"], ["p", ""], kernel_shape=[2, 2], strides=[2, 2])
+    nodes = [*convs(("x", "w0", "a")), pool, *convs(("p", "w1", "y"))]
+    net = model(nodes, {"x": IMAGE}, {"y": [1, 8, 3, 3]}, kernels("w0", "w1"))
+    _, outcome = quantized(net, feeds({"x": IMAGE}, 4))
+    assert outcome.ops["QLinearConv"] == 2
+    assert outcome.sqnr > 25
+
+
 class TestWeights:
     def test_per_channel_matmul_by_a_batch_of_matrices_or_from_the_left(self) -> None:
         constants = {"b": rng(1).standard_normal((2, 8, 8)).astype(np.float32) / 3}

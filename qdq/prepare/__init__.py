@@ -8,7 +8,7 @@ from qdq.light import tensor_bytes, without_large
 from qdq.nested import sort_nodes
 from qdq.prepare.bias import spell_out_bias
 from qdq.prepare.clamps import clamps_before_transposes, whole_clamps
-from qdq.prepare.cleanup import drop_idle_nodes
+from qdq.prepare.cleanup import drop_absent_slots, drop_idle_nodes
 from qdq.prepare.constants import constant_nodes, fold_constants
 from qdq.prepare.editing import Editor
 from qdq.prepare.einsum import einsum_batches, einsum_products
@@ -43,6 +43,7 @@ _LARGE = 1 << 16  # bytes
 
 PASSES: tuple[Pass, ...] = (
     name_nodes,
+    drop_absent_slots,
     widen_float16,
     constant_nodes,
     drop_idle_nodes,

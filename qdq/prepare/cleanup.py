@@ -6,7 +6,19 @@ import numpy as np
 
 from qdq.prepare.editing import Editor, Node
 
-__all__ = ["drop_idle_nodes"]
+__all__ = ["drop_absent_slots", "drop_idle_nodes"]
+
+
+def drop_absent_slots(ed: Editor) -> None:
+    """Inputs and outputs that are absent at the end of a node's list are no longer told of.
+
+    Behind an integer convolution onnxruntime (1.32) transposes all outputs of a MaxPool, the one
+    that is not there too, and then misses it.
+    """
+    for node in ed.nodes():
+        for names in (node.proto.input, node.proto.output):
+            while names and not names[-1]:
+                del names[-1]
 
 
 def drop_idle_nodes(ed: Editor) -> None:
