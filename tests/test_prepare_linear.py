@@ -291,6 +291,24 @@ class TestMatMul:
         made = check(model(nodes, {"x": [1, 3, 4]}, {"y": [2, 1, 3, 4]}, constants))
         assert ops(made) == {"MatMul": 3, "Add": 3}
 
+    def test_a_matrix_with_axes_of_length_1(self) -> None:
+        nodes = [
+            node("MatMul", ["x", "w"], "a"),
+            node("Add", ["a", "b"], "y"),
+            node("MatMul", ["x", "w"], "z"),
+        ]
+        constants = {"w": weights(1, 1, 6, 5), "b": f32(5)}
+        net = model(nodes, {"x": [2, 3, 4, 6]}, {"y": [2, 3, 4, 5], "z": [2, 3, 4, 5]}, constants)
+        made = check(net)
+        assert ops(made) == {"Reshape": 2, "Gemm": 1, "MatMul": 1}
+        assert only(made, "Gemm").input[1] == only(made, "MatMul").input[1]
+
+    @pytest.mark.parametrize(("x", "w"), [([4, 6], [1, 6, 5]), ([2, 4, 6], [2, 6, 5])])
+    def test_other_stacks_of_matrices_stay(self, x: list[int], w: list[int]) -> None:
+        y = {"y": [w[0], 4, 5]}
+        net = model([node("MatMul", ["x", "w"], "y")], {"x": x}, y, {"w": weights(*w)})
+        assert [t.dims for t in check(net).graph.initializer] == [w]
+
     def test_three_of_one_x_share_its_reshape(self) -> None:
         nodes, constants = [], {}
         for k in "qkv":

@@ -18,11 +18,13 @@ def matmul_units(ed: Editor) -> None:
     ``x B`` of shape (..., N) followed by Add of a constant (N,) is
     ``reshape(reshape(x, (-1, K)) B + bias, (..., N))``; for x of rank 2 without the reshapes.
     Factors in between fold as in fold_affine. MatMuls of one x share the reshaped x. A MatMul
-    without bias stays a MatMul.
+    without bias stays a MatMul. A constant of shape (1, …, 1, K, N) is a matrix, if x has as many
+    dimensions.
     """
     flat: dict[str, str] = {}
     for node in ed.nodes("MatMul"):
         rank = ed.rank(node.input(0)) or 0
+        _squeeze(ed, node, rank)
         if rank < 2 or not _is_float_matrix(ed, node.input(1)):
             continue
         chain = follow(ed, node, axis=rank - 1, rank=rank)
@@ -36,6 +38,20 @@ def matmul_units(ed: Editor) -> None:
             bias = ed.add_constant(f"{node.name}_bias", affine.shift.astype(ed.dtype(b)))
             new = _unit(ed, node, [b, bias], nodes[-1].output, flat)
         ed.replace([node, *nodes], new)
+
+
+def _squeeze(ed: Editor, node: Node, rank: int) -> None:
+    """Take axes of length 1, which batches of x broadcast over, from a constant right side."""
+    name = node.input(1)
+    dims = tuple(ed.constants[name].dims) if name in ed.constants else ()
+    if not 2 < len(dims) <= rank or any(d != 1 for d in dims[:-2]):
+        return
+    matrix, value = ed.derived.get((name, "matrix")), ed.array(name)
+    if matrix is None and value is not None:
+        matrix = ed.add_constant(f"{name}_matrix", value.reshape(dims[-2:]))
+        ed.derived[name, "matrix"] = matrix
+    assert matrix is not None  # noqa: S101 -- a constant has a value
+    ed.set_input(node, 1, matrix)
 
 
 def _is_float_matrix(ed: Editor, name: str) -> bool:
