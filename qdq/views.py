@@ -12,6 +12,7 @@ from qdq.light import without_large
 from qdq.ops.demand import NodeView, TensorView
 from qdq.prepare.constants import fold_constants
 from qdq.prepare.editing import Editor
+from qdq.prepare.opset import put_stand_ins
 
 __all__ = ["node_view", "nominal_graph"]
 
@@ -87,6 +88,7 @@ def nominal_graph(
                 image = len(dims) >= 4 and axis >= 2
                 dim.dim_value = BATCH if axis == 0 else IMAGE if image else SEQUENCE
     del scratch.graph.value_info[:]
+    put_stand_ins(scratch.graph)
     for value in scratch.graph.output:
         value.type.tensor_type.ClearField("shape")
     try:

@@ -70,7 +70,7 @@ class TestOpset:
 
     def test_other_domains_stay(self) -> None:
         net = model([node("Relu", ["x"], "h")], {"x": [2, 3]}, {"h": [2, 3]}, opset=14)
-        own = helper.make_node("Gelu", ["h"], ["y"], name="own", domain="com.microsoft")
+        own = helper.make_node("Trilu", ["h"], ["y"], name="own", domain="com.microsoft")
         net.graph.node.append(own)
         net.opset_import.append(helper.make_opsetid("com.microsoft", 1))
         net.graph.output[0].name = "y"

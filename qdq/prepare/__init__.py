@@ -12,6 +12,7 @@ from qdq.prepare.cleanup import drop_absent_slots, drop_idle_nodes
 from qdq.prepare.constants import constant_nodes, fold_constants
 from qdq.prepare.editing import Editor
 from qdq.prepare.einsum import einsum_batches, einsum_products
+from qdq.prepare.fused import take_apart
 from qdq.prepare.gelu import gelus
 from qdq.prepare.gemm import plain_gemms
 from qdq.prepare.groupnorm import group_norms
@@ -48,6 +49,7 @@ PASSES: tuple[Pass, ...] = (
     constant_nodes,
     drop_idle_nodes,
     fold_constants,
+    take_apart,
     drop_idle_nodes,
     whole_softmax,
     split_softmax,

@@ -1,17 +1,25 @@
 """The operator set raised, and shapes inferred, both without moving the weights around."""
 
 import logging
+from typing import Any
 
 import onnx
 import onnx.version_converter
 
-from qdq.borrowed import give_back, lend
+from qdq.borrowed import RUNTIME, give_back, lend
 from qdq.errors import ModelError
 from qdq.light import without_large
 from qdq.nested import all_graphs
 from qdq.prepare.old import after_raising, before_raising
 
-__all__ = ["OPSET", "infer_types", "open_dimensions", "plain_constants", "raise_opset"]
+__all__ = [
+    "OPSET",
+    "infer_types",
+    "open_dimensions",
+    "plain_constants",
+    "put_stand_ins",
+    "raise_opset",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -53,14 +61,20 @@ def opset_of(model: onnx.ModelProto) -> int:
     return max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
 
 
-# operators that shape inference does not know → such with the same type and shape of the result;
-# those of ai.onnx.ml give float32
-_STAND_INS = {
-    ("", "GroupNormalization"): "Identity",
-    ("ai.onnx", "GroupNormalization"): "Identity",
-    ("", "SimplifiedLayerNormalization"): "Identity",
-    ("ai.onnx.ml", "Normalizer"): "Cast",
-    ("ai.onnx.ml", "Scaler"): "Cast",
+# operators that shape inference does not know → such with the same type and shape of the first
+# result, the inputs that they read, and attributes; those of ai.onnx.ml give float32
+_StandIn = tuple[str, tuple[int, ...], dict[str, Any]]
+_SAME: _StandIn = ("Identity", (0,), {})
+_STAND_INS: dict[tuple[str, str], _StandIn] = {
+    ("", "GroupNormalization"): _SAME,
+    ("ai.onnx", "GroupNormalization"): _SAME,
+    ("", "SimplifiedLayerNormalization"): _SAME,
+    ("ai.onnx.ml", "Normalizer"): ("Cast", (0,), {"to": onnx.TensorProto.FLOAT}),
+    ("ai.onnx.ml", "Scaler"): ("Cast", (0,), {"to": onnx.TensorProto.FLOAT}),
+    (RUNTIME, "EmbedLayerNormalization"): ("Gather", (2, 0), {}),
+    (RUNTIME, "GroupQueryAttention"): ("Einsum", (0, 1), {"equation": "bsh,btk->bsh"}),
+    (RUNTIME, "MultiHeadAttention"): ("Einsum", (0, 2), {"equation": "bsh,btv->bsv"}),
+    (RUNTIME, "RotaryEmbedding"): _SAME,
 }
 
 
@@ -131,7 +145,7 @@ def infer_types(model: onnx.ModelProto) -> dict[str, onnx.TypeProto]:
     known = [v for v in light.graph.value_info if v.name in custom]
     del light.graph.value_info[:]
     light.graph.value_info.extend(known)
-    _put_stand_ins(light.graph)
+    put_stand_ins(light.graph)
     graph = _inferred(light)
     infos = (*graph.value_info, *graph.input, *graph.output)
     return {v.name: v.type for v in infos}
@@ -145,11 +159,13 @@ def _inferred(model: onnx.ModelProto) -> onnx.GraphProto:
         raise ModelError(f"shapes of the model do not fit together: {reason}") from e
 
 
-def _put_stand_ins(graph: onnx.GraphProto) -> None:
+def put_stand_ins(graph: onnx.GraphProto) -> None:
     """Put known operators in the place of those that inference does not know, to find shapes."""
     for n in graph.node:
-        op_type = _STAND_INS.get((n.domain, n.op_type))
-        if op_type is not None:
-            to = onnx.TensorProto.FLOAT if op_type == "Cast" else None
-            made = onnx.helper.make_node(op_type, n.input[:1], n.output[:1], n.name, to=to)
-            n.CopyFrom(made)
+        found = _STAND_INS.get((n.domain, n.op_type))
+        if found is None:
+            continue
+        op_type, slots, kept = found
+        inputs = [n.input[k] for k in slots if k < len(n.input) and n.input[k]]
+        if len(inputs) == len(slots):
+            n.CopyFrom(onnx.helper.make_node(op_type, inputs, n.output[:1], n.name, **kept))

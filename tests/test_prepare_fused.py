@@ -1,0 +1,177 @@
+"""Operators that onnxruntime has fused, taken apart: the same floats, products to quantize."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+import pytest
+from models import model, node, rng, weights
+from onnx import TensorProto, helper
+from prepared import ops
+
+from qdq.api import run as quantize
+from qdq.prepare import prepare
+from qdq.session import run
+from qdq.views import nominal_graph
+
+ROWS = [2, 5, 16]
+IMAGE = [1, 8, 6, 6]
+
+
+def vec(size: int, seed: int = 0) -> np.ndarray:
+    return rng(seed).standard_normal(size).astype(np.float32)
+
+
+def fused(op: str, inputs: Sequence[str], outputs: Sequence[str] = ("y",), **attributes):
+    return helper.make_node(op, inputs, outputs, f"{op}_y", domain="com.microsoft", **attributes)
+
+
+def net(own: onnx.NodeProto, shape: Sequence[int], constants, **more: Sequence[int]):
+    """A model of one node of the runtime's own, at an opset that has to be raised."""
+    known = {k: v for k, v in constants.items() if k in own.input}
+    out = {o: None for o in own.output if o}
+    inputs = {"x": shape, **more}
+    made = model([node("Identity", ["x"], "y")], inputs, {"y": shape}, known, opset=17)
+    made.graph.node[0].CopyFrom(own)
+    del made.graph.output[:]
+    made.graph.output.extend(helper.make_tensor_value_info(o, TensorProto.FLOAT, None) for o in out)
+    made.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    return made
+
+
+def same(before: onnx.ModelProto, data=None) -> onnx.ModelProto:
+    """Prepare, and compare what the runtime makes of both."""
+    made = prepare(before)
+    shapes = {
+        v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in before.graph.input
+    }
+    data = data or {n: rng(3).standard_normal(s).astype(np.float32) for n, s in shapes.items()}
+    (exact,), (found,) = (list(run(m, [data])) for m in (before, made))
+    assert exact.keys() == found.keys()
+    for name, value in exact.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-5)
+    assert prepare(made) == made
+    return made
+
+
+CONSTANTS = {
+    "b": vec(16),
+    "s": 1 + 0.1 * vec(16, 1),
+    "o": vec(16, 2),
+    "w": weights(16, 16),
+    "f": weights(8, 8, 3, 3),
+    "c": vec(8),
+}
+
+
+@pytest.mark.parametrize(
+    ("op", "inputs", "left"),
+    [
+        ("BiasGelu", "xb", {"Add": 1, "Gelu": 1}),
+        ("FastGelu", "xb", {"Add": 1, "Gelu": 1}),
+        ("FastGelu", "x", {"Gelu": 1}),
+        ("Gelu", "x", {"Gelu": 1}),
+        ("QuickGelu", "x", {"Mul": 2, "Sigmoid": 1}),
+        ("SkipLayerNormalization", "xzs", {"Add": 1, "LayerNormalization": 1}),
+        ("SkipLayerNormalization", "xzso", {"Add": 1, "LayerNormalization": 1}),
+        ("SkipLayerNormalization", "xzsob", {"Add": 2, "LayerNormalization": 1}),
+        ("SkipSimplifiedLayerNormalization", "xzs", {"Add": 1, "SimplifiedLayerNormalization": 1}),
+        ("SkipSimplifiedLayerNormalization", "xzsb", {"Add": 2, "SimplifiedLayerNormalization": 1}),
+    ],
+)
+def test_elementwise_operators_and_norms(op: str, inputs: str, left: dict[str, int]) -> None:
+    norm = op.startswith("Skip")
+    own = fused(op, list(inputs), ["y", "", "", "t"] if norm else ["y"])
+    if norm:
+        own.attribute.append(helper.make_attribute("epsilon", 0.01))
+    made = same(net(own, ROWS, CONSTANTS, **({"z": ROWS} if norm else {})))
+    assert ops(made) == left
+
+
+def test_a_norm_whose_mean_is_read_stays() -> None:
+    own = fused("SkipLayerNormalization", list("xzs"), ["y", "m"])
+    assert ops(prepare(net(own, ROWS, CONSTANTS, z=ROWS))) == {"SkipLayerNormalization": 1}
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.25])
+@pytest.mark.parametrize(("turn", "turn2"), [(0, 0), (1, 0), (0, 1), (1, 1)])
+@pytest.mark.parametrize("right", ["w", "z"])
+def test_products(turn: int, turn2: int, alpha: float, right: str) -> None:
+    shape = [2, 16, 5] if turn else ROWS
+    own = fused("FusedMatMul", ["x", right], transA=turn, transB=turn2, alpha=alpha)
+    made = same(net(own, shape, CONSTANTS, **({"z": [16, 16]} if right == "z" else {})))
+    assert ops(made)["MatMul"] == 1
+    assert ops(made)["Transpose"] == turn + (turn2 if right == "z" else 0)
+
+
+@pytest.mark.parametrize(
+    ("activation", "params"),
+    [
+        ("Relu", []),
+        ("Tanh", []),
+        ("Sigmoid", []),
+        ("LeakyRelu", [0.2]),
+        ("HardSigmoid", [0.3, 0.4]),
+    ],
+)
+@pytest.mark.parametrize("more", [[], ["z"]])
+def test_convolutions(activation: str, params: list[float], more: list[str]) -> None:
+    kept = {"activation_params": params} if params else {}
+    inputs = ["x", "f", "c", *more]
+    own = fused("FusedConv", inputs, activation=activation, pads=[1] * 4, **kept)
+    made = same(net(own, IMAGE, CONSTANTS, **({"z": IMAGE} if more else {})))
+    assert ops(made) == {"Conv": 1, activation: 1, **({"Add": 1} if more else {})}
+
+
+@pytest.mark.parametrize(("activation", "params"), [("HardSigmoid", [0.3, 0.4]), ("HardSwish", [])])
+def test_hard_activations(activation: str, params: list[float]) -> None:
+    kept = {"activation_params": params} if params else {}
+    own = fused("FusedConv", ["x", "f", "c"], activation=activation, pads=[1] * 4, **kept)
+    assert ops(same(net(own, IMAGE, CONSTANTS)))["Conv"] == 1
+
+
+def test_a_gemm() -> None:
+    own = fused(
+        "FusedGemm", ["x", "w", "b"], activation="LeakyRelu", activation_alpha=0.2, transB=1
+    )
+    assert ops(same(net(own, [4, 16], CONSTANTS))) == {"Gemm": 1, "LeakyRelu": 1}
+
+
+@pytest.mark.parametrize("unidirectional", [0, 1])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("sizes", [[16, 16, 16], [16, 16, 8]])
+def test_attention(sizes: list[int], masked: bool, unidirectional: int) -> None:
+    constants = {"k": weights(16, sum(sizes)), "b": vec(sum(sizes))}
+    inputs = ["x", "k", "b", *(["mask"] if masked else [])]
+    kept = {"num_heads": 4, "unidirectional": unidirectional}
+    before = net(fused("Attention", inputs, qkv_hidden_sizes=sizes, **kept), ROWS, constants)
+    data = {"x": rng(3).standard_normal(ROWS).astype(np.float32)}
+    if masked:
+        mask = helper.make_tensor_value_info("mask", TensorProto.INT32, ROWS[:2])
+        before.graph.input.append(mask)
+        data["mask"] = np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]], np.int32)
+    made = same(before, data)
+    assert ops(made) == {"Gemm": 3, "Reshape": 4, "MultiHeadAttention": 1}
+    assert nominal_graph(made).shape("y") == (2, 5, sizes[2])
+
+
+def test_attention_with_a_past_stays() -> None:
+    constants = {"k": weights(16, 48), "b": vec(48)}
+    own = fused("Attention", ["x", "k", "b", "", "past"], num_heads=4)
+    made = prepare(net(own, ROWS, constants, past=[2, 2, 4, 3, 4]))
+    assert ops(made) == {"Attention": 1}
+
+
+def test_the_products_become_integers() -> None:
+    shape, width = [1, 64, 128], 128
+    constants = {"k": weights(width, 3 * width), "b": vec(3 * width)}
+    before = net(fused("Attention", ["x", "k", "b"], num_heads=4), shape, constants)
+    data = [{"x": rng(k).standard_normal(shape).astype(np.float32)} for k in range(4)]
+    assert len(quantize(before, data).plan.quantized) == 3
+
+
+def test_other_types_stay() -> None:
+    before = net(fused("FusedMatMul", ["x", "w"]), ROWS, {"w": weights(16, 16).astype(np.float64)})
+    for v in (*before.graph.input, *before.graph.output):
+        v.type.tensor_type.elem_type = TensorProto.DOUBLE
+    assert ops(prepare(before)) == {"FusedMatMul": 1}
