@@ -15,7 +15,7 @@ from onnx import numpy_helper, parser
 
 import qdq
 from qdq.api import collect_statistics
-from qdq.placement import gains
+from qdq.placement import gains, harm
 from qdq.placement.adjoint import adjoint
 from qdq.placement.harm import LONE
 from qdq.session import run
@@ -381,6 +381,21 @@ def test_an_energy_times_a_variance_is_the_error_of_the_outputs(channels: int) -
     axes = tuple(k for k in range(clean.ndim) if k != 1) if channels > 1 else (0, 1, 2)
     errors = [relative_error(e @ w, clean, axes) for e in noise]
     assert np.mean(errors) / 2 < energy * 0.01**2 < np.mean(errors) * 2
+
+
+@pytest.mark.parametrize("faint", [1e-4, 3e-3, 1.0])
+def test_a_faint_channel_of_an_output_is_lost_once(faint: float) -> None:
+    """What is 0 stays 0, and no value changes by more than itself."""
+    rng = np.random.default_rng(3)
+    x = rng.standard_normal((1, 4, 60, 60)).astype(np.float32)
+    x[0, 3] -= 2.5
+    x[0, 3] *= np.float32(faint)
+    y = np.maximum(x, 0)
+    energy = energies(build("y = Relu(x)", x.shape, {}), {"x": x}, "y")["y"]
+    step = np.float32(y.max() / 255)
+    rounded = step * np.round(y / step)
+    felt = energy * float(np.mean((rounded - y) ** 2))
+    assert harm.relative_error(y, rounded) / 2 < felt < harm.relative_error(y, rounded) * 2
 
 
 def test_outputs_that_are_alike_or_opposite_count_by_themselves() -> None:
