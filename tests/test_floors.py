@@ -17,8 +17,8 @@ SPREAD = frozenset({"balancing", "placement"})
 FLOORS = (
     {"checks", "errors", "sqnr", "version", "balancing"},
     {"spec"},
-    {"affine", "borrowed", "calibrate", "data", "dynamic", "equation", "excerpt", "extent", "external",
-     "files", "forms", "graph", "light", "lowering", "modelio", "nested", "ops", "outputs",
+    {"affine", "borrowed", "calibrate", "data", "dynamic", "equation", "excerpt", "extent",
+     "external", "files", "forms", "graph", "light", "lowering", "modelio", "nested", "ops", "outputs",
      "prepare", "problem", "ranges", "rules", "scheme", "session", "shell", "spelling",
      "statistics", "subpixel", "targets", "timing", "upsampling", "views", "weights", "wire",
      "balancing.dividing", "balancing.equalizing", "balancing.smoothing",
