@@ -33,6 +33,8 @@ _SURPRISE = 2.0
 """How many times what was foretold an error may be."""
 _DEARER = 0.1
 """And by how much of the float model's latency a plan may cost more because of it."""
+_FEW = 2000
+"""Integer nodes; of more, onnxruntime takes seconds to start each plan that is measured."""
 _HARDLY = 0.05
 """Costs less than that apart, latency and error over the float model's latency, are the same."""
 
@@ -210,7 +212,8 @@ def _checked(frontier: Frontier, start: Start, evidence: Evidence, solver: _Solv
         return found
     trial = Trial(evidence.model, list(start.kept.values())[: len(start.exact)], start.exact)
     if not found.plan.quantized:  # before all is given up
-        return _by_trial(frontier.all(), trial, solver.emitted, given_up=True)
+        few = len(frontier.widest.plan.placement.integer) <= _FEW
+        return _by_trial(frontier.all(), trial, solver.emitted, given_up=True) if few else found
     if _surprises(found, solver.tried(found, trial)):
         return _by_trial(frontier.all(), trial, solver.emitted)
     return found

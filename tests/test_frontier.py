@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -156,7 +157,7 @@ def test_the_first_that_holds_is_found_with_few_trials(order: list[bool]) -> Non
 
 
 def ladder(count: int) -> list[Candidate]:
-    plan: Any = None
+    plan: Any = SimpleNamespace(quantized=("node",))
     times, harms = np.linspace(0.4, 1, count), np.geomspace(1e-2, 1e-6, count)
     harms[-1] = 0
     return [
@@ -202,6 +203,15 @@ def test_the_fastest_is_measured_where_all_is_given_up() -> None:
         best, _ = least_cost(candidates, lambda c: real[candidates.index(c)], fastest=fastest)
         found[fastest] = best
     assert found == {False: 5, True: 0}
+
+
+def test_the_float_model_need_not_be_measured() -> None:
+    candidates = ladder(2)
+    floats: Any = SimpleNamespace(quantized=())
+    candidates[1] = replace(candidates[1], plan=floats)
+    best, measured = least_cost(candidates, lambda c: 1.0 if c.plan.quantized else math.nan)
+    assert best == 1
+    assert measured == {0: 1.0, 1: 0.0}
 
 
 def test_what_is_ruined_without_a_sign_of_it_is_noticed() -> None:

@@ -48,7 +48,8 @@ def least_cost(
             they foretell of it may be wrong by more than that of others.
 
     Returns:
-        The index of the candidate, and what was measured: index → amplitude.
+        The index of the candidate, and what was measured: index → amplitude. The float model's is
+        known.
     """
     foretold = [math.sqrt(c.harm) for c in candidates]
     measured: dict[int, float] = {}
@@ -65,6 +66,7 @@ def least_cost(
     best = min((k for k in range(len(candidates)) if foretold[k] > 0), key=cost, default=0)
     best = 0 if fastest else best
     while best not in measured:
-        measured[best] = amplitude(candidates[best])
+        quantized = candidates[best].plan.quantized
+        measured[best] = amplitude(candidates[best]) if quantized else 0.0
         best = min(range(len(candidates)), key=cost)
     return best, measured
