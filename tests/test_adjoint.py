@@ -383,15 +383,18 @@ def test_an_energy_times_a_variance_is_the_error_of_the_outputs(channels: int) -
     assert np.mean(errors) / 2 < energy * 0.01**2 < np.mean(errors) * 2
 
 
+@pytest.mark.parametrize("behind", ["", "u = Transpose<perm=[0,1,3,2]>(y) z = Identity(u)"])
 @pytest.mark.parametrize("faint", [1e-4, 3e-3, 1.0])
-def test_a_faint_channel_of_an_output_is_lost_once(faint: float) -> None:
+def test_a_faint_channel_of_an_output_is_lost_once(faint: float, behind: str) -> None:
     """What is 0 stays 0, and no value changes by more than itself."""
     rng = np.random.default_rng(3)
     x = rng.standard_normal((1, 4, 60, 60)).astype(np.float32)
     x[0, 3] -= 2.5
     x[0, 3] *= np.float32(faint)
     y = np.maximum(x, 0)
-    energy = energies(build("y = Relu(x)", x.shape, {}), {"x": x}, "y")["y"]
+    end = "z" if behind else "y"
+    net = build(f"y = Relu(x) {behind}", x.shape, {}, out=f"float[] {end}")
+    energy = energies(net, {"x": x}, "y")["y"]
     step = np.float32(y.max() / 255)
     rounded = step * np.round(y / step)
     felt = energy * float(np.mean((rounded - y) ** 2))

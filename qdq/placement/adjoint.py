@@ -36,6 +36,8 @@ log: logging.Logger = logging.getLogger(__name__)
 
 _OPSET = 18  # the first one whose reductions have all their axes as inputs
 _OTHER_FLOATS = (TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
+_MOVES = frozenset({"DepthToSpace", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose",
+                    "Unsqueeze"})  # fmt: skip
 _STEP = 1 / 255  # between codes, of the largest value
 _PRIME = (1 << 31) - 1
 _FACTOR = 48271  # a primitive root of the prime
@@ -89,11 +91,21 @@ def adjoint(model: onnx.ModelProto, tensors: Iterable[str]) -> Adjoint | None:
     if not known:
         return None
     known.sort(key=tape.rank)  # those of one rank side by side; else in their order
+    shown = _shown(graph, heads)
     energies = [
-        tape.flat(_energies(tape, [_felt(tape, grads, n, n in heads) for n in names]))
+        tape.flat(_energies(tape, [_felt(tape, grads, n, n in shown) for n in names]))
         for _, names in groupby(known, tape.rank)
     ]
     return Adjoint(tuple(known), tape.node("Concat", *energies, axis=0), tape.added)
+
+
+def _shown(graph: Graph, heads: Iterable[str]) -> set[str]:
+    """Tensors whose values the outputs have one by one, in whatever order."""
+    found = set(heads)
+    for node in reversed(graph.nodes):
+        if node.op_type in _MOVES and node.output[0] in found:
+            found.add(node.input[0])
+    return found
 
 
 def _before_cast(graph: Graph, output: str) -> str:
@@ -165,15 +177,15 @@ def _total(tape: Tape, grads: dict[str, list[str]], name: str) -> str:
     return parts[0]
 
 
-def _felt(tape: Tape, grads: dict[str, list[str]], name: str, head: bool) -> str:
-    """The gradient of a tensor; where the outputs are read, weighted by what rounding does there.
+def _felt(tape: Tape, grads: dict[str, list[str]], name: str, shown: bool) -> str:
+    """The gradient of a tensor; of what the outputs show, weighted by what rounding does there.
 
     Rounding never changes a value by more than itself, since 0 is a code: what is 0 stays so, and
     what is below a step has less than the mean error. A faint channel of an output, of which most
     is 0 behind a Relu, would else count as lost many times over.
     """
     total = _total(tape, grads, name)
-    if not head:
+    if not shown:
         return total
     finite = tape.node("Equal", tape.node("Sub", name, name), tape.real(0))
     value = tape.where(finite, name)
