@@ -13,7 +13,7 @@ from qdq.calibrate import MSE, Calibrator
 from qdq.checks import want
 from qdq.choice import Wish, choose
 from qdq.errors import ConfigError
-from qdq.evidence import make_problem, used_smoothings
+from qdq.evidence import Evidence, make_problem, used_smoothings
 from qdq.history import (
     equalization_history,
     planned_counts,
@@ -119,19 +119,22 @@ def run(
         "steps": [repr(s) for s in steps],
         "placement": chosen.by,
     }
+    metadata = {"version": __version__, "recipe": recipe, **_told(evidence, plan, solution)}
+    stamp(chosen.model, evidence.model, metadata)
+    model = verify(chosen.model, start.first, start.prepared, ran=chosen.ran)
+    return Result(model=model, plan=plan, solution=solution, harm=evidence.noise)
+
+
+def _told(evidence: Evidence, plan: Plan, solution: Solution) -> dict[str, object]:
+    """What the model's metadata tell of how it came about."""
     late = _late(plan, solution)
-    metadata = {
-        "version": __version__,
-        "recipe": recipe,
+    return {
         "left_float": {**plan.left_float, **late},
         "planned": planned_counts(plan, late),
         "smoothed": smoothing_history(used_smoothings(evidence, plan), evidence.products),
         "equalized": equalization_history(evidence.equalizations),
         "changes": scale_history(solution.changes, {n.weight for n in plan.linears}),
     }
-    stamp(chosen.model, evidence.model, metadata)
-    model = verify(chosen.model, start.first, start.prepared, ran=chosen.ran)
-    return Result(model=model, plan=plan, solution=solution, harm=evidence.noise)
 
 
 def collect_statistics(

@@ -152,17 +152,7 @@ def begin(
         feeds = keep_few(feeds, kept, 2 * SAMPLES if held_out else SAMPLES)
     readers = divisible(prepared, plan) if scheme.smooth else {}
     groups = channel_groups(prepared, plan) if scheme.equalize else ()
-    log.info("plan: %d integer nodes, %d float", len(plan.quantized), len(plan.left_float))
-    if scheme.activation.dtype.signed and target.weighs_costs:
-        log.warning(
-            "int8 activations: onnxruntime has kernels for them on Arm; on x86 many of the nodes "
-            "that are planned as integer will run in float, which uint8, the default, avoids"
-        )
-    if not plan.quantized:
-        log.warning(
-            "no node of this model runs on integers: the result computes what the float model "
-            "does; Result.left_float and the metadata say why, node by node"
-        )
+    _tell(plan, signed=scheme.activation.dtype.signed and target.weighs_costs)
     return Start(
         prepared=prepared,
         planner=plans_of,
@@ -185,6 +175,21 @@ def begin(
         feeds=feeds,
         kept=kept,
     )
+
+
+def _tell(plan: Plan, *, signed: bool) -> None:
+    """Log what the plan comes to; ``signed``: int8 activations for a runtime on x86."""
+    log.info("plan: %d integer nodes, %d float", len(plan.quantized), len(plan.left_float))
+    if signed:
+        log.warning(
+            "int8 activations: onnxruntime has kernels for them on Arm; on x86 many of the nodes "
+            "that are planned as integer will run in float, which uint8, the default, avoids"
+        )
+    if not plan.quantized:
+        log.warning(
+            "no node of this model runs on integers: the result computes what the float model "
+            "does; Result.left_float and the metadata say why, node by node"
+        )
 
 
 class _Data(NamedTuple):
