@@ -12,12 +12,13 @@ from models import conv_chain, feeds, residual
 from onnx import numpy_helper
 
 import qdq
+from qdq.compare import _gaps
 from qdq.history import scale_history
 from qdq.plan import make_plan
 from qdq.prepare import prepare
 from qdq.problem import Derived
 from qdq.ranges import Histogram
-from qdq.report import Bars, Report, TensorError, plain_values
+from qdq.report import Bars, OutputError, Report, TensorError, plain_values
 from qdq.report.svg import histogram
 from qdq.report.tally import bars
 from qdq.report.text import advice_head, columns, db, plan_facts, plan_text
@@ -223,3 +224,20 @@ def test_history_keeps_weights_and_what_has_a_note() -> None:
     assert "ratio" not in weight[0]
     noted = {c.tensor for c in changes if c.note is not None and c.after is not None}
     assert {e["tensor"] for e in found} == noted | {"w0"}
+
+
+@pytest.mark.parametrize(
+    ("unfused", "fused", "told"),
+    [
+        (30.0, 26.0, True),
+        (30.0, 28.0, False),
+        (None, 20.0, False),
+        (math.inf, 140.0, False),  # a float kernel that sums up in another order
+        (math.inf, 30.0, True),
+    ],
+)
+def test_what_the_kernels_add_is_told(unfused: float | None, fused: float, told: bool) -> None:
+    output = OutputError(
+        name="y", sqnr_db=fused, unfused_db=unfused, cosine=1.0, largest=0.1, agreement=None
+    )
+    assert bool(list(_gaps([output]))) == told
