@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from qdq.borrowed import RUNTIME
 from qdq.errors import ConfigError
 from qdq.graph import Graph
 from qdq.problem import Derived, Fixed, Given, Shared, Source
@@ -66,6 +67,8 @@ class Overrides:
 
 # nodes that prepare removes without putting anything in their place
 _IDLE = frozenset({"Constant", "Dropout", "Identity", "Cast", "Shape"})
+# the runtime's own that prepare takes apart, with products in front of what makes the result
+_PRODUCTS = frozenset({"Attention", "FusedConv", "FusedGemm", "FusedMatMul"})
 
 
 def read_rules(graph: Graph, rules: Iterable[Rule], source: Graph | None = None) -> Overrides:
@@ -157,12 +160,14 @@ class _Successors:
 
     The one that makes the same tensor; else the one of the same name; else, where the node became
     part of another (the Add inside a hard-swish), what became of the nodes behind it. A node that
-    is simply gone (Identity, a folded constant) has none.
+    is simply gone (Identity, a folded constant) has none. Of one that was taken apart and has
+    products inside: all its parts.
     """
 
     def __init__(self, graph: Graph, source: Graph) -> None:
         self.graph, self.source = graph, source
         self._ops = {n.name: n.op_type for n in graph.nodes}
+        self._own = {*source.inputs, *source.producer}
 
     def of(self, index: int) -> set[str]:
         nodes = self.source.nodes
@@ -177,6 +182,8 @@ class _Successors:
             }
             if not here and node.name in self._ops:
                 here = {node.name}
+            if node.domain == RUNTIME and node.op_type in _PRODUCTS:
+                here |= self._parts(node.output)
             found |= here
             if here or node.op_type in _IDLE:
                 continue
@@ -186,6 +193,17 @@ class _Successors:
             todo += sorted(gone - seen)
             seen |= gone
         return found
+
+    def _parts(self, outputs: Iterable[str]) -> set[str]:
+        """What makes the tensors, back to those that the user's model has too."""
+        found: set[int] = set()
+        todo = list(outputs)
+        while todo:
+            index = self.graph.producer.get(todo.pop())
+            if index is not None and index not in found:
+                found.add(index)
+                todo += [i for i in self.graph.nodes[index].input if i not in self._own]
+        return {self.graph.nodes[i].name for i in found}
 
 
 def _nearest(near: list[str]) -> str:

@@ -5,10 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 import onnx
 import pytest
+from harness import FORCED
 from models import model, node, rng, weights
 from onnx import TensorProto, helper
 from prepared import ops
 
+from qdq import Rule, Scheme
 from qdq.api import run as quantize
 from qdq.prepare import prepare
 from qdq.session import run
@@ -175,3 +177,24 @@ def test_other_types_stay() -> None:
     for v in (*before.graph.input, *before.graph.output):
         v.type.tensor_type.elem_type = TensorProto.DOUBLE
     assert ops(prepare(before)) == {"FusedMatMul": 1}
+
+
+@pytest.mark.parametrize("pattern", [{"nodes": "{}_y"}, {"op_types": ("{}",)}])
+@pytest.mark.parametrize(
+    ("op", "inputs", "shape"),
+    [("FusedConv", "xfcz", IMAGE), ("FusedGemm", "xwb", [5, 16]), ("FusedMatMul", "xw", ROWS),
+     ("Attention", "xkq", ROWS)],
+)  # fmt: skip
+def test_a_rule_for_the_operator_is_for_all_its_parts(op: str, inputs: str, shape, pattern) -> None:
+    kept = {"FusedMatMul": {"alpha": 0.5}, "Attention": {"num_heads": 4}}
+    conv = {"pads": [1] * 4} if op == "FusedConv" else {}
+    own = fused(op, list(inputs), **kept.get(op, {"activation": "Sigmoid", **conv}))
+    constants = {**CONSTANTS, "k": weights(16, 48), "q": vec(48)}
+    before = net(own, shape, constants, **({"z": shape} if "z" in inputs else {}))
+    data = [{n: vec(int(np.prod(shape)), k).reshape(shape) for n in "xz" if n in inputs}
+            for k in range(2)]  # fmt: skip
+    ((key, value),) = pattern.items()
+    name = value.format(op) if isinstance(value, str) else tuple(v.format(op) for v in value)
+    rules = (Rule(**{key: name}, keep_float=True),)
+    assert quantize(before, data, target=FORCED).plan.quantized
+    assert not quantize(before, data, target=FORCED, scheme=Scheme(rules=rules)).plan.quantized
