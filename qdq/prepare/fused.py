@@ -171,12 +171,13 @@ def _fused_matmul(ed: Editor, node: Node) -> Made | None:
         return None
     made: Made = []
     factors = []
-    for slot, turned in enumerate((node.attr("transA", 0), node.attr("transB", 0))):
+    turns = node.attr("transA", 0), node.attr("transB", 0)
+    ranks = [ed.rank(name) or 0 for name in node.inputs]
+    if any(turns) and min(ranks) < 2:  # by a vector, the kernel multiplies what it has not turned
+        return None
+    for slot, (turned, rank) in enumerate(zip(turns, ranks, strict=True)):
         name = node.input(slot)
-        rank = ed.rank(name)
         if turned:
-            if rank is None or rank < 2:
-                return None
             perm = [*range(rank - 2), rank - 1, rank - 2]
             name = ed.fresh(f"{name}_turned")
             own = ed.fresh(f"{node.name}_turn")
