@@ -46,12 +46,11 @@ def _squeeze(ed: Editor, node: Node, rank: int) -> None:
     dims = tuple(ed.constants[name].dims) if name in ed.constants else ()
     if not 2 < len(dims) <= rank or any(d != 1 for d in dims[:-2]):
         return
-    matrix, value = ed.derived.get((name, "matrix")), ed.array(name)
-    if matrix is None and value is not None:
-        matrix = ed.add_constant(f"{name}_matrix", value.reshape(dims[-2:]))
-        ed.derived[name, "matrix"] = matrix
-    assert matrix is not None  # noqa: S101 -- a constant has a value
-    ed.set_input(node, 1, matrix)
+    key = (name, "matrix")
+    value = None if key in ed.derived else ed.array(name)
+    if value is not None:
+        ed.derived[key] = ed.add_constant(f"{name}_matrix", value.reshape(dims[-2:]))
+    ed.set_input(node, 1, ed.derived[key])
 
 
 def _is_float_matrix(ed: Editor, name: str) -> bool:

@@ -32,7 +32,8 @@ def steps(graph: Graph, index: int, named: Container[str], coded: Container[str]
         coded: quantized constants, which float nodes do not read.
 
     Returns:
-        None if there is none, if an input is not known even so, or a node is no float one.
+        An empty list if there are none, if an input is not known even so, or a node is no float
+        one.
     """
     found: set[int] = set()
     pending = [index]
@@ -52,7 +53,7 @@ def steps(graph: Graph, index: int, named: Container[str], coded: Container[str]
 
 
 def movements(graph: Graph, node: onnx.NodeProto, named: Container[str]) -> tuple[list[int], str]:
-    """The movements behind a node up to the tensor that has a name, and that; else nothing."""
+    """The movements behind a node up to the tensor that has a name, and that; else two empty."""
     pending, end = [node.output[0]], ""
     found: set[int] = set()
     while pending:
