@@ -158,6 +158,20 @@ class TestConstants:
         made = check(model(nodes, {"x": ["n", 3, 4, 4]}, {"y": ["n", 4, 4, 4]}, constants, 18))
         assert ops(made) == {"Conv": 1}
 
+    def test_a_cast_like_saturates_as_before(self) -> None:
+        nodes = [
+            node("CastLike", ["x", "eight"], "h", saturate=0),
+            node("Cast", ["h"], "y", to=TensorProto.FLOAT),
+        ]
+        net = model(nodes, {"x": [4]}, {"y": [4]}, opset=19)
+        eight = helper.make_tensor("eight", TensorProto.FLOAT8E4M3FN, [1], [1.0])
+        net.graph.initializer.append(eight)
+        (cast, _) = prepare(net).graph.node
+        assert {a.name: a.i for a in cast.attribute} == {
+            "to": TensorProto.FLOAT8E4M3FN,
+            "saturate": 0,
+        }
+
     def test_a_slice_of_a_shape_with_steps_and_no_axes(self) -> None:
         nodes = [
             node("Shape", ["x"], "s"),

@@ -95,6 +95,7 @@ def _name_types(ed: Editor) -> None:
         to = ed.elem_type(node.input(1))
         if to:
             cast = ed.new_node("Cast", [node.input(0)], [node.output], node.name, to=to)
+            cast.attribute.extend(node.proto.attribute)  # how it rounds and saturates
             ed.replace([node], [cast])
 
 
