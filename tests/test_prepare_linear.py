@@ -237,6 +237,12 @@ class TestGemm:
         assert constant(made, n.input[2]).shape == (5,)
         assert constant(made, n.input[2]).any() == (c is not None and not rows)
 
+    def test_an_addend_that_counts_nothing_goes(self) -> None:
+        gemm = node("Gemm", ["x", "w", "c"], "y", beta=0.0)
+        constants = {"w": weights(7, 5), "c": f32(3, 5)}
+        made = check(model([gemm], {"x": [3, 7]}, {"y": [3, 5]}, constants))
+        assert ops(made) == {"Gemm": 1}
+
     def test_weight_shared_by_two_stays_shared(self) -> None:
         nodes = [node("Gemm", ["x", "w"], "h", transB=1), node("Gemm", ["h", "w"], "y", transB=1)]
         made = check(model(nodes, {"x": [2, 4]}, {"y": [2, 4]}, {"w": weights(4, 4)}))

@@ -57,6 +57,8 @@ def _derived(ed: Editor, name: str, alpha: float, turned: bool) -> str:
 
 
 def _plain_bias(ed: Editor, node: Node) -> None:
+    if node.attr("beta", 1.0) == 0.0:
+        ed.set_input(node, 2, "")
     if not node.input(2):
         node.set_attr("beta", None)
         return
