@@ -160,13 +160,12 @@ class TestConstants:
 
     def test_a_cast_like_saturates_as_before(self) -> None:
         nodes = [
+            node("Cast", ["x"], "eight", to=TensorProto.FLOAT8E4M3FN),
             node("CastLike", ["x", "eight"], "h", saturate=0),
             node("Cast", ["h"], "y", to=TensorProto.FLOAT),
         ]
-        net = model(nodes, {"x": [4]}, {"y": [4]}, opset=19)
-        eight = helper.make_tensor("eight", TensorProto.FLOAT8E4M3FN, [1], [1.0])
-        net.graph.initializer.append(eight)
-        (cast, _) = prepare(net).graph.node
+        made = check(model(nodes, {"x": [4]}, {"y": [4]}, opset=19))
+        (cast,) = [n for n in made.graph.node if "h" in n.output]
         assert {a.name: a.i for a in cast.attribute} == {
             "to": TensorProto.FLOAT8E4M3FN,
             "saturate": 0,
