@@ -8,6 +8,7 @@ what is of another domain as it is.
 
 import onnx
 
+from qdq.graph import Graph
 from qdq.nested import all_nodes
 
 __all__ = ["RUNTIME", "give_back", "import_runtime", "lend"]
@@ -17,7 +18,7 @@ _SINCE = {"LayerNormalization": 17, "SimplifiedLayerNormalization": 1 << 30}  # 
 
 
 def import_runtime(model: onnx.ModelProto) -> None:
-    """Import the runtime's own domain if a node is of it: the runtime takes models without."""
+    """Import the runtime's own domain, if a node is of it and it is not yet imported."""
     known = {o.domain for o in model.opset_import}
     if RUNTIME not in known and any(n.domain == RUNTIME for n in all_nodes(model.graph.node)):
         model.opset_import.add(domain=RUNTIME, version=1)
@@ -25,7 +26,7 @@ def import_runtime(model: onnx.ModelProto) -> None:
 
 def lend(model: onnx.ModelProto) -> None:
     """Put the operators into the runtime's own domain, in place; no runtime would load that."""
-    opset = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
+    opset = Graph(model).opset
     for node in all_nodes(model.graph.node):
         if node.domain in ("", "ai.onnx") and opset < _SINCE.get(node.op_type, 0):
             node.domain = RUNTIME

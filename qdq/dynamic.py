@@ -5,16 +5,16 @@ from collections.abc import Collection
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
+from onnx import numpy_helper
 
 from qdq.affine import params_from_range, quantize
+from qdq.borrowed import RUNTIME, import_runtime
 from qdq.graph import Graph
 from qdq.ranges import TensorRange
 from qdq.spec import INT8, QuantSpec
 
-__all__ = ["FLOAT_FORMS", "import_domains", "make_dynamic", "with_dynamic"]
+__all__ = ["FLOAT_FORMS", "make_dynamic", "with_dynamic"]
 
-_DOMAIN = "com.microsoft"
 _FORMS = {"LSTM": "DynamicQuantizeLSTM"}
 FLOAT_FORMS = {dynamic: float_form for float_form, dynamic in _FORMS.items()}
 """Operator that rounds by itself → the float one, whose inputs it has, and more behind them."""
@@ -52,7 +52,7 @@ def make_dynamic(node: onnx.NodeProto, graph: Graph) -> list[onnx.TensorProto]:
         inputs += [made[-2].name, made[-1].name]
     del node.input[:]
     node.input.extend(inputs)
-    node.op_type, node.domain = _FORMS[node.op_type], _DOMAIN
+    node.op_type, node.domain = _FORMS[node.op_type], RUNTIME
     kept = [a for a in node.attribute if a.name != "layout"]  # 0, which this one does not know
     del node.attribute[:]
     node.attribute.extend(kept)
@@ -76,12 +76,5 @@ def with_dynamic(model: onnx.ModelProto, names: Collection[str]) -> onnx.ModelPr
     for node in result.graph.node:
         if node.name in names:
             result.graph.initializer.extend(make_dynamic(node, graph))
-    import_domains(result)
+    import_runtime(result)
     return result
-
-
-def import_domains(model: onnx.ModelProto) -> None:
-    """Declare the domains of nodes that were made, in version 1, which is all that there is."""
-    known = {entry.domain for entry in model.opset_import} | {"", "ai.onnx"}
-    for domain in sorted({node.domain for node in model.graph.node} - known):
-        model.opset_import.append(helper.make_opsetid(domain, 1))

@@ -22,7 +22,8 @@ from onnx import helper, numpy_helper
 
 from qdq.affine import quantize
 from qdq.bias_scale import quantize_bias
-from qdq.dynamic import import_domains, make_dynamic
+from qdq.borrowed import import_runtime
+from qdq.dynamic import make_dynamic
 from qdq.forms import IDENTITY, Follower, Rewrite, in_steps
 from qdq.graph import Graph
 from qdq.lowering import lower_for_pools
@@ -87,7 +88,7 @@ class _Emitter:
         result = onnx.ModelProto()
         result.CopyFrom(shell(self.model))
         result.graph.node.extend(self.nodes)
-        import_domains(result)
+        import_runtime(result)
         read = {name for node in self.nodes for name in node.input}
         read |= {name for node in self.graph.nodes for name in captured_names(node)}
         read |= self.graph.outputs

@@ -7,6 +7,7 @@ from collections.abc import Container, Sequence
 
 import onnx
 
+from qdq.borrowed import import_runtime
 from qdq.nested import captured_names
 
 __all__ = ["add_nodes", "make_inputs", "reduce_to"]
@@ -16,8 +17,7 @@ def add_nodes(model: onnx.ModelProto, added: onnx.GraphProto) -> None:
     """Add nodes and initializers, and import what the nodes need."""
     model.graph.node.extend(added.node)
     model.graph.initializer.extend(added.initializer)
-    for domain in {n.domain for n in added.node} - {o.domain for o in model.opset_import}:
-        model.opset_import.add(domain=domain, version=1)
+    import_runtime(model)
 
 
 def make_inputs(model: onnx.ModelProto, names: Container[str]) -> None:

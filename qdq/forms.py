@@ -8,6 +8,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from qdq.borrowed import RUNTIME
 from qdq.graph import Graph
 from qdq.placement.wholes import PASSED, gate_of
 from qdq.spelling import Step, steps_of
@@ -183,9 +184,7 @@ def _swishes(
 
 def _swish(slot: int) -> Rewrite:
     """QuickGelu: ``x * Sigmoid(alpha * x)``."""
-    return Rewrite(
-        op_type="QuickGelu", domain="com.microsoft", slots=(slot,), attributes={"alpha": 1.0}
-    )
+    return Rewrite(op_type="QuickGelu", domain=RUNTIME, slots=(slot,), attributes={"alpha": 1.0})
 
 
 def _residuals(graph: Graph, integer: Container[str]) -> dict[str, Rewrite]:

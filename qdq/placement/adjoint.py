@@ -187,8 +187,7 @@ def _felt(tape: Tape, grads: dict[str, list[str]], name: str, shown: bool) -> st
     total = _total(tape, grads, name)
     if not shown:
         return total
-    finite = tape.node("Equal", tape.node("Sub", name, name), tape.real(0))
-    value = tape.where(finite, name)
+    value = tape.where(tape.finite(name), name)
     peak = tape.node("ReduceMax", tape.node("Abs", value), keepdims=1)
     square = tape.node("Pow", tape.times(value, tape.inverse(peak)), tape.real(2))
     error = tape.node("Min", square, tape.real(_STEP**2 / 12))
@@ -213,7 +212,7 @@ def _seed(
         head: which one of how many; each counts the same.
         signal_of: writes the energies of its signal, from its name and its finite values.
     """
-    finite = tape.node("Equal", tape.node("Sub", name, name), tape.real(0))
+    finite = tape.finite(name)
     signal = signal_of(tape, name, tape.where(finite, name))
     count = tape.node("Cast", tape.node("Size", signal), to=1)
     whole = tape.times(tape.times(signal, count), tape.real(head[1]))

@@ -63,8 +63,8 @@ def least_cost(
         return candidates[k].time + AMPLITUDE * expected, k
 
     # the float model is never better than expected: the others get a chance first
-    best = min((k for k in range(len(candidates)) if foretold[k] > 0), key=cost, default=0)
-    best = 0 if fastest else best
+    first = [0] if fastest else [k for k in range(len(candidates)) if foretold[k] > 0]
+    best = min(first, key=cost, default=0)
     while best not in measured:
         quantized = candidates[best].plan.quantized
         measured[best] = amplitude(candidates[best]) if quantized else 0.0

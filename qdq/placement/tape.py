@@ -8,6 +8,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from qdq.borrowed import RUNTIME
 from qdq.graph import Graph
 
 __all__ = ["Tape", "UnknownWayError"]
@@ -122,6 +123,10 @@ class Tape:
         """The product."""
         return self.node("Mul", a, b)
 
+    def finite(self, name: str) -> str:
+        """Whether each element of a forward tensor is a finite number."""
+        return self.node("Equal", self.node("Sub", name, name), self.real(0))
+
     def where(self, mask: str, value: str) -> str:
         """The value where the mask is true, 0 elsewhere."""
         return self.node("Where", mask, value, self.real(0))
@@ -135,7 +140,7 @@ class Tape:
 
         The runtime's own operator reads them so, where a Transpose would write them first.
         """
-        return self.node("FusedMatMul", left, right, domain="com.microsoft", **turns)
+        return self.node("FusedMatMul", left, right, domain=RUNTIME, **turns)
 
     def inverse(self, value: str) -> str:
         """1 / value, and 0 where that is not a number."""

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from qdq.prepare.editing import Editor, Node
+from qdq.prepare.node import drop_absent
 
 __all__ = ["drop_absent_slots", "drop_idle_nodes"]
 
@@ -17,8 +18,7 @@ def drop_absent_slots(ed: Editor) -> None:
     """
     for node in ed.nodes():
         for names in (node.proto.input, node.proto.output):
-            while names and not names[-1]:
-                del names[-1]
+            drop_absent(names)
 
 
 def drop_idle_nodes(ed: Editor) -> None:

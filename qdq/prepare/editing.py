@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from qdq.graph import Graph
 from qdq.nested import topological_order
-from qdq.prepare.node import Node
+from qdq.prepare.node import Node, drop_absent
 from qdq.weights import read, turned
 
 __all__ = ["Array", "Editor", "Node"]
@@ -228,8 +228,7 @@ class Editor:
         while len(node.proto.input) <= slot:
             node.proto.input.append("")
         node.proto.input[slot] = name
-        while node.proto.input and not node.proto.input[-1]:
-            del node.proto.input[-1]
+        drop_absent(node.proto.input)
         self._count(node, [name], 1)
 
     def set_output(self, node: Node, old: str, new: str) -> None:

@@ -12,6 +12,7 @@ import onnx
 from qdq.borrowed import RUNTIME
 from qdq.prepare.constants import fold_constants
 from qdq.prepare.editing import Editor, Node
+from qdq.prepare.node import drop_absent
 
 __all__ = ["take_apart"]
 
@@ -155,8 +156,7 @@ def _attention(ed: Editor, node: Node) -> Made | None:
     kept = {k: v for k in _KEPT if (v := node.attr(k)) is not None}
     made.append(ed.new_node("MultiHeadAttention", inputs, [node.output], node.name, **kept))
     made[-1].domain = RUNTIME
-    while not made[-1].input[-1]:
-        del made[-1].input[-1]
+    drop_absent(made[-1].input)
     return made
 
 

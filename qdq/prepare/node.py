@@ -1,5 +1,6 @@
 """One node of a graph that is being edited."""
 
+from collections.abc import MutableSequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -7,7 +8,13 @@ import onnx
 
 from qdq.nested import captured_names
 
-__all__ = ["Node"]
+__all__ = ["Node", "drop_absent"]
+
+
+def drop_absent(names: MutableSequence[str]) -> None:
+    """Drop what is absent at the end of a node's inputs or outputs, in place."""
+    while names and not names[-1]:
+        del names[-1]
 
 
 @dataclass(eq=False, slots=True)

@@ -128,9 +128,9 @@ class _Matcher:
 
     def _dequantize(self, node: onnx.NodeProto) -> None:
         codes, real = node.input[0], node.output[0]
-        quantizer = self._maker(codes)
+        quantizer = _maker(self.graph, codes)
         if quantizer is not None and self._keeps_shape(quantizer):
-            quantizer = self._maker(quantizer.input[0])
+            quantizer = _maker(self.graph, quantizer.input[0])
         if quantizer is not None and quantizer.op_type != "QuantizeLinear":
             return
         try:
@@ -151,10 +151,6 @@ class _Matcher:
             return False
         shape = self.graph.array(node.input[1])
         return shape.size > 0 and not shape.any()
-
-    def _maker(self, name: str) -> onnx.NodeProto | None:
-        index = self.graph.producer.get(name)
-        return None if index is None else self.graph.nodes[index]
 
     def _name_tensors(self) -> None:
         quantizers = {n.output[0] for n in self.graph.nodes if n.op_type == "QuantizeLinear"}
@@ -191,7 +187,7 @@ class _Matcher:
                 self._link_constants(node, own)
             same = node if own is not None else self._namesake(node, outputs[0][1])
             op_type = MOVED[node.op_type] if moved else same.op_type
-            again = relaid(self.graph.nodes[index], own, self.float_graph, self.constants)
+            again = relaid(node, own, self.float_graph, self.constants) if moved else ()
             name = (own or same).name
             fits = coded and (to_codes or node.op_type in MATRIX)
             yield Site(
@@ -204,13 +200,12 @@ class _Matcher:
                 reads_codes=coded or any(n in self.constants for n in node.input),
                 exact=own if other else None,
                 behind=tuple(behind),
-                relaid=tuple(again) if moved else (),
+                relaid=tuple(again),
             )
 
     def _in_steps(self, form: list[int], outputs: list[tuple[str, str]]) -> Site:
         """A float node that is written as several."""
-        maker = self.float_graph.producer.get(outputs[0][1])
-        own = self.graph.nodes[form[-1]] if maker is None else self.float_graph.nodes[maker]
+        own = _maker(self.float_graph, outputs[0][1]) or self.graph.nodes[form[-1]]
         return Site(
             index=form[0],
             name=own.name,
@@ -224,9 +219,8 @@ class _Matcher:
 
     def _namesake(self, node: onnx.NodeProto, tensor: str) -> onnx.NodeProto:
         """The float model's node of that name that makes a tensor; the node itself without one."""
-        index = self.float_graph.producer.get(tensor)
-        maker = node if index is None else self.float_graph.nodes[index]
-        return maker if maker.name == node.name else node
+        maker = _maker(self.float_graph, tensor)
+        return maker if maker is not None and maker.name == node.name else node
 
     def _movements(self, node: onnx.NodeProto) -> list[int]:
         """The movements behind a node that are one node with it; none if it is by itself."""
@@ -292,6 +286,11 @@ class _Matcher:
                 continue
             if tuple(proto.dims) == self.graph.shape(entry.stored):
                 self.constants[name] = Constant(entry.real, entry.stored, entry.params, source)
+
+
+def _maker(graph: Graph, name: str) -> onnx.NodeProto | None:
+    index = graph.producer.get(name)
+    return None if index is None else graph.nodes[index]
 
 
 def _is_identity(view: NodeView) -> bool:
