@@ -3,7 +3,7 @@
 All functions change the ModelProto that they are given, which is the session's own copy.
 """
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Sequence
 
 import onnx
 
@@ -13,10 +13,9 @@ from qdq.nested import captured_names
 __all__ = ["add_nodes", "make_inputs", "reduce_to"]
 
 
-def add_nodes(model: onnx.ModelProto, added: onnx.GraphProto) -> None:
-    """Add nodes and initializers, and import what the nodes need."""
-    model.graph.node.extend(added.node)
-    model.graph.initializer.extend(added.initializer)
+def add_nodes(model: onnx.ModelProto, nodes: Iterable[onnx.NodeProto]) -> None:
+    """Add nodes, and import what they need."""
+    model.graph.node.extend(nodes)
     import_runtime(model)
 
 

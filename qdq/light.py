@@ -1,7 +1,7 @@
 """Copies of a model without its large weights: for tools that cannot take them, or need not."""
 
 import math
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from typing import Any
 
 import numpy as np
@@ -56,22 +56,29 @@ def for_checker(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def detached(
-    model: onnx.ModelProto, limit: int, kinds: Container[np.dtype[Any]]
+    model: onnx.ModelProto,
+    limit: int,
+    kinds: Container[np.dtype[Any]],
+    more: Iterable[onnx.TensorProto] = (),
 ) -> tuple[onnx.ModelProto, dict[str, NDArray[Any]]]:
     """A copy of the model that names its large initializers as external data, and their values.
 
+    ``more`` are initializers that the copy gets besides the model's own.
     Initializers of up to ``limit`` bytes, and of types that are not in ``kinds``, stay inside.
     There is no external file; whoever loads the copy gives the values by name. Large ones that
     nothing reads are left out: runtimes drop them first and then miss them.
     """
     light = without_large(model, limit, as_inputs=False)
-    inside = {t.name for t in light.graph.initializer}
     graph = Graph(model)
+    read_ones = (
+        t
+        for t in model.graph.initializer
+        if tensor_bytes(t) > limit and (graph.uses(t.name) or t.name in graph.outputs)
+    )
     values: dict[str, NDArray[Any]] = {}
-    for t in model.graph.initializer:
-        if t.name in inside or not (graph.uses(t.name) or t.name in graph.outputs):
-            continue
-        if onnx.helper.tensor_dtype_to_np_dtype(t.data_type) not in kinds:
+    for t in (*read_ones, *more):
+        known = onnx.helper.tensor_dtype_to_np_dtype(t.data_type) in kinds
+        if tensor_bytes(t) <= limit or not known:
             light.graph.initializer.add().CopyFrom(t)
             continue
         note = light.graph.initializer.add(name=t.name, data_type=t.data_type, dims=t.dims)

@@ -178,9 +178,10 @@ def _open_proto(
     few: bool = False,
 ) -> Session:
     """Load a ModelProto of any size; ``outputs``, where given, take the place of its own."""
-    light, arrays = detached(model, _LENT_ABOVE, _LENDABLE)
+    more = () if added is None else added.initializer
+    light, arrays = detached(model, _LENT_ABOVE, _LENDABLE, more)
     if added is not None:
-        add_nodes(light, added)
+        add_nodes(light, added.node)
     if outputs:
         reduce_to(light, outputs)
         left = {t.name for t in light.graph.initializer}

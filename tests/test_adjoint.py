@@ -1,6 +1,7 @@
 """Energies found on the way back are those of finite differences, and tell harm from noise."""
 
 import json
+from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
@@ -104,6 +105,11 @@ SIGNED: list[Case] = [
     ("y = Conv<group=2,pads=[1,1,1,1]>(x, w)", (1, 4, 3, 2), {"w": (6, 2, 3, 3)}),
     ("y = Conv<group=4,strides=[2,2],pads=[1,1,1,1]>(x, w)", (1, 4, 3, 4), {"w": (4, 1, 3, 3)}),
     ("y = Conv<group=2>(x, w)", (2, 2, 9), {"w": (4, 1, 4)}),
+    ("y = Conv<pads=[1,0,2,1]>(x, w, b)", (1, 9, 3, 4), {"w": (2, 9, 3, 2), "b": (2,)}),
+    ("y = Conv<group=2,pads=[1,1,1,1]>(x, w)", (1, 8, 3, 2), {"w": (6, 4, 3, 3)}),
+    ("y = Conv<group=8,dilations=[2],pads=[2,1]>(x, w)", (2, 8, 6), {"w": (8, 1, 3)}),
+    ("y = Conv<pads=[3,2]>(x, w)", SIGNAL, {"w": (3, 2, 2)}),
+    ("y = Conv<strides=[2],pads=[4,3]>(x, w)", SIGNAL, {"w": (3, 2, 3)}),
     ("y = Conv<dilations=[2],pads=[2,1]>(x, w)", SIGNAL, {"w": (3, 2, 3)}),
     ("y = Conv<strides=[3],pads=[1,0]>(x, w)", (1, 2, 11), {"w": (3, 2, 2)}),
     ("y = Conv<strides=[5],pads=[2,2]>(x, w)", (1, 1, 23), {"w": (3, 1, 8)}),
@@ -281,7 +287,7 @@ def build(text: str, shape: tuple[int | str, ...], constants: dict[str, Any], **
     return onnx.shape_inference.infer_shapes(model, data_prop=True)
 
 
-def to_one(case: Case, batch: int | str | None = None) -> onnx.ModelProto:
+def to_one(case: Case, opened: Sequence[int] = ()) -> onnx.ModelProto:
     """Raw values, scaled, are x; that makes a y, and that, weighted, an output of one element.
 
     Where the gradient of x is right but for its order, that of the raw values is not.
@@ -292,7 +298,7 @@ def to_one(case: Case, batch: int | str | None = None) -> onnx.ModelProto:
     end = "weighed = Mul(y, weights) total = ReduceSum<keepdims=0>(weighed)"
     whole_text = f"x = Mul(raw, scales) {text} {end} out = Reshape(total, single)"
     more = {"weights": weights.astype(np.float32), "scales": scales(shape), "single": whole(1, 1)}
-    open_shape = shape if batch is None else (batch, *shape[1:])
+    open_shape = tuple(f"n{k}" if k in opened else d for k, d in enumerate(shape))
     return build(whole_text, open_shape, constants | more, start="raw", out="float[1,1] out")
 
 
@@ -346,9 +352,17 @@ def test_interpolation_counts_as_nearest(mode: str) -> None:
     assert found["x"] == pytest.approx(1)
 
 
+@pytest.mark.parametrize("opened", [(0,), (0, 2), (2,)])
+@pytest.mark.parametrize("size", [5, 6, 7])
+def test_a_strided_convolution_of_open_size(opened: tuple[int, ...], size: int) -> None:
+    case: Case = ("y = Conv<strides=[3],pads=[1,0]>(x, w)", (3, 2, size), {"w": (3, 2, 2)})
+    model, raw = to_one(case, opened), spread_out(case[1], 0) / scales(case[1])
+    found = energies(model, {"raw": raw}, "raw")["raw"]
+    assert found == pytest.approx(by_differences(model, raw), rel=0.02)
+
+
 def test_sizes_that_are_open() -> None:
     cases: list[Case] = [
-        ("y = Conv<strides=[2],pads=[1,1]>(x, w)", (3, 2, 6), {"w": (3, 2, 3)}),
         ("t = Gelu(x) u = Transpose<perm=[0,2,1]>(x) y = MatMul(t, u)", (3, 2, 4), {}),
         ("m = ReduceMean(x, k) d = Sub(x, m) y = Reshape(d, s)", (3, 2, 4),
          {"k": whole(0), "s": whole(0, 8)}),
@@ -356,7 +370,7 @@ def test_sizes_that_are_open() -> None:
         ("y = DepthToSpace<blocksize=2>(x)", (3, 4, 1, 2), {}),
     ]  # fmt: skip
     for case in cases:
-        model, raw = to_one(case, "n"), spread_out(case[1], 0) / scales(case[1])
+        model, raw = to_one(case, [0]), spread_out(case[1], 0) / scales(case[1])
         assert not model.graph.input[0].type.tensor_type.shape.dim[0].dim_value
         found = energies(model, {"raw": raw}, "raw")["raw"]
         assert found == pytest.approx(by_differences(model, raw), rel=0.02), case
