@@ -193,6 +193,7 @@ SIGNED: list[Case] = [
     ('y = DepthToSpace<blocksize=2,mode="CRD">(x)', (1, 8, 2, 1), {}),
     ("y = SpaceToDepth<blocksize=2>(x)", (1, 2, 4, 4), {}),
     ('y = Resize<mode="nearest">(x, , f)', IMAGE, {"f": values(1, 1, 2, 3)}),
+    ('y = Resize<mode="nearest">(x, , , s)', (1, 2, 3, 2), {"s": whole(1, 2, 6, 6)}),
     ('y = Resize<mode="nearest",coordinate_transformation_mode="asymmetric",'
      'nearest_mode="floor">(x, , , s)', IMAGE, {"s": whole(1, 2, 5, 2)}),
 ]  # fmt: skip

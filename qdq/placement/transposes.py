@@ -240,10 +240,18 @@ def _resize(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]
 
 def _copies(tape: Tape, node: onnx.NodeProto) -> Ints:
     """How many times each value stands beside itself, per axis; empty for other scales."""
-    scales = node.input[2] if len(node.input) == 3 else ""
     corners = attributes(node).get("coordinate_transformation_mode", b"half_pixel")
-    if scales not in tape.graph.constants or corners in (b"align_corners", b"tf_crop_and_resize"):
+    if corners in (b"align_corners", b"tf_crop_and_resize"):
         return []
-    found = tape.graph.floats(scales)
-    whole = found.size > 2 and (found == found.round()).all() and (found >= 1).all()
-    return [int(f) for f in found] if whole and (found[:2] == 1).all() else []
+    found = _scales(tape, node)
+    whole = len(found) > 2 and all(f == round(f) >= 1 for f in found)
+    return [int(f) for f in found] if whole and found[0] == found[1] == 1 else []
+
+
+def _scales(tape: Tape, node: onnx.NodeProto) -> list[float]:
+    """By which factor each axis grows; empty where that is not known."""
+    if len(node.input) == 3:
+        given = node.input[2] in tape.graph.constants
+        return tape.graph.floats(node.input[2]).tolist() if given else []
+    pairs = zip(tape.dims(node.input[0]), tape.dims(node.output[0]), strict=True)
+    return [made / given if made and given else 0.0 for given, made in pairs]
