@@ -26,6 +26,7 @@ from qdq.borrowed import import_runtime
 from qdq.dynamic import make_dynamic
 from qdq.forms import IDENTITY, Follower, Rewrite, in_steps
 from qdq.graph import Graph
+from qdq.lookups import Lookups
 from qdq.lowering import lower_for_pools
 from qdq.nested import captured_names
 from qdq.placement import Unit
@@ -72,6 +73,7 @@ class _Emitter:
         self.graph = Graph(model)
         self.wiring = wire(self.graph, plan, solution.floats, floors)
         self.behind = clamps_to_drop(plan, solution.params, self.wiring.made)
+        self.lookups = Lookups(self.graph, self.graph.fresh)
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
         self.dequantized: dict[str, str] = {}  # tensor → the name that carries its DQ's output
@@ -93,7 +95,7 @@ class _Emitter:
         read |= {name for node in self.graph.nodes for name in captured_names(node)}
         read |= self.graph.outputs
         kept = [t for t in self.model.graph.initializer if t.name in read]
-        for tensor in (*kept, *self.constants):
+        for tensor in (*kept, *self.constants, *self.lookups.constants):
             # extend() would serialize and parse each one
             copy_into(result.graph.initializer.add(), tensor)
         if self.plan.target.tunes_float:
@@ -120,6 +122,8 @@ class _Emitter:
         self._prefix(original, node)
         if unit is not None and form is not None:
             self._upsampling(original, node, unit, form)
+        elif node.name in self.wiring.lookups:
+            self.nodes += self.lookups.written(node)
         else:
             steps = self.wiring.split.get(node.name, ())
             nodes, constants = in_steps(node, steps, self.graph.fresh)

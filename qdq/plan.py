@@ -55,10 +55,20 @@ class Plan:
         return tuple(u.view.name for u in p.units if u.view.name in p.integer)
 
     @property
-    def dynamic(self) -> tuple[Unit, ...]:
-        """The integer nodes whose kernels round their activations by themselves."""
+    def apart(self) -> tuple[Unit, ...]:
+        """The integer nodes that are between float tensors, and round by themselves."""
         p = self.placement
-        return tuple(u for u in p.units if u.dynamic and u.view.name in p.integer)
+        return tuple(u for u in p.units if u.apart and u.view.name in p.integer)
+
+    @property
+    def dynamic(self) -> tuple[Unit, ...]:
+        """Those whose kernels round their activations."""
+        return tuple(u for u in self.apart if u.dynamic)
+
+    @property
+    def lookups(self) -> tuple[Unit, ...]:
+        """Those that pick rows of a table of codes."""
+        return tuple(u for u in self.apart if u.table)
 
 
 def make_plan(
@@ -195,7 +205,7 @@ class _Tensors:
 
     def _activations(self, unit: Unit) -> None:
         assert unit.demand is not None  # noqa: S101 -- integer units have a demand
-        if unit.dynamic:
+        if unit.apart:
             return
         for slot in unit.demand.activations:
             tensor = unit.view.inputs[slot]

@@ -30,6 +30,7 @@ from qdq.placement.rating import (
     keeps_histograms,
     noise_of,
     observed_to_rate,
+    table_noise,
 )
 from qdq.placement.scores import floors_of
 from qdq.placement.weighing import Weighing
@@ -48,6 +49,7 @@ from qdq.statistics.shapes import larger
 from qdq.statistics.sharding import collect
 from qdq.statistics.shipment import fingerprint
 from qdq.statistics.worker import Progress
+from qdq.tables import mean_squares
 from qdq.targets import Target
 from qdq.views import nominal_graph
 
@@ -262,6 +264,12 @@ def gather(
     return replace(found, gradients=back.energies.beside(errors))
 
 
+def _squares(start: Start) -> dict[str, tuple[float, float]]:
+    graph = Graph(start.prepared)
+    tables = dict.fromkeys(unit.table for unit in start.plan.lookups)
+    return {name: mean_squares(graph.floats(name)) for name in tables}
+
+
 def learn(start: Start, statistics: Statistics, calibrator: Calibrator[Any]) -> Evidence:
     """What calibration has shown, with channels smoothed and equalized where that pays."""
     known = {n: spec for n, spec in start.observed.items() if n in statistics.summaries}
@@ -277,6 +285,7 @@ def learn(start: Start, statistics: Statistics, calibrator: Calibrator[Any]) -> 
         felt = typical(statistics.gradients)
         noise = noise_of(start.plan, ranges, seen, gains_of(felt, seen))
         noise |= dynamic_noise(start.plan, felt)
+        noise |= table_noise(start.plan, _squares(start), felt)
     evidence = Evidence(
         model=start.prepared,
         plan_for=start.plan_for,

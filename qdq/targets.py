@@ -31,6 +31,7 @@ class Kernel:
         fused_float: the operator's name in that case.
         dynamic: the kernel rounds its activations by itself, at run time, and is an operator of
             the runtime's own: the node is written as that one.
+        tables: it picks rows of codes.
         subpixel: the node is written as movements, behind another one, if it has such a form
             (``qdq.subpixel``).
         condition: returns why this very node cannot run on integers, or None.
@@ -40,6 +41,7 @@ class Kernel:
     float_output: bool = False
     fused_float: str = ""
     dynamic: bool = False
+    tables: bool = False
     subpixel: bool = False
     condition: Condition = _always
 
@@ -89,6 +91,8 @@ class Target:
         kernel = self.kernel(node.op_type)
         if kernel is None or (demand.dynamic and not kernel.dynamic):
             return f"{self.name} has no integer kernel for {node.op_type}"
+        if demand.table is not None and not kernel.tables:
+            return "all its data inputs are constants"
         return kernel.condition(node, demand)
 
 
@@ -118,7 +122,7 @@ def _plain_convolution(node: NodeView, _demand: Demand) -> str | None:
     return found if isinstance(found, str) else None
 
 
-_SAME = ("Expand", "Flatten", "Gather", "GatherElements", "MaxPool", "ReduceMax",
+_SAME = ("Expand", "Flatten", "GatherElements", "MaxPool", "ReduceMax",
          "ReduceMin", "Reshape", "Slice", "Split", "Squeeze", "Tile", "Transpose",
          "Unsqueeze")  # fmt: skip
 
@@ -145,6 +149,7 @@ ORT_CPU = Target(
         "GlobalAveragePool": Kernel(fused="QLinearGlobalAveragePool"),
         "LeakyRelu": Kernel(fused="QLinearLeakyRelu"),
         "LSTM": Kernel(fused="DynamicQuantizeLSTM", dynamic=True),
+        "Gather": Kernel(fused="Gather", tables=True),
         "Sigmoid": Kernel(fused="QLinearSigmoid"),
         "Softmax": Kernel(fused="QLinearSoftmax"),
         "Where": Kernel(fused="QLinearWhere"),

@@ -47,9 +47,10 @@ class Wiring:
     Attributes:
         made: tensors that an integer kernel hands out as codes.
         read: tensor → names of the nodes that read it as codes.
-        units: the integer units by node name, less the dynamic ones, which are between float
-            tensors as any float node.
-        dynamic: names of the dynamic ones.
+        units: the integer units by node name, less those apart, which are between float tensors
+            as any float node.
+        dynamic: names of those whose kernels round their activations by themselves.
+        lookups: names of those that pick rows of codes.
         subpixel: units that are written as movements, behind another operator: name → form.
         followed: node → what is written behind it. An identity hides a Q from the runtime, which
             would run a float node on integers, or a Clip, which would keep an integer one in float.
@@ -64,6 +65,7 @@ class Wiring:
     read: Mapping[str, frozenset[str]]
     units: Mapping[str, Unit]
     dynamic: frozenset[str]
+    lookups: frozenset[str]
     subpixel: Mapping[str, Subpixel]
     followed: Mapping[str, Follower]
     rewritten: Mapping[str, Rewrite]
@@ -83,7 +85,7 @@ def wire(
         for u in placement.units
         if u.view.name in placement.integer and u.view.name not in floats
     }
-    units = {name: u for name, u in integer.items() if not u.dynamic}
+    units = {name: u for name, u in integer.items() if not u.apart}
     read = _readers(units)
     made = _codes(plan, units, read)
     hidden = _hidden(graph, made, set(read), units)
@@ -99,7 +101,8 @@ def wire(
         made=frozenset(made),
         read=read,
         units=units,
-        dynamic=frozenset(integer.keys() - units.keys()),
+        dynamic=frozenset(name for name, u in integer.items() if u.dynamic),
+        lookups=frozenset(name for name, u in integer.items() if u.table),
         subpixel=_subpixel(plan, units),
         followed={**forms.followed, **dict.fromkeys(sorted(hidden | clips), IDENTITY)},
         rewritten={**forms.rewritten, **rewritten},

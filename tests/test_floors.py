@@ -18,10 +18,10 @@ FLOORS = (
     {"checks", "errors", "sqnr", "version", "balancing"},
     {"spec"},
     {"affine", "borrowed", "calibrate", "data", "dynamic", "equation", "excerpt", "extent",
-     "external", "files", "forms", "graph", "light", "lowering", "modelio", "nested", "ops",
-     "outputs", "prepare", "problem", "ranges", "rules", "scheme", "session", "shell", "spelling",
-     "statistics", "subpixel", "targets", "timing", "upsampling", "views", "weights", "wire",
-     "balancing.dividing", "balancing.equalizing", "balancing.smoothing",
+     "external", "files", "forms", "graph", "light", "lookups", "lowering", "modelio", "nested",
+     "ops", "outputs", "prepare", "problem", "ranges", "rules", "scheme", "session", "shell",
+     "spelling", "statistics", "subpixel", "tables", "targets", "timing", "upsampling", "views",
+     "weights", "wire", "balancing.dividing", "balancing.equalizing", "balancing.smoothing",
      "placement.cost_table", "placement.costs", "placement.harm", "placement.mincut",
      "placement.adjoint", "placement.choosing", "placement.gradients", "placement.masked",
      "placement.normalizing", "placement.ranking", "placement.recurrence", "placement.scores",
@@ -49,7 +49,7 @@ NUMPY_ONLY = {"affine", "balancing.equalizing", "balancing.smoothing", "bias_sca
               "placement.ranking", "placement.scores", "placement.weighing", "problem", "ranges",
               "report.sqnr", "scheme", "solve", "spec", "spelling", "sqnr",
               "statistics.few", "statistics.packing", "statistics.summary",
-              "steps", "subpixel", "targets"}  # fmt: skip
+              "steps", "subpixel", "tables", "targets"}  # fmt: skip
 
 
 def unit_of(parts: Sequence[str]) -> str:

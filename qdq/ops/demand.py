@@ -69,6 +69,8 @@ class Demand:
         bias: slot of the int32 bias, if there is one.
         dynamic: slots of the weights of a kernel that rounds its activations by itself, at run
             time: it reads and hands out float, and has no Q and DQ.
+        table: slot of a constant whose rows the node picks: it is kept as codes, and what is picked
+            becomes float. No Q and DQ either.
     """
 
     activations: tuple[int, ...] = (0,)
@@ -76,6 +78,12 @@ class Demand:
     weight: Weight | None = None
     bias: int | None = None
     dynamic: tuple[int, ...] = ()
+    table: int | None = None
+
+    @property
+    def apart(self) -> bool:
+        """Whether the node is between float tensors, and rounds by itself."""
+        return bool(self.dynamic) or self.table is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,13 @@
 """Operators that move, repeat or select values: the output has the input's parameters."""
 
 from collections.abc import Mapping
+from math import prod
 
 from qdq.ops.demand import Demand, Handler, NodeView, Own, SameAs
 
 __all__ = ["ROWS"]
 
+LEAST_TABLE = 1 << 16  # values; to keep fewer as codes saves nobody anything
 SAME = Demand(activations=(0,), output=SameAs(0))
 
 
@@ -32,13 +34,23 @@ def max_pool(node: NodeView) -> Demand | str:
     return SAME
 
 
+def gather(node: NodeView) -> Demand:
+    """Rows of a large table are kept as int8 codes, with a scale for each; else as its input."""
+    data = node.inputs[0]
+    shape = [d or 0 for d in data.shape or ()]
+    rows = len(shape) > 1 and node.integer("axis", 0) in (0, -len(shape))
+    if data.constant and data.floating and rows and prod(shape) >= LEAST_TABLE:
+        return Demand(activations=(), table=0)
+    return SAME
+
+
 ROWS: Mapping[str, Demand | Handler] = {
     "ArgMax": SAME,
     "ArgMin": SAME,
     "DepthToSpace": SAME,
     "Expand": SAME,
     "Flatten": SAME,
-    "Gather": SAME,
+    "Gather": gather,
     "GatherElements": SAME,
     "GatherND": SAME,
     "GlobalMaxPool": SAME,

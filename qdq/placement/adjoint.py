@@ -48,9 +48,10 @@ class Adjoint:
     """Nodes that find the energies.
 
     Attributes:
-        names: the tensors whose gradient is known everywhere.
+        names: the tensors whose gradient is known everywhere, and tables.
         output: has the energy of each one's gradient, in their order: the squared relative error
-            of the outputs for independent errors of variance 1 in each element.
+            of the outputs for independent errors of variance 1 in each element. For a table, of
+            the square of the largest value in its row.
         added: the nodes and constants, beside those of the model.
     """
 
@@ -59,12 +60,17 @@ class Adjoint:
     added: onnx.GraphProto
 
 
-def adjoint(model: onnx.ModelProto, tensors: Iterable[str]) -> Adjoint | None:
+def adjoint(
+    model: onnx.ModelProto,
+    tensors: Iterable[str],
+    tables: Mapping[str, Sequence[str]] | None = None,
+) -> Adjoint | None:
     """The nodes for a prepared model.
 
     Args:
         model: it is not changed.
         tensors: activations that may be rounded.
+        tables: constant whose rows are picked → the tensors that hold picked rows.
 
     Returns:
         None if nothing can be told: the model has no floating-point output, an old opset, or
@@ -75,7 +81,8 @@ def adjoint(model: onnx.ModelProto, tensors: Iterable[str]) -> Adjoint | None:
     if graph.opset < _OPSET or not by.outputs:
         return None
     wanted = [n for n in tensors if n in graph.producer or n in graph.inputs]
-    tape = Tape(graph, _live(graph, wanted))
+    tables = tables or {}
+    tape = Tape(graph, _live(graph, [*wanted, *(n for names in tables.values() for n in names)]))
     signals = {
         **dict.fromkeys((_before_cast(graph, n) for n in by.weighed), _signal),
         **dict.fromkeys(by.logits, _differences),
@@ -87,8 +94,13 @@ def adjoint(model: onnx.ModelProto, tensors: Iterable[str]) -> Adjoint | None:
         seed = _seed(tape, name, (k, len(heads)), signals[name])
         grads.setdefault(name, []).append(seed)
     dark = _walk(tape, grads)
-    known = [n for n in wanted if n in grads and n not in dark and graph.shape(n)]
-    if not known:
+
+    def is_known(name: str) -> bool:
+        return name in grads and name not in dark and bool(graph.shape(name))
+
+    known = [n for n in wanted if is_known(n)]
+    picked = {t: names for t, names in tables.items() if all(map(is_known, names))}
+    if not (known or picked):
         return None
     known.sort(key=tape.rank)  # those of one rank side by side; else in their order
     shown = _shown(graph, heads)
@@ -96,7 +108,9 @@ def adjoint(model: onnx.ModelProto, tensors: Iterable[str]) -> Adjoint | None:
         tape.flat(_energies(tape, [_felt(tape, grads, n, n in shown) for n in names]))
         for _, names in groupby(known, tape.rank)
     ]
-    return Adjoint(tuple(known), tape.node("Concat", *energies, axis=0), tape.added)
+    energies += [_rows(tape, grads, table, names) for table, names in picked.items()]
+    found = tape.node("Concat", *energies, axis=0)
+    return Adjoint((*known, *picked), found, tape.added)
 
 
 def _shown(graph: Graph, heads: Iterable[str]) -> set[str]:
@@ -193,6 +207,20 @@ def _felt(tape: Tape, grads: dict[str, list[str]], name: str, shown: bool) -> st
     error = tape.node("Min", square, tape.real(_STEP**2 / 12))
     mean = tape.node("ReduceMean", error, keepdims=1)
     return tape.times(total, tape.node("Sqrt", tape.times(error, tape.inverse(mean))))
+
+
+def _rows(tape: Tape, grads: dict[str, list[str]], table: str, picked: Sequence[str]) -> str:
+    """The energy of a table's gradient, by all that picks from it: one number."""
+    inner = tape.whole(*range(1 - tape.rank(table), 0))  # from the end: the axes of a row
+    weighted = [
+        tape.times(
+            _total(tape, grads, name),
+            tape.node("ReduceMax", tape.node("Abs", name), inner, keepdims=1),
+        )
+        for name in picked
+    ]
+    parts = [tape.flat(_energies(tape, [value])) for value in weighted]
+    return parts[0] if len(parts) == 1 else tape.node("Sum", *parts)
 
 
 def _energies(tape: Tape, values: Sequence[str]) -> str:

@@ -67,7 +67,7 @@ def check_worth(worth: float | None) -> None:
 
 
 def rounded_by(plan: Plan) -> frozenset[str]:
-    """The activations that a plan rounds, and the first weight of each dynamic kernel.
+    """The activations that a plan rounds, its tables, and the first weight of each dynamic kernel.
 
     What a movement node hands out is rounded with its input, so it does not count again.
     """
@@ -75,7 +75,7 @@ def rounded_by(plan: Plan) -> frozenset[str]:
         t.name
         for t in plan.tensors.values()
         if not isinstance(t.source, Constant | Derived | Shared)
-    ).union(u.dynamic[0] for u in plan.dynamic)
+    ).union(*(u.rounds for u in plan.apart))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,8 +116,8 @@ class Frontier:
         self.widest: Candidate = self._candidate(self._working(widest), 0.0)
 
     def _working(self, widest: Plan) -> Plan:
-        """Without the dynamic kernels that destroy the outputs, however fast they are."""
-        weights = [unit.dynamic[0] for unit in widest.dynamic]
+        """Without dynamic kernels and tables that destroy the outputs, whatever they save."""
+        weights = [name for unit in widest.apart for name in unit.rounds]
         lost = {name: 1.0 for name in weights if self._harm.get(name, 0.0) > _LOST}
         if not lost:
             return widest

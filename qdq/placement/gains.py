@@ -72,7 +72,10 @@ def gradients(model: onnx.ModelProto, sizes: Graph, plan: Plan, kept: Mapping[by
     heads = by.names if by.outputs else ()
     if _size(sizes, heads) > _MOST_SHOWN:
         heads = ()
-    way = adjoint(model, (t.name for t in wanted))
+    tables: dict[str, list[str]] = {}
+    for unit in plan.lookups:
+        tables.setdefault(unit.table, []).extend(unit.outputs)
+    way = adjoint(model, (t.name for t in wanted), tables)
     # where a rule does not fit this model, there is still what the model makes
     for chosen in (way, None) if way is not None else (None,):
         try:

@@ -6,6 +6,7 @@ The source is the integer side, the sink the float side, units are vertices (see
 from collections.abc import Mapping
 
 from qdq.graph import Graph
+from qdq.light import tensor_bytes
 from qdq.ops.demand import SameAs
 from qdq.placement.layout import Layouts, layouts_of
 from qdq.placement.mincut import INFINITE, Network
@@ -17,6 +18,8 @@ from qdq.targets import Target
 __all__ = ["FIRST", "SINK", "SOURCE", "harm_edges", "plain_network"]
 
 SOURCE, SINK, FIRST = 0, 1, 2  # vertices: integer, float, the first unit
+_SMALLER = 0.05  # of the float model's time: what it would be worth if its file took no bytes
+_SAVED = 0.75  # of those of a table
 _FUSED = frozenset({"HardSigmoid", "LeakyRelu", "Sigmoid"})
 
 
@@ -66,12 +69,13 @@ def plain_network(
     layouts = layouts_of(units, sizes.shape, graph.outputs)
     _borders(net, target, units, readers, sizes, weighing, layouts)
     _reorders(net, units, layouts, sizes, weighing)
+    _smaller(net, graph, units)
     return net
 
 
 def _makers(units: tuple[Unit, ...]) -> dict[str, int]:
-    """Tensor → vertex of the unit that hands it out; of dynamic ones, always in float, none."""
-    return {o: FIRST + k for k, u in enumerate(units) if not u.dynamic for o in u.outputs}
+    """Tensor → vertex of the unit that hands it out; of those apart, always in float, none."""
+    return {o: FIRST + k for k, u in enumerate(units) if not u.apart for o in u.outputs}
 
 
 def _never_integer(
@@ -112,8 +116,8 @@ def harm_edges(
             moved |= dict.fromkeys(unit.outputs, rounded.get(source, SINK))
         kernel = target.kernel(unit.view.op_type)
         free = kernel is not None and kernel.float_output
-        made = () if free or unit.dynamic else unit.outputs
-        for name in (*unit.reads, *made, *unit.dynamic[:1]):
+        made = () if free or unit.apart else unit.outputs
+        for name in (*unit.reads, *made, *unit.rounds):
             if name in rounded:
                 net.edge(FIRST + k, rounded[name], INFINITE)
     return {
@@ -181,6 +185,27 @@ def _turned(
             time = weighing.float("Transpose", features)
             found[vertices[unit.view.name]] = (vertices[uses[0].name], time)
     return found
+
+
+def _smaller(net: Network, graph: Graph, units: tuple[Unit, ...]) -> None:
+    """Charge float tables for their bytes, by their share of the model's.
+
+    A table is codes for all that read it, or for none: else both would be in the file.
+    """
+    readers: dict[str, list[int]] = {u.table: [] for u in units if u.table}
+    if not readers:
+        return
+    for k, unit in enumerate(units):
+        for tensor in unit.view.inputs[:1]:
+            if tensor.name in readers:
+                readers[tensor.name].append(FIRST + k)
+    price = _SMALLER * net.capacity({SOURCE})
+    price /= sum(tensor_bytes(t) for t in graph.constants.values())
+    for table, (first, *others) in readers.items():
+        saved = _SAVED * tensor_bytes(graph.constants[table])
+        net.edge(SOURCE, first, max(1, round(price * saved)))
+        for other in others:
+            net.edge(first, other, INFINITE, back=INFINITE)
 
 
 def _swishes(graph: Graph, producer: Mapping[str, int]) -> dict[int, int]:

@@ -37,7 +37,7 @@ class Placement:
         integer: node names of the integer ones.
         left_float: node name → why it stays float.
         time: what nodes and borders take, in ns, as far as the cost table knows; 0 for a target
-            that does not weigh costs.
+            that does not weigh costs. Float tables cost time for their bytes.
         float_time: the same with every unit float.
     """
 

@@ -20,6 +20,7 @@ from qdq.plan import Plan
 from qdq.problem import Fixed, Shared, Source
 from qdq.ranges import Histogram, TensorRange
 from qdq.spec import QuantParams, QuantSpec
+from qdq.tables import RELATIVE_ERROR
 
 __all__ = [
     "dynamic_noise",
@@ -27,6 +28,7 @@ __all__ = [
     "keeps_histograms",
     "noise_of",
     "observed_to_rate",
+    "table_noise",
 ]
 
 _FELT, _UNFELT = 8 / 3, 0.125
@@ -121,6 +123,26 @@ def dynamic_noise(plan: Plan, errors: Mapping[str, float]) -> dict[str, float]:
     """
     weights = [unit.dynamic[0] for unit in plan.dynamic]
     return {name: min(_FELT * errors.get(name, 1.0), 1.0) for name in weights}
+
+
+def table_noise(
+    plan: Plan, squares: Mapping[str, tuple[float, float]], energies: Mapping[str, float]
+) -> dict[str, float]:
+    """Table → the harm that its codes do.
+
+    Args:
+        plan: the widest plan.
+        squares: table → mean squares of its error and of its values.
+        energies: table → energy of its gradient (see ``adjoint``), where known.
+    """
+    found: dict[str, float] = {}
+    for name in (unit.table for unit in plan.lookups):
+        error, energy = squares[name]
+        own = error / energy if energy else 0.0
+        felt = energies.get(name)
+        harm = own if felt is None else max(_FELT * felt * RELATIVE_ERROR, _UNFELT * own)
+        found[name] = min(harm, 1.0)
+    return found
 
 
 def _parts(plan: Plan) -> dict[str, tuple[str, ...]]:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import onnx
 
 from qdq.graph import Graph
@@ -42,6 +43,22 @@ class Unit:
     others: tuple[str, ...]
 
     @property
+    def table(self) -> str:
+        """The constant whose rows it picks as codes; empty for all other nodes."""
+        slot = self.demand.table if self.demand is not None else None
+        return "" if slot is None else self.view.inputs[slot].name
+
+    @property
+    def apart(self) -> bool:
+        """Whether it is integer between float tensors, and rounds by itself."""
+        return self.demand is not None and self.demand.apart
+
+    @property
+    def rounds(self) -> tuple[str, ...]:
+        """The constant that stands for what a unit apart rounds: a first weight, or a table."""
+        return (self.table,) if self.table else self.dynamic[:1]
+
+    @property
     def dynamic(self) -> tuple[str, ...]:
         """The weights, where its kernel rounds its activations by itself; else none."""
         slots = self.demand.dynamic if self.demand is not None else ()
@@ -65,10 +82,10 @@ def units_of(graph: Graph, target: Target, pinned: Mapping[str, str]) -> tuple[U
         reason = _reads_mask(view, demand, masked) or reason
         reason = reason or inside_whole(graph, index)
         if reason is None and isinstance(demand, Demand):
-            reason = target.refusal(view, demand)
+            reason = target.refusal(view, demand) or _keeps_table(graph, view, demand)
         can = demand if reason is None and isinstance(demand, Demand) else None
         clamp = None
-        absorbs = can is not None and not (isinstance(can.output, SameAs) or can.dynamic)
+        absorbs = can is not None and not (isinstance(can.output, SameAs) or can.apart)
         if absorbs and target.absorbs_clamps:
             clamp = _clamp_behind(graph, node.output[0], pinned)
         if clamp is not None:
@@ -105,6 +122,25 @@ def _is_settled(node: onnx.NodeProto, settled: set[str]) -> str | None:
         return None
     settled.update(o for o in node.output if o)
     return "it depends on no input, so the runtime computes it once, when it loads the model"
+
+
+def _keeps_table(graph: Graph, view: NodeView, demand: Demand) -> str | None:
+    """Why a table stays float: codes beside it would save nothing, or cannot hold its values."""
+    if demand.table is None:
+        return None
+    name = view.inputs[demand.table].name
+    picks = (u.slot >= 0 and _picks_of(graph, u.node) == u.slot for u in graph.uses(name))
+    if name in graph.outputs or not all(picks):
+        return f"its table '{name}' is read as float elsewhere"
+    if not np.isfinite(graph.floats(name)).all():
+        return f"its table '{name}' holds values that are not finite"
+    return None
+
+
+def _picks_of(graph: Graph, index: int) -> int | None:
+    """The slot of the table that a node picks rows of."""
+    demand = demand_of(node_view(graph, index))
+    return demand.table if isinstance(demand, Demand) else None
 
 
 # operators whose result holds a mask's values where an input does

@@ -261,7 +261,7 @@ class Weighing:
         price = _int8_ns(kind, features)
         if not isfinite(price) or (demand.dynamic and not self.dynamic):
             return INFINITE
-        if demand.dynamic:
+        if demand.apart:
             return round(price)
         if demand.weight is None and not isinstance(demand.output, SameAs):
             price += self.least + self.noise * features.outputs

@@ -22,7 +22,7 @@ from qdq.prepare.naming import name_nodes
 from qdq.prepare.pixels import pixels_like
 from qdq.report.codes import params_of
 from qdq.report.matched import Coded, Constant, Match, Site, without_arrays
-from qdq.report.pieces import MOVED, movements, relaid, steps
+from qdq.report.pieces import MOVED, lookup, movements, relaid, steps
 from qdq.targets import ORT_CPU
 from qdq.views import node_view
 
@@ -167,7 +167,8 @@ class _Matcher:
             if index in absorbed or node.op_type in ("QuantizeLinear", "DequantizeLinear"):
                 continue
             coded = any(name in self.pairs for name in node.input)
-            behind = self._movements(node) if coded and node.op_type in MOVED else []
+            picked = lookup(self.graph, node, self.meaning)
+            behind = self._movements(node) if coded and node.op_type in MOVED else picked
             last = self.graph.nodes[behind[-1]] if behind else node
             ends, limits, passed = self._ends(last) if coded else (list(last.output), None, [])
             outputs = [(o, self.meaning.get(e, "")) for o, e in zip(last.output, ends, strict=True)]
@@ -180,8 +181,9 @@ class _Matcher:
                 continue
             has_kernel = ORT_CPU.kernel(node.op_type) is not None
             to_codes = has_kernel and all(e in self.before_q for e in ends)
-            moved = bool(behind) or (coded and self._alone(node, outputs[0][1]))
+            moved = not picked and (bool(behind) or (coded and self._alone(node, outputs[0][1])))
             other = MOVED[node.op_type] if moved else FLOAT_FORMS.get(node.op_type)
+            other = "Gather" if picked else other
             own = self._source_node(outputs[0][1], other or node.op_type)
             if own is not None and not moved:
                 self._link_constants(node, own)

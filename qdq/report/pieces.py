@@ -10,7 +10,7 @@ from qdq.report.matched import Constant
 from qdq.spec import QuantParams
 from qdq.subpixel import Subpixel
 
-__all__ = ["MOVED", "movements", "relaid", "steps"]
+__all__ = ["MOVED", "lookup", "movements", "relaid", "steps"]
 
 MOVED = {"Conv": "ConvTranspose", "Transpose": "DepthToSpace"}
 """Operators that are written as movements, by the first node of these."""
@@ -67,6 +67,27 @@ def movements(graph: Graph, node: onnx.NodeProto, named: Container[str]) -> tupl
         found.update(u.node for u in uses)
         pending += [graph.nodes[u.node].output[0] for u in uses]
     return sorted(found), end
+
+
+def lookup(graph: Graph, node: onnx.NodeProto, named: Container[str]) -> list[int]:
+    """The nodes behind a Gather that picks codes, which are one node with it.
+
+    They pick a scale for each row, dequantize, and multiply. An empty list if it is by itself.
+    """
+    if node.op_type != "Gather" or node.output[0] in named:
+        return []
+    found: list[int] = []
+    name = node.output[0]
+    for op_type in ("DequantizeLinear", "Mul"):
+        use = graph.only_use(name)
+        if use is None or use.slot or graph.nodes[use.node].op_type != op_type:
+            return []
+        found.append(use.node)
+        name = graph.nodes[use.node].output[0]
+    scale = graph.producer.get(graph.nodes[found[-1]].input[1])
+    if scale is None or graph.nodes[scale].op_type != "Gather" or name not in named:
+        return []
+    return sorted([*found, scale]) if graph.nodes[scale].input[1] == node.input[1] else []
 
 
 def relaid(

@@ -1,0 +1,384 @@
+"""Tables whose rows are picked as int8 codes, with a scale for each row."""
+
+import json
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from harness import FORCED, compare
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from models import node, rng, weights
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+import qdq
+from qdq import tables
+from qdq.api import collect_statistics, run
+from qdq.errors import ConfigError
+from qdq.modelio import save
+from qdq.placement.adjoint import adjoint
+from qdq.placement.frontier import HARMS, WIDEST, rounded_by
+from qdq.placement.rating import table_noise
+from qdq.plan import make_plan
+from qdq.prepare import prepare
+from qdq.statistics.observe import Observer
+from qdq.tables import codes_of, mean_squares
+from qdq.targets import PORTABLE
+
+WORDS, WIDTH, LENGTH = 900, 96, 12
+SHAPE = [1, LENGTH]
+VALUES = arrays(
+    np.float32,
+    st.tuples(st.integers(1, 7), st.integers(1, 5)),
+    elements=st.floats(-(2.0**90), 2.0**90, width=32),
+)
+
+
+def embedding(rows: int = WORDS, width: int = WIDTH) -> NDArray[np.float32]:
+    """Rows of very different size."""
+    size = 10 ** rng(3).uniform(-2, 0, (rows, 1))
+    return (rng(4).standard_normal((rows, width)) * size).astype(np.float32)
+
+
+def net(
+    nodes: list[onnx.NodeProto],
+    constants: dict[str, NDArray],
+    outputs: tuple[str, ...] = ("y",),
+    kind: int = TensorProto.INT64,
+) -> onnx.ModelProto:
+    graph = helper.make_graph(
+        nodes,
+        "net",
+        [helper.make_tensor_value_info("ids", kind, SHAPE)],
+        [helper.make_tensor_value_info(o, TensorProto.FLOAT, None) for o in outputs],
+        [numpy_helper.from_array(v, k) for k, v in constants.items()],
+    )
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    return onnx.shape_inference.infer_shapes(made)
+
+
+def encoder(**constants: NDArray) -> onnx.ModelProto:
+    """Embedding, norm, product."""
+    made = {"table": embedding(), "g": np.ones(WIDTH, np.float32), "w": weights(WIDTH, WIDTH)}
+    nodes = [
+        node("Gather", ["table", "ids"], "e"),
+        node("LayerNormalization", ["e", "g"], "n"),
+        node("MatMul", ["n", "w"], "y"),
+    ]
+    return net(nodes, made | constants)
+
+
+def ids(count: int = 8, seed: int = 1, kind: type = np.int64) -> list[dict[str, NDArray]]:
+    r = rng(seed)
+    return [{"ids": r.integers(0, WORDS, SHAPE).astype(kind)} for _ in range(count)]
+
+
+def picks(found: onnx.ModelProto) -> list[str]:
+    """Names of the Gathers that pick codes."""
+    codes = {t.name for t in found.graph.initializer if t.data_type == TensorProto.INT8}
+    return [n.name for n in found.graph.node if n.op_type == "Gather" and n.input[0] in codes]
+
+
+@given(VALUES)
+def test_codes_are_within_half_a_scale(table: NDArray[np.float32]) -> None:
+    codes, scales = codes_of(table)
+    assert codes.dtype == np.int8
+    assert codes.shape == table.shape
+    assert scales.shape == (len(table), 1)
+    error = np.abs(codes * scales.astype(np.float64) - table)
+    assert (error <= 0.5 * scales * (1 + 1e-5)).all()
+    largest = np.abs(table).max(1)
+    assert (np.abs(codes.astype(int)).max(1)[largest > 1e-30] == 127).all()
+    assert not codes[largest == 0].any()
+
+
+@given(VALUES)
+def test_blocks_of_rows_give_the_same(table: NDArray[np.float32]) -> None:
+    whole, squares = codes_of(table), mean_squares(table)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tables, "_BLOCK", 2)
+        parts, again = codes_of(table), mean_squares(table)
+    np.testing.assert_array_equal(whole[0], parts[0])
+    np.testing.assert_array_equal(whole[1], parts[1])
+    assert again == pytest.approx(squares)
+
+
+def test_the_error_is_what_is_foretold() -> None:
+    table = embedding(5000, 64)
+    codes, scales = codes_of(table)
+    error, energy = mean_squares(table)
+    assert np.mean((codes * scales - table) ** 2.0) == pytest.approx(error, rel=0.03)
+    assert np.mean(table**2.0) == pytest.approx(energy)
+    assert 10 * np.log10(energy / error) > 42  # one scale for all of it: 28
+
+
+@pytest.mark.parametrize("calibrator", [qdq.MSE(), qdq.MinMax()], ids=repr)
+def test_a_default_call_stores_codes(calibrator: Any) -> None:
+    float_net = encoder()
+    result = run(float_net, ids(), calibrator=calibrator)
+    assert "Gather_e" in result.plan.quantized
+    assert picks(result.model) == ["Gather_e"]
+    assert "table" in rounded_by(result.plan)
+    names = {t.name for t in result.model.graph.initializer}
+    assert "table" not in names
+    assert {"table_quantized", "table_scale", "table_zero_point"} <= names
+    assert result.model.ByteSize() < 0.45 * float_net.ByteSize()
+    found = compare(float_net, result.model, ids(seed=5))
+    assert found.sqnr > 30
+    assert found.unfused_sqnr == pytest.approx(found.sqnr, abs=1)
+    assert found.ops["DequantizeLinear"] >= 1
+    props = {p.key: p.value for p in result.model.metadata_props}
+    assert json.loads(props["qdq.planned"])["Gather"] == 1
+
+
+def test_a_model_of_one_table() -> None:
+    nodes = [
+        node("Gather", ["table", "ids"], "e"),
+        node("ReduceMean", ["e", "k"], "y", keepdims=0),
+    ]
+    float_net = net(nodes, {"table": embedding(), "k": np.array([1])})
+    result = run(float_net, ids())
+    assert result.plan.quantized == ("Gather_e",)
+    assert result.model.ByteSize() < 0.3 * float_net.ByteSize()
+    found = compare(float_net, result.model, ids(seed=5))
+    assert found.sqnr > 38
+    assert found.unfused_sqnr == pytest.approx(found.sqnr, abs=0.1)
+    assert 0 < result.harm["table"] < 1e-3
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.int64])
+def test_indices_from_the_end_and_tables_of_matrices(kind: type) -> None:
+    table = embedding(WORDS, WIDTH).reshape(WORDS, 8, 12)
+    float_net = net(
+        [node("Gather", ["table", "ids"], "y", axis=-3)],
+        {"table": table},
+        kind=helper.np_dtype_to_tensor_dtype(np.dtype(kind)),
+    )
+    data = [{"ids": f["ids"] - WORDS} for f in ids(kind=kind)]
+    result = run(float_net, data, target=FORCED)
+    assert result.plan.quantized == ("Gather_y",)
+    assert compare(float_net, result.model, data).unfused_sqnr > 38
+
+
+def twice(**other: Any) -> onnx.ModelProto:
+    nodes = [
+        node("Gather", ["table", "ids"], "a"),
+        node("Neg", ["ids"], "back"),
+        node("Gather", ["table", "back"], "b"),
+        node("Sub", ["a", "b"], "y"),
+    ]
+    return net(nodes, {"table": embedding(), **other})
+
+
+def test_a_table_of_two_readers_is_stored_once() -> None:
+    float_net = twice()
+    result = run(float_net, ids())
+    assert picks(result.model) == ["Gather_a", "Gather_b"]
+    assert result.model.ByteSize() < 0.3 * float_net.ByteSize()
+    assert compare(float_net, result.model, ids(seed=5)).sqnr > 38
+
+
+def test_of_two_readers_both_are_integer_or_none() -> None:
+    """The float table would be in the file anyway."""
+    scheme = qdq.Scheme(rules=[qdq.Rule(nodes="Gather_b", keep_float=True)])
+    for calibrator in (qdq.MSE(), qdq.MinMax()):
+        result = run(twice(), ids(), scheme=scheme, calibrator=calibrator)
+        assert picks(result.model) == []
+        assert "rule" in result.left_float["Gather_b"]
+
+
+def test_harm_is_what_the_outputs_feel_and_some_of_the_noise() -> None:
+    plan = make_plan(prepare(twice()), weighing=WIDEST)
+    squares = {"table": (1e-3, 1.0)}
+    felt = 8 / 3 / (12 * 127**2)
+    assert table_noise(plan, squares, {"table": 30.0}) == pytest.approx({"table": 30 * felt})
+    assert table_noise(plan, squares, {"table": 1e9}) == {"table": 1.0}
+    assert table_noise(plan, squares, {"table": 1e-9}) == pytest.approx({"table": 1e-3 / 8})
+    assert table_noise(plan, squares, {}) == pytest.approx({"table": 1e-3})
+    assert table_noise(plan, {"table": (0.5, 0.0)}, {}) == {"table": 0.0}
+
+
+@pytest.mark.parametrize("shape", [(WORDS, WIDTH), (WORDS, 8, 12)])
+def test_what_the_outputs_feel_of_a_table(shape: tuple[int, ...]) -> None:
+    """Each picked value has an error in proportion to the largest one in its row."""
+    table = embedding().reshape(shape)
+    nodes = [
+        node("Gather", ["table", "ids"], "a"),
+        node("Gather", ["table", "ids"], "b"),
+        node("Mul", ["b", "factor"], "c"),
+        node("Sub", ["a", "c"], "y"),
+    ]
+    float_net = net(nodes, {"table": table, "factor": np.float32(3)})
+    found = adjoint(prepare(float_net), ["a"], {"table": ["a", "b"], "other": ["ids"]})
+    assert found.names == ("a", "table")
+    (feed,) = ids(count=1)
+    made = Observer(prepare(float_net), [found.output], added=found.added).run(feed)
+    rows = table[feed["ids"][0]].reshape(LENGTH, -1).astype(np.float64)
+    largest = np.abs(rows).max(1)
+    # y is -2 rows; the energy of each channel counts the same
+    errors = largest**2 * rows.shape[1] * (1 + 9) / np.square(2 * rows).sum(1)
+    assert made[found.output][1] == pytest.approx(errors.mean(), rel=1e-4)
+
+
+REFUSED = {
+    "few": (
+        [node("Gather", ["table", "ids"], "e"), node("MatMul", ["e", "turned"], "y")],
+        "all its data inputs are constants",
+        {"table": weights(WORDS, 8), "turned": weights(8, 900)},
+    ),
+    "columns are picked": (
+        [
+            node("Gather", ["table", "ids"], "e"),
+            node("Gather", ["table", "ids"], "f", axis=1),
+            node("ReduceMean", ["f", "k"], "m", keepdims=0),
+            node("Mul", ["e", "m"], "y"),
+        ],
+        "its table 'table' is read as float elsewhere",
+        {"table": embedding(WORDS, WORDS), "k": np.array([0, 1, 2])},
+    ),
+    "not finite": (
+        [node("Gather", ["table", "ids"], "y")],
+        "its table 'table' holds values that are not finite",
+        {"table": np.where(np.arange(WIDTH) == 3, -np.inf, embedding()).astype(np.float32)},
+    ),
+    "one row of numbers": (
+        [node("Gather", ["table", "ids"], "y")],
+        "all its data inputs are constants",
+        {"table": embedding(1 << 17, 1).reshape(-1)},
+    ),
+    "whole numbers": (
+        [node("Gather", ["table", "ids"], "i"), node("Cast", ["i"], "y", to=1)],
+        "its data is not float32",
+        {"table": np.zeros((WORDS, WIDTH), np.int64)},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_stays_float(case: str) -> None:
+    nodes, reason, constants = REFUSED[case]
+    result = run(net(nodes, constants), ids(), target=FORCED)
+    assert picks(result.model) == []
+    gather = next(n.name for n in nodes if n.op_type == "Gather")
+    assert result.left_float[gather] == reason
+
+
+def test_a_table_that_is_an_output_stays_float() -> None:
+    float_net = net([node("Gather", ["table", "ids"], "y")], {"table": embedding()},
+                    ("y", "table"))  # fmt: skip
+    assert "read as float elsewhere" in run(float_net, ids()).left_float["Gather_y"]
+
+
+def test_other_runtimes_get_no_tables_of_codes() -> None:
+    result = run(encoder(), ids(), target=PORTABLE)
+    assert picks(result.model) == []
+    assert result.left_float["Gather_e"] == "all its data inputs are constants"
+
+
+def test_what_it_destroys_stays_float() -> None:
+    """One value of each row is all of its energy, and the model drops it."""
+    table = embedding()
+    table[:, 0] = 3e4
+    nodes = [
+        node("Gather", ["table", "ids"], "e"),
+        node("Slice", ["e", "one", "end", "two"], "y"),
+    ]
+    ends = {"one": np.array([1]), "end": np.array([WIDTH]), "two": np.array([2])}
+    result = run(net(nodes, {"table": table, **ends}), ids())
+    assert picks(result.model) == []
+    assert result.left_float["Gather_e"] == HARMS or result.harm["table"] > 0.5
+    kept = embedding()
+    assert picks(run(net(nodes, {"table": kept, **ends}), ids()).model) == ["Gather_e"]
+
+
+def test_a_table_that_is_multiplied_too_is_codes_in_both_roles() -> None:
+    nodes = [
+        node("Gather", ["table", "ids"], "e"),
+        node("Gemm", ["h", "table"], "y", transB=1),
+    ]
+    float_net = net([nodes[0], node("ReduceMean", ["e", "k"], "h", keepdims=0), nodes[1]],
+                    {"table": embedding(), "k": np.array([1])})  # fmt: skip
+    result = run(float_net, ids(), target=FORCED)
+    assert picks(result.model) == ["Gather_e"]
+    assert not [t for t in result.model.graph.initializer if t.data_type == TensorProto.FLOAT
+                and np.prod(t.dims) >= WORDS * WIDTH]  # fmt: skip
+    found = compare(float_net, result.model, ids(seed=5))
+    assert found.unfused_sqnr == pytest.approx(found.sqnr, abs=1)
+    assert found.sqnr > 20
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        qdq.Rule(nodes="Gather_.*", keep_float=True),
+        qdq.Rule(op_types=("Gather",), keep_float=True),
+        qdq.Rule(tensors="table", keep_float=True),
+    ],
+)
+def test_rules_keep_it_float(rule: qdq.Rule) -> None:
+    result = run(encoder(), ids(), scheme=qdq.Scheme(rules=[rule]))
+    assert picks(result.model) == []
+    assert "rule" in result.left_float["Gather_e"]
+
+
+def test_a_rule_for_its_parameters_is_refused() -> None:
+    scheme = qdq.Scheme(rules=[qdq.Rule(tensors="table", dtype=qdq.UINT8)])
+    with pytest.raises(ConfigError, match="tensor 'table'"):
+        run(encoder(), ids(), scheme=scheme)
+
+
+def test_an_integer_reader_gets_a_q_of_its_own() -> None:
+    nodes = [
+        node("Gather", ["table", "ids"], "e"),
+        node("MatMul", ["e", "w"], "m"),
+        node("Add", ["m", "e"], "y"),
+    ]
+    float_net = net(nodes, {"table": embedding(), "w": weights(WIDTH, WIDTH)})
+    result = run(float_net, ids(), target=FORCED)
+    found = compare(float_net, result.model, ids(seed=5))
+    assert found.sqnr > 25
+    assert found.unfused_sqnr == pytest.approx(found.sqnr, abs=1)
+    assert picks(result.model) == ["Gather_e"]
+    assert found.ops["QuantizeLinear"] >= 1
+
+
+def test_calibration_apart_gives_the_same_bytes(tmp_path: Any) -> None:
+    plain = run(encoder(), ids()).model.SerializeToString()
+    collect_statistics(encoder(), ids()[::-1]).save(tmp_path / "s.npz")
+    assert run(encoder(), statistics=tmp_path / "s.npz").model.SerializeToString() == plain
+
+
+def test_a_table_in_the_model_file(tmp_path: Any) -> None:
+    """A large one is a reference, which has to be read into what is emitted."""
+    path = tmp_path / "m.onnx"
+    save(encoder(), path)
+    before = path.read_bytes()
+    plain = run(encoder(), ids()).model.SerializeToString()
+    assert run(path, ids()).model.SerializeToString() == plain
+    assert path.read_bytes() == before
+
+
+def test_compare_takes_the_pieces_for_the_node() -> None:
+    float_net = encoder()
+    made = qdq.quantize(float_net, ids())
+    report = qdq.compare(float_net, made, ids(seed=5), repeats=0)
+    (row,) = [n for n in report.nodes if n.name == "Gather_e"]
+    assert (row.op_type, row.integer) == ("Gather", True)
+    assert 38 < row.local_db < 50
+    assert not report.notes
+    advice = {a.what: a for a in report.advice}
+    assert advice["leave Gather_e float"].gain_db > 0
+    float_table = qdq.Scheme(rules=[qdq.Rule(nodes="Gather_e", keep_float=True)])
+    assert picks(qdq.quantize(float_net, ids(), scheme=float_table)) == []
+
+
+def test_compare_tells_float_lookups_from_these() -> None:
+    float_net = encoder()
+    scheme = qdq.Scheme(rules=[qdq.Rule(op_types=("Gather",), keep_float=True)])
+    report = qdq.compare(float_net, qdq.quantize(float_net, ids(), scheme=scheme), ids(), repeats=0)
+    (row,) = [n for n in report.nodes if n.name == "Gather_e"]
+    assert not row.integer
+    assert row.share == 0
