@@ -211,12 +211,18 @@ def _checked(frontier: Frontier, start: Start, evidence: Evidence, solver: _Solv
     if not start.exact or found.plan.ruled:
         return found
     trial = Trial(evidence.model, list(start.kept.values())[: len(start.exact)], start.exact)
-    if not found.plan.quantized:  # before all is given up
-        few = len(frontier.widest.plan.placement.integer) <= _FEW
-        return _by_trial(frontier.all(), trial, solver.emitted, given_up=True) if few else found
+    most = _kernels(frontier.widest.plan)
+    if most and not _kernels(found.plan):  # before all are given up
+        few = most <= _FEW
+        return _by_trial(frontier.all(), trial, solver.emitted, otherwise=found) if few else found
     if _surprises(found, solver.tried(found, trial)):
         return _by_trial(frontier.all(), trial, solver.emitted)
     return found
+
+
+def _kernels(plan: Plan) -> int:
+    """The integer nodes but those that pick codes, which save no time."""
+    return len(plan.quantized) - len(plan.lookups)
 
 
 def _surprises(candidate: Candidate, amplitude: float) -> bool:
@@ -238,7 +244,11 @@ def _trial(start: Start, evidence: Evidence) -> Trial:
 
 
 def _by_trial(
-    candidates: Sequence[Candidate], trial: Trial, emitted: Emitted, *, given_up: bool = False
+    candidates: Sequence[Candidate],
+    trial: Trial,
+    emitted: Emitted,
+    *,
+    otherwise: Candidate | None = None,
 ) -> Candidate:
     """The candidate of the least cost, by the amplitude of the error that is measured.
 
@@ -246,11 +256,14 @@ def _by_trial(
         candidates: from the fastest to the float model.
         trial: measures the amplitude.
         emitted: makes the model of a candidate.
-        given_up: the float model is the best by what is foretold, so another one has to be the
-            better one by more than chance.
+        otherwise: the best one by what is foretold, where that has no integer kernel; another one
+            has to be better by more than chance.
     """
-    best, measured = least_cost(candidates, lambda c: trial.amplitude(emitted(c)), fastest=given_up)
+    best, measured = least_cost(
+        candidates, lambda c: trial.amplitude(emitted(c)), fastest=otherwise is not None
+    )
     found = candidates[best]
+    cost = found.time + AMPLITUDE * measured[best]
     log.info(
         "measured %d of %d plans: worth=%g has an error of %.3g at %.2f of the float model's time",
         len(measured),
@@ -259,8 +272,10 @@ def _by_trial(
         measured[best],
         found.time,
     )
-    hardly = found.time + AMPLITUDE * measured[best] > 1.0 - _HARDLY
-    return candidates[-1] if given_up and hardly else found
+    if otherwise is not None and cost > otherwise.cost - _HARDLY:
+        log.info("that is hardly better than the float kernels, which are kept")
+        return otherwise
+    return found
 
 
 def _by_sqnr(

@@ -67,8 +67,6 @@ class Overrides:
 
 # nodes that prepare removes without putting anything in their place
 _IDLE = frozenset({"Constant", "Dropout", "Identity", "Cast", "Shape"})
-# the runtime's own that prepare takes apart, with products in front of what makes the result
-_PRODUCTS = frozenset({"Attention", "FusedConv", "FusedGemm", "FusedMatMul"})
 
 
 def read_rules(graph: Graph, rules: Iterable[Rule], source: Graph | None = None) -> Overrides:
@@ -160,8 +158,8 @@ class _Successors:
 
     The one that makes the same tensor; else the one of the same name; else, where the node became
     part of another (the Add inside a hard-swish), what became of the nodes behind it. A node that
-    is simply gone (Identity, a folded constant) has none. Of one that was taken apart and has
-    products inside: all its parts.
+    is simply gone (Identity, a folded constant) has none. Of one of the runtime's own, which may
+    have been taken apart: all its parts.
     """
 
     def __init__(self, graph: Graph, source: Graph) -> None:
@@ -182,7 +180,7 @@ class _Successors:
             }
             if not here and node.name in self._ops:
                 here = {node.name}
-            if node.domain == RUNTIME and node.op_type in _PRODUCTS:
+            if node.domain == RUNTIME:
                 here |= self._parts(node.output)
             found |= here
             if here or node.op_type in _IDLE:

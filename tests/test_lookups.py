@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 import qdq
-from qdq import tables
+from qdq import choice, stages, tables
 from qdq.api import collect_statistics, run
 from qdq.errors import ConfigError
 from qdq.modelio import save
@@ -382,3 +382,24 @@ def test_compare_tells_float_lookups_from_these() -> None:
     (row,) = [n for n in report.nodes if n.name == "Gather_e"]
     assert not row.integer
     assert row.share == 0
+
+
+def test_kernels_are_measured_before_only_a_table_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    wide = 2048
+    made = {"table": embedding(WORDS, wide), "g": np.ones(wide, np.float32)}
+    nodes = [
+        node("Gather", ["table", "ids"], "e"),
+        node("LayerNormalization", ["e", "g"], "n"),
+        node("MatMul", ["n", "w"], "m"),
+        node("Neg", ["m"], "y"),
+    ]
+    float_net = net(nodes, {**made, "w": weights(wide, 256)})
+    own = stages.noise_of
+    monkeypatch.setattr(
+        stages, "noise_of", lambda *args: {k: min(1.0, 1e4 * v) for k, v in own(*args).items()}
+    )
+    result = run(float_net, ids())
+    assert len(result.plan.quantized) == 2
+    assert picks(result.model) == ["Gather_e"]
+    monkeypatch.setattr(choice, "_FEW", 0)  # where nothing is measured
+    assert run(float_net, ids()).plan.quantized == ("Gather_e",)

@@ -189,10 +189,11 @@ def test_other_types_stay() -> None:
 @pytest.mark.parametrize(
     ("op", "inputs", "shape"),
     [("FusedConv", "xfcz", IMAGE), ("FusedGemm", "xwb", [5, 16]), ("FusedMatMul", "xw", ROWS),
-     ("Attention", "xkq", ROWS)],
+     ("Attention", "xkq", ROWS), ("BiasGelu", "xb", ROWS), ("SkipLayerNormalization", "xzs", ROWS)],
 )  # fmt: skip
 def test_a_rule_for_the_operator_is_for_all_its_parts(op: str, inputs: str, shape, pattern) -> None:
-    kept = {"FusedMatMul": {"alpha": 0.5}, "Attention": {"num_heads": 4}}
+    kept = {"FusedMatMul": {"alpha": 0.5}, "Attention": {"num_heads": 4}, "BiasGelu": {},
+            "SkipLayerNormalization": {}}  # fmt: skip
     conv = {"pads": [1] * 4} if op == "FusedConv" else {}
     own = fused(op, list(inputs), **kept.get(op, {"activation": "Sigmoid", **conv}))
     constants = {**CONSTANTS, "k": weights(16, 48), "q": vec(48)}
