@@ -163,6 +163,60 @@ def test_attention(sizes: list[int], masked: bool, unidirectional: int) -> None:
     assert nominal_graph(made).shape("y") == (2, 5, sizes[2])
 
 
+def embedded(
+    slots: str, outputs: Sequence[str], sizes: Sequence[int | str] = (3, 5)
+) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
+    """Words, segments, mask and positions as far as named; ids of 3 rows of 5."""
+    given = [c if c in slots else "" for c in "isWPSgomp"]
+    own = fused("EmbedLayerNormalization", given, outputs, epsilon=0.01)
+    constants = {"W": weights(16, 9), "P": weights(16, 7, seed=1), "S": weights(16, 2, seed=2)}
+    constants = {k: v.T.copy() for k, v in constants.items()}
+    before = net(own, ROWS, constants | {"g": 1 + 0.1 * vec(16, 1), "o": vec(16, 2)})
+    del before.graph.input[:]
+    ends = {"i": 9, "s": 2, "m": 2, "p": 7}
+    data = {n: rng(k).integers(0, end, (3, 5)).astype(np.int32)
+            for k, (n, end) in enumerate(ends.items()) if n in slots}  # fmt: skip
+    for name in data:
+        before.graph.input.append(helper.make_tensor_value_info(name, TensorProto.INT32, sizes))
+    for v in before.graph.output:
+        v.type.tensor_type.elem_type = TensorProto.INT32 if v.name == "c" else TensorProto.FLOAT
+    return before, data
+
+
+@pytest.mark.parametrize(
+    ("slots", "outputs"),
+    [
+        ("isWPSgom", ["y", "c"]),
+        ("isWPSgo", ["y", ""]),
+        ("isWPSgomp", ["y", "c", "t"]),
+        ("iWPgop", ["y", "", "t"]),
+        ("iWPgom", ["y", "c"]),
+    ],
+)
+def test_embeddings(slots: str, outputs: list[str]) -> None:
+    before, data = embedded(slots, outputs)
+    made = same(before, data)
+    found = ops(made)
+    assert found["Gather"] == 1 + ("s" in slots) + ("p" in slots)
+    assert found["LayerNormalization"] == 1
+    assert found["ReduceSum"] == ("c" in outputs)
+    assert found["EmbedLayerNormalization"] == 0
+
+
+def test_embeddings_of_open_sizes() -> None:
+    before, data = embedded("isWPSgom", ["y", "c"], ["b", "n"])
+    made = prepare(before)
+    assert ops(made)["Slice"] == 1
+    (exact,), (found,) = (list(run(m, [data])) for m in (before, made))
+    np.testing.assert_allclose(found["y"], exact["y"], rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(found["c"], exact["c"])
+
+
+def test_lengths_of_no_mask_stay() -> None:
+    before, data = embedded("isWPSgo", ["y", "c"])
+    assert ops(same(before, data)) == {"EmbedLayerNormalization": 1}
+
+
 def test_attention_with_a_past_stays() -> None:
     constants = {"k": weights(16, 48), "b": vec(48)}
     own = fused("Attention", ["x", "k", "b", "", "past"], num_heads=4)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnx
+from onnx import TensorProto
 
 from qdq.borrowed import RUNTIME
 from qdq.prepare.constants import fold_constants
@@ -36,8 +37,8 @@ def take_apart(ed: Editor) -> None:
     """Fused operators become what they were made of, if that is in float32.
 
     FusedConv, FusedGemm and FusedMatMul; BiasGelu, FastGelu, QuickGelu and the runtime's own Gelu;
-    SkipLayerNormalization, also without means; the products in front of an Attention, which
-    becomes a MultiHeadAttention. Types behind them are known only then.
+    SkipLayerNormalization, also without means; EmbedLayerNormalization; the products in front of an
+    Attention, which becomes a MultiHeadAttention. Types behind them are known only then.
     """
     for rules in (_BY_THEMSELVES, {"FusedMatMul": _fused_matmul}):
         changed = False
@@ -134,6 +135,43 @@ def _skip_norm(ed: Editor, node: Node) -> Made | None:
     return made
 
 
+def _embedding(ed: Editor, node: Node) -> Made | None:
+    """Rows of two or three tables, added and normalized; and how many keys a mask lets through."""
+    ids, segments, words, places, kinds, scale, shift, mask, positions = map(node.input, range(9))
+    y, count, total = [*node.outputs, "", ""][:3]
+    counted = bool(count) and ed.read(count)
+    if ed.opset < 17 or (counted and not mask):
+        return None
+    made: Made = []
+
+    def write(op: str, inputs: Sequence[str], label: str, output: str = "", **kept: object) -> str:
+        output = output or ed.fresh(f"{y}_{label}")
+        made.append(ed.new_node(op, inputs, [output], ed.fresh(f"{node.name}_{label}"), **kept))
+        return output
+
+    last = write("Gather", [words, ids], "word")
+    if positions:
+        place = write("Gather", [places, positions], "position")
+    else:
+        first = ed.add_constant(f"{node.name}_first", np.array([0]))
+        length = write("Shape", [ids], "length", start=1, end=2)
+        place = write("Slice", [places, first, length], "position")
+    if segments:
+        last = write("Add", [last, place], "places")
+        place = write("Gather", [kinds, segments], "segment")
+    last = write("Add", [last, place], "sum", total)
+    epsilon = node.attr("epsilon", 1e-12)
+    made.append(
+        ed.new_node("LayerNormalization", [last, scale, shift], [y], node.name, epsilon=epsilon)
+    )
+    if counted:
+        one = ed.add_constant(f"{node.name}_one", np.array(1, np.int32))
+        axis = ed.add_constant(f"{node.name}_axis", np.array([1]))
+        seen = write("Cast", [write("Equal", [mask, one], "seen")], "numbers", to=TensorProto.INT32)
+        write("ReduceSum", [seen, axis], "count", count, keepdims=0)
+    return made
+
+
 def _attention(ed: Editor, node: Node) -> Made | None:
     """One product for each of queries, keys and values, which read the same input."""
     x, weight, bias, mask, *others = (node.input(k) for k in range(7))
@@ -202,4 +240,5 @@ _BY_THEMSELVES: Mapping[str, Rule] = {
     "SkipLayerNormalization": _skip_norm,
     "SkipSimplifiedLayerNormalization": _skip_norm,
     "Attention": _attention,
+    "EmbedLayerNormalization": _embedding,  # behind Attention, which looks for it
 }
