@@ -20,7 +20,8 @@ def before_raising(model: onnx.ModelProto, have: int) -> None:
 
     Pad of any mode could have the attribute ``value`` below opset 11, of which only a constant one
     makes use, and of which newer ones do not know. Hardmax below 13 works on a matrix: all axes
-    from ``axis`` on are one.
+    from ``axis`` on are one. BatchNormalization below 9 could have numbers for each value behind
+    the first axis (``spatial`` 0), and not for each channel.
     """
     if have >= 13:
         return
@@ -30,6 +31,8 @@ def before_raising(model: onnx.ModelProto, have: int) -> None:
         for node in list(nodes):
             if node.op_type == "Hardmax":
                 _flatten_hardmax(nodes, node, taken)
+            elif node.op_type == "BatchNormalization" and attributes(node).get("spatial", 1) == 0:
+                _spell_out_batchnorm(nodes, node, taken)
             elif node.op_type == "Pad" and have < 11 and not _pads_constant(node):
                 _drop(node, "value")
 
@@ -73,7 +76,6 @@ def _shrinks(scales: onnx.TensorProto | None) -> bool:
 def _flatten_hardmax(nodes: Any, node: onnx.NodeProto, taken: set[str]) -> None:
     axis = attributes(node).get("axis", 1)
     x, y = node.input[0], node.output[0]
-    at = next(i for i, n in enumerate(nodes) if n is node)
     shape, flat, hard = (_fresh(f"{y}_{name}", taken) for name in ("shape", "flat", "hard"))
     made = [
         helper.make_node("Shape", [x], [shape]),
@@ -81,6 +83,39 @@ def _flatten_hardmax(nodes: Any, node: onnx.NodeProto, taken: set[str]) -> None:
         helper.make_node("Hardmax", [flat], [hard], name=node.name, axis=1),
         helper.make_node("Reshape", [hard, shape], [y]),
     ]
+    _put(nodes, node, made)
+
+
+def _spell_out_batchnorm(nodes: Any, node: onnx.NodeProto, taken: set[str]) -> None:
+    """As ``x scale / sqrt(var + epsilon) + (bias - mean scale / sqrt(var + epsilon))``."""
+    x, scale, bias, mean, var = node.input
+    y = node.output[0]
+    parts = ("epsilon", "above", "deviation", "factor", "moved", "shift", "scaled")
+    epsilon, above, deviation, factor, moved, shift, scaled = (
+        _fresh(f"{y}_{part}", taken) for part in parts
+    )
+    value = helper.make_tensor(epsilon, onnx.TensorProto.FLOAT, [], [_epsilon(node)])
+    made = [
+        helper.make_node("Constant", [], [epsilon], value=value),
+        helper.make_node("Add", [var, epsilon], [above]),
+        helper.make_node("Sqrt", [above], [deviation]),
+        helper.make_node("Div", [scale, deviation], [factor]),
+        helper.make_node("Mul", [mean, factor], [moved]),
+        helper.make_node("Sub", [bias, moved], [shift]),
+        helper.make_node("Mul", [x, factor], [scaled]),
+        helper.make_node("Add", [scaled, shift], [y], name=node.name),
+    ]
+    _put(nodes, node, made)
+
+
+def _epsilon(node: onnx.NodeProto) -> float:
+    values: dict[str, Any] = attributes(node)
+    return float(values.get("epsilon", 1e-5))
+
+
+def _put(nodes: Any, node: onnx.NodeProto, made: list[onnx.NodeProto]) -> None:
+    """Put nodes in the place of one."""
+    at = next(i for i, n in enumerate(nodes) if n is node)
     rest = [*made, *nodes[at + 1 :]]
     del nodes[at:]
     nodes.extend(rest)
