@@ -724,6 +724,55 @@ def test_images_of_float32_are_normalized_by_one_node() -> None:
         assert set(ops(prepare(net))) == kinds
 
 
+def channels_last(*steps: tuple[str, str, str], pads: int = 1) -> onnx.ModelProto:
+    """An image with its channels last, as TensorFlow normalizes it, in front of a Conv."""
+    constants = {
+        "one": np.float32(0.01),
+        "three": rng(1).uniform(0.2, 0.6, 3).astype(np.float32),
+        "four": rng(2).uniform(0.2, 0.6, (1, 1, 1, 3)).astype(np.float32),
+        "rows": rng(2).uniform(0.2, 0.6, (8, 1, 1)).astype(np.float32),
+        "w": weights(4, 3, 3, 3),
+    }
+    nodes = [node(op, [a, b], f"h{k}") for k, (op, a, b) in enumerate(steps)]
+    nodes += [
+        node("Transpose", [f"h{len(steps) - 1}"], "t", perm=[0, 3, 1, 2]),
+        node("Conv", ["t", "w"], "y", pads=[pads] * 4),
+    ]
+    used = {name for n in nodes for name in n.input}
+    given = {k: v for k, v in constants.items() if k in used}
+    return model(nodes, {"x": ["n", 8, 8, 3]}, {"y": ["n", 4, None, None]}, given)
+
+
+@pytest.mark.parametrize(
+    ("steps", "pads", "kinds"),
+    [
+        ([("Mul", "x", "one")], 1, {}),
+        ([("Mul", "three", "x"), ("Add", "h0", "four")], 0, {}),
+        ([("Mul", "x", "three"), ("Add", "four", "h0")], 1, {"BatchNormalization": 1}),
+        ([("Sub", "x", "four"), ("Div", "h0", "three")], 1, {"BatchNormalization": 1}),
+        ([("Mul", "x", "one"), ("Sub", "h0", "one")], 1, {"Add": 1}),
+        ([("Sub", "one", "x")], 0, {}),
+        ([("Mul", "x", "rows")], 1, {"Mul": 1}),
+        ([("Mul", "x", "x"), ("Mul", "h0", "one")], 1, {"Mul": 1}),
+    ],
+    ids=str,
+)
+def test_an_image_with_channels_last_is_normalized_behind_the_transpose(
+    steps: list[tuple[str, str, str]], pads: int, kinds: dict[str, int]
+) -> None:
+    made = check(channels_last(*steps, pads=pads))
+    assert ops(made) == {"Transpose": 1, "Conv": 1, **kinds}
+    order = [n.op_type for n in made.graph.node]
+    assert order[0] == ("Mul" if "x" == steps[0][1] == steps[0][2] else "Transpose")
+
+
+def test_what_else_reads_an_image_that_is_normalized() -> None:
+    net = channels_last(("Mul", "x", "three"), ("Add", "h0", "four"))
+    net.graph.output.append(onnx.helper.make_tensor_value_info("h0", 1, ["n", 8, 8, 3]))
+    made = check(net)
+    assert [n.op_type for n in made.graph.node][:2] == ["Mul", "Transpose"]
+
+
 def test_an_einsum_of_two_constants_stays() -> None:
     nodes = [node("Einsum", ["v", "w"], "e", equation="bd,od->bo"), node("Add", ["x", "e"], "y")]
     constants = {"v": f32(3, 6), "w": f32(4, 6)}

@@ -32,7 +32,7 @@ from qdq.prepare.prelu import spell_out_prelu
 from qdq.prepare.reshapes import cancel_squeezes, merge_reshapes, whole_softmax
 from qdq.prepare.resize import whole_resize
 from qdq.prepare.scores import scale_queries
-from qdq.prepare.shifts import affine_in_blocks, affine_in_one
+from qdq.prepare.shifts import affine_behind_transposes, affine_in_blocks, affine_in_one
 from qdq.prepare.shuffle import channel_shuffles
 from qdq.prepare.softmax import split_softmax
 from qdq.prepare.tiny import drop_tiny_weights
@@ -74,6 +74,7 @@ PASSES: tuple[Pass, ...] = (
     arithmetic_before_views,
     fold_affine,
     clamps_before_transposes,
+    affine_behind_transposes,
     fold_pads,
     fold_affine_before,
     affine_in_blocks,

@@ -7,9 +7,70 @@ from qdq.prepare.affine import Affine, affine_of
 from qdq.prepare.editing import Editor, Node
 from qdq.prepare.linear_input import precede
 
-__all__ = ["affine_in_blocks", "affine_in_one"]
+__all__ = ["affine_behind_transposes", "affine_in_blocks", "affine_in_one"]
 
 _BLOCK = 16  # channels that the runtime's convolutions work on at once
+
+
+def affine_behind_transposes(ed: Editor) -> None:
+    """Factors and offsets in front of the Transpose in front of a Conv come behind the Transpose.
+
+    There they are folded into the Conv, or become one node (``affine_in_one``). TensorFlow
+    normalizes images with their channels last, where onnxruntime takes a Mul by three values three
+    by three: 0.5 ms for an image of 224 x 224, and 0.02 ms behind the Transpose.
+    """
+    for turn in ed.nodes("Transpose"):
+        perm = turn.attr("perm")
+        if perm is None or not any(n.op in ("Conv", "Pad") for n in ed.users(turn.output)):
+            continue
+        chain, x = _chain_before(ed, turn)
+        if not chain:
+            continue
+        first = onnx.NodeProto()
+        first.CopyFrom(turn.proto)
+        first.input[0], first.output[0] = x, ed.fresh(f"{x}_turned")
+        ed.set_type(first.output[0], ed.elem_type(x), [(ed.shape(x) or ())[k] for k in perm])
+        made = [first]
+        for node in chain:
+            made.append(_turned(ed, node, made[-1].output[0], list(perm)))
+        made[-1].output[0] = turn.output
+        ed.replace([*chain, turn], made)
+
+
+def _chain_before(ed: Editor, turn: Node) -> tuple[list[Node], str]:
+    """The nodes in front of one that scale and shift by constants, in order; what they read."""
+    chain: list[Node] = []
+    x, reader = turn.input(0), turn
+    while ed.only_user(x) is reader:
+        maker = ed.maker(x, "Add", "Div", "Mul", "Sub")
+        slot = None if maker is None else _data_slot(ed, maker)
+        if maker is None or slot is None or ed.shape(maker.input(slot)) != ed.shape(x):
+            break
+        chain.insert(0, maker)
+        x, reader = maker.input(slot), maker
+    return chain, x
+
+
+def _data_slot(ed: Editor, node: Node) -> int | None:
+    """The input that is not constant, where the other one is."""
+    known = [name in ed.constants for name in node.inputs]
+    return known.index(False) if known.count(True) == 1 and ed.rank(node.output) else None
+
+
+def _turned(ed: Editor, node: Node, x: str, perm: list[int]) -> onnx.NodeProto:
+    """The node, reading a tensor whose axes are in another order."""
+    made = onnx.NodeProto()
+    made.CopyFrom(node.proto)
+    slot = _data_slot(ed, node) or 0
+    value = ed.array(node.input(1 - slot))
+    if value is not None and value.size > 1:
+        whole = value.reshape((1,) * (len(perm) - value.ndim) + value.shape)
+        made.input[1 - slot] = ed.add_constant(
+            f"{node.input(1 - slot)}_turned", whole.transpose(perm)
+        )
+    made.input[slot], made.output[0] = x, ed.fresh(f"{node.output}_turned")
+    ed.set_type_like(made.output[0], x)
+    return made
 
 
 def affine_in_blocks(ed: Editor) -> None:
