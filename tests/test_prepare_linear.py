@@ -724,6 +724,35 @@ def test_images_of_float32_are_normalized_by_one_node() -> None:
         assert set(ops(prepare(net))) == kinds
 
 
+@pytest.mark.parametrize(
+    ("channels", "steps", "reader", "norms"),
+    [
+        (16, ["Mul", "Add"], "Relu", 1),
+        (16, ["Mul", "Add"], "Clip", 1),
+        (16, ["Mul", "Add"], "Sigmoid", 0),
+        (16, ["Mul"], "Relu", 0),
+        (16, ["Add"], "Relu", 0),
+        (10, ["Mul", "Add"], "Relu", 0),
+    ],
+    ids=str,
+)
+def test_normalization_before_activation_stays_in_blocks(
+    channels: int, steps: list[str], reader: str, norms: int
+) -> None:
+    constants = {f"c{k}": weights(channels, 1, 1, seed=k) for k in range(len(steps))}
+    nodes = [node("Add", ["x", "z"], "h0")]
+    nodes += [node(op, [f"h{k}", f"c{k}"], f"h{k + 1}") for k, op in enumerate(steps)]
+    nodes += [
+        node(reader, [f"h{len(steps)}"], "r"),
+        node("Conv", ["r", "w"], "y", pads=[1, 1, 1, 1]),
+    ]
+    shape = [2, channels, 5, 5]
+    constants["w"] = weights(4, channels, 3, 3)
+    made = check(model(nodes, {"x": shape, "z": shape}, {"y": [2, 4, 5, 5]}, constants))
+    assert ops(made)["BatchNormalization"] == norms
+    assert ops(made)["Add"] == 1 + (not norms and "Add" in steps)
+
+
 def channels_last(*steps: tuple[str, str, str], pads: int = 1) -> onnx.ModelProto:
     """An image with its channels last, as TensorFlow normalizes it, in front of a Conv."""
     constants = {

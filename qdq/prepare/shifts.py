@@ -74,12 +74,14 @@ def _turned(ed: Editor, node: Node, x: str, perm: list[int]) -> onnx.NodeProto:
 
 
 def affine_in_blocks(ed: Editor) -> None:
-    """A Mul and an Add of constants between a hard-swish and a Conv become BatchNormalization.
+    """A Mul and an Add of constants in front of a Relu or a Conv become BatchNormalization.
 
-    What could not be folded into the Conv (see ``fold_affine_before``) is a kernel of its own, in
-    float, as the hard-swish is. onnxruntime runs BatchNormalization on blocks of channels; for
-    Mul and Add it brings the tensor into the plain layout and back. Text detectors and
-    recognizers of the PP-LCNetV3 kind were measured to take 5 to 8 % less time.
+    What could not be folded into a Conv (see ``fold_affine_before``) is a kernel of its own, in
+    float. onnxruntime runs BatchNormalization on blocks of channels; for Mul and Add it brings the
+    tensor into the plain layout and back. In front of a Conv that is for what comes from a
+    hard-swish, which is float too: text detectors and recognizers of the PP-LCNetV3 kind were
+    measured to take 5 to 8 % less time. In front of a Relu, where networks with pre-activation
+    have it, TensorFlow writes Mul and Add: a ResNet-50 v2 and a DenseNet-121 take 12 % less.
     """
     for node in ed.nodes("Mul", "Add"):
         if node not in ed:
@@ -87,10 +89,12 @@ def affine_in_blocks(ed: Editor) -> None:
         x = next((i for i in node.inputs if i not in ed.constants), "")
         shape = ed.shape(x)
         channels = shape[1] if shape is not None and len(shape) == 4 else None
-        if not channels or channels % _BLOCK or not _is_hard_swish(ed, x):
+        if not channels or channels % _BLOCK or ed.elem_type(x) != onnx.TensorProto.FLOAT:
             continue
         chain, affine = _chain(ed, node, x, channels)
-        if affine is not None and any(u.op == "Conv" for u in ed.users(chain[-1].output)):
+        readers = {u.op for u in ed.users(chain[-1].output)}
+        swish = "Conv" in readers and _is_hard_swish(ed, x)
+        if affine is not None and (swish or (len(chain) == 2 and readers & {"Clip", "Relu"})):
             _replace(ed, chain, x, affine)
 
 
@@ -116,9 +120,9 @@ def affine_in_one(ed: Editor) -> None:
 
 def _is_hard_swish(ed: Editor, x: str) -> bool:
     product = ed.maker(x, "Mul")
-    if product is None or ed.elem_type(x) != onnx.TensorProto.FLOAT:
-        return False
-    return any(ed.maker(i, "HardSigmoid") is not None for i in product.inputs)
+    return product is not None and any(
+        ed.maker(i, "HardSigmoid") is not None for i in product.inputs
+    )
 
 
 def _chain(ed: Editor, node: Node, x: str, channels: int) -> tuple[list[Node], Affine | None]:
