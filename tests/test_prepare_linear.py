@@ -414,6 +414,59 @@ class TestPad:
         assert ops(made) == {"Conv": 1}
 
     @pytest.mark.parametrize(
+        ("before", "attrs", "folds"),
+        [
+            ("Relu", {}, True),
+            ("Sigmoid", {"strides": [2, 2]}, True),
+            ("Relu", {"pads": [1, 1, 0, 0]}, True),
+            ("Tanh", {}, False),
+            ("Relu", {"dilations": [2, 2]}, False),
+            ("Relu", {"ceil_mode": 1}, False),
+            ("Relu", {"kernel_shape": [2, 2]}, False),
+        ],
+        ids=str,
+    )
+    def test_max_pool_of_what_is_above_zero(self, before: str, attrs: dict, folds: bool) -> None:
+        nodes = [
+            node(before, ["x"], "r"),
+            node("Pad", ["r", "p"], "h"),
+            node("MaxPool", ["h"], "y", **{"kernel_shape": [3, 3], **attrs}),
+        ]
+        constants = {"p": np.array([0, 0, 1, 1, 0, 0, 2, 1])}
+        made = check(model(nodes, {"x": [1, 4, 6, 6]}, {"y": [1, 4, None, None]}, constants))
+        assert ops(made)["Pad"] == (not folds)
+
+    @pytest.mark.parametrize(
+        ("low", "folds"), [(0.0, True), (0.5, True), (-1.0, False), (None, False)]
+    )
+    def test_max_pool_of_what_is_clipped(self, low: float | None, folds: bool) -> None:
+        nodes = [
+            node("Clip", ["x", "l" if low is not None else "", "u"], "r"),
+            node("Pad", ["r", "p"], "h"),
+            node("MaxPool", ["h"], "y", kernel_shape=[3, 3]),
+        ]
+        constants = {"p": np.array([0, 0, 1, 1, 0, 0, 1, 1]), "u": np.float32(1)}
+        if low is not None:
+            constants["l"] = np.float32(low)
+        feed = {"x": -np.abs(f32(1, 4, 6, 6))}
+        made = check(model(nodes, {"x": [1, 4, 6, 6]}, {"y": [1, 4, 6, 6]}, constants), feed=feed)
+        assert ops(made)["Pad"] == (not folds)
+
+    @pytest.mark.parametrize("seen", [False, True])
+    def test_each_reader_takes_what_it_can(self, seen: bool) -> None:
+        nodes = [
+            node("Pad", ["x", "p"], "h"),
+            node("Conv", ["h", "w"], "a"),
+            node("Conv", ["h", "w"], "b", strides=[2, 2]),
+            *([node("MaxPool", ["h"], "m", kernel_shape=[2, 2])] if seen else []),
+        ]
+        constants = {"p": np.array([0, 0, 1, 2, 0, 0, 1, 0]), "w": weights(4, 4, 3, 3)}
+        outputs = {name: [1, 4, None, None] for name in ("a", "b", "m")[: 2 + seen]}
+        made = check(model(nodes, {"x": [1, 4, 6, 6]}, outputs, constants))
+        assert ops(made) == {"Conv": 2, **({"Pad": 1, "MaxPool": 1} if seen else {})}
+        assert all(n.input[0] == "x" for n in made.graph.node if n.op_type == "Conv")
+
+    @pytest.mark.parametrize(
         ("pads", "attrs", "value"),
         [
             ([0, 0, 1, 1, 0, 0, 1, 1], {}, 1.0),
