@@ -806,6 +806,20 @@ def test_normalization_before_activation_stays_in_blocks(
     assert ops(made)["Add"] == 1 + (not norms and "Add" in steps)
 
 
+@pytest.mark.parametrize("terms", [["x", "z"], ["x", "z", "x"], ["c", "x", "z", "z"]], ids=str)
+def test_sums_are_adds(terms: list[str]) -> None:
+    constants = {"c": weights(4, seed=1)} if "c" in terms else {}
+    shape = [2, 3, 4]
+    net = model([node("Sum", terms, "y")], {"x": shape, "z": shape}, {"y": shape}, constants)
+    assert ops(check(net, tol=1e-6)) == {"Add": len(terms) - 1}
+
+
+def test_a_bias_in_a_sum() -> None:
+    nodes = [node("MatMul", ["x", "w"], "h"), node("Sum", ["h", "b"], "y")]
+    constants = {"w": weights(8, 6), "b": f32(6)}
+    assert ops(check(model(nodes, {"x": [3, 8]}, {"y": [3, 6]}, constants))) == {"Gemm": 1}
+
+
 def channels_last(*steps: tuple[str, str, str], pads: int = 1) -> onnx.ModelProto:
     """An image with its channels last, as TensorFlow normalizes it, in front of a Conv."""
     constants = {

@@ -35,6 +35,7 @@ from qdq.prepare.scores import scale_queries
 from qdq.prepare.shifts import affine_behind_transposes, affine_in_blocks, affine_in_one
 from qdq.prepare.shuffle import channel_shuffles
 from qdq.prepare.softmax import split_softmax
+from qdq.prepare.sums import plain_sums
 from qdq.prepare.tiny import drop_tiny_weights
 
 __all__ = ["PASSES", "prepare"]
@@ -52,6 +53,7 @@ PASSES: tuple[Pass, ...] = (
     fold_constants,
     take_apart,
     drop_idle_nodes,
+    plain_sums,
     whole_softmax,
     split_softmax,
     channel_shuffles,
