@@ -13,8 +13,12 @@ from qdq import QuantSpec, Rule, Scheme
 from qdq.api import run
 from qdq.calibrate import MinMax
 from qdq.compare import compare
+from qdq.graph import Graph
+from qdq.plan import make_plan
+from qdq.prepare import prepare
 from qdq.spec import INT8
 from qdq.targets import PORTABLE, Target
+from qdq.wiring import wire
 
 K = 128
 
@@ -313,6 +317,43 @@ def test_sizes_stay_float(kind: str, target: Target) -> None:
     assert found.sqnr > 25
     last = {"scales": "Concat_r", "sizes": "Mul_h"}[kind]
     assert "sizes of tensors" in result.left_float[last]
+
+
+def looped(moves: int) -> onnx.ModelProto:
+    """A product, and a Loop that captures it behind Transposes."""
+    last = f"t{moves - 1}"
+    info = onnx.helper.make_tensor_value_info
+    body = onnx.helper.make_graph(
+        [node("Add", ["sum", last], "o"), node("Identity", ["c"], "on")],
+        "body",
+        [info("i", 7, []), info("c", 9, []), info("sum", 1, [K, K])],
+        [info("on", 9, []), info("o", 1, [K, K])],
+    )
+    nodes = [
+        node("Gemm", ["x", "w"], "p"),
+        node("Relu", ["p"], "r"),
+        *(node("Transpose", [["r", "t0"][k]], f"t{k}", perm=[1, 0]) for k in range(moves)),
+        node("Loop", ["n", "true", "zeros"], "l", body=body),
+        node("Gemm", ["r", "w"], "q"),
+        node("Add", ["l", "q"], "y"),
+    ]
+    constants = {"w": weights(K, K), "n": np.int64(3), "true": np.bool_(True)}
+    constants["zeros"] = np.zeros((K, K), np.float32)
+    return model(nodes, {"x": [K, K]}, {"y": [K, K]}, constants)
+
+
+@pytest.mark.parametrize("moves", [1, 2])
+def test_no_dq_is_moved_towards_what_a_subgraph_captures(moves: int) -> None:
+    """onnxruntime would abort the process when it loads the model."""
+    scheme = Scheme(rules=(Rule(op_types=("Transpose",), keep_float=True),))
+    net = prepare(looped(moves))
+    plan = make_plan(net, scheme, FORCED)
+    assert {"Gemm_p", "Gemm_q"} <= set(plan.quantized)
+    wiring = wire(Graph(net), plan, {}, {})
+    assert wiring.shielded == {"Transpose_t0"}
+    data = feeds({"x": [K, K]})
+    result = run(looped(moves), data, scheme=scheme, target=FORCED)
+    assert measured(net, result.model, data).sqnr > 25
 
 
 def test_random_numbers_are_made_anew_each_time() -> None:
