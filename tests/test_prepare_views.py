@@ -101,3 +101,68 @@ class TestOneDimension:
         nodes.append(node("Relu", ["s"], "y"))
         constants = {"last": np.array([-1]), "two": np.array([2])}
         assert ops(check(model(nodes, {"x": [2, 3]}, {"y": [2, 3]}, constants))) == {"Relu": 1}
+
+
+def reshaped(rank: int, *steps: onnx.NodeProto, **constants: np.ndarray) -> onnx.ModelProto:
+    """A Reshape of x, for an unknown number of images, to what is made of its shape."""
+    nodes = [node("Shape", ["x"], "s"), *steps, node("Reshape", ["x", "t"], "r")]
+    given = {"first": np.array([0]), "two": np.array([0, 1]), "end": np.array([1]), **constants}
+    used = {name for n in nodes for name in n.input}
+    given = {k: v for k, v in given.items() if k in used}
+    nodes.append(node("Relu", ["r"], "y"))
+    return model(nodes, {"x": ["n", 3, 4, 5]}, {"y": [None] * rank}, given)
+
+
+class TestOneUnknownDimension:
+    @pytest.mark.parametrize(
+        "net",
+        [
+            reshaped(
+                2,
+                node("Cast", ["s"], "i", to=onnx.TensorProto.INT32),
+                node("Slice", ["i", "first", "end"], "b"),
+                node("Concat", ["b", "rest"], "c", axis=0),
+                node("Cast", ["c"], "t", to=onnx.TensorProto.INT64),
+                rest=np.array([60], np.int32),
+            ),
+            reshaped(
+                3,
+                node("Gather", ["s", "two"], "g"),
+                node("ReduceProd", ["g", "first"], "p"),
+                node("Concat", ["p", "rest"], "t", axis=0),
+                rest=np.array([4, 5]),
+            ),
+            reshaped(
+                4,
+                node("Gather", ["s", "two"], "g"),
+                node("Max", ["g", "g", "ones"], "m"),
+                node("Concat", ["m", "rest"], "t", axis=0),
+                rest=np.array([5, 4]),
+                ones=np.array([1, 1]),
+            ),
+        ],
+        ids=["flattened", "product", "largest"],
+    )
+    def test_is_left_to_the_reshape(self, net: onnx.ModelProto) -> None:
+        assert ops(check(net)) == {"Reshape": 1, "Relu": 1}
+
+    @pytest.mark.parametrize("rest", [[-1, 5], [0, 20]], ids=str)
+    def test_beside_another(self, rest: list[int]) -> None:
+        first = node("Slice", ["s", "first", "end"], "b")
+        concat = node("Concat", ["b", "rest"], "t", axis=0)
+        made = check(reshaped(3, first, concat, rest=np.array(rest)))
+        assert ops(made)["Concat"] == 1
+
+    def test_a_slice_of_numbers_that_are_known(self) -> None:
+        made = check(
+            reshaped(
+                4,
+                node("Cast", ["s"], "i", to=onnx.TensorProto.INT32),
+                node("Slice", ["i", "end", "four"], "k"),
+                node("Concat", ["minus", "k"], "c", axis=0),
+                node("Cast", ["c"], "t", to=onnx.TensorProto.INT64),
+                four=np.array([4]),
+                minus=np.array([-1], np.int32),
+            )
+        )
+        assert ops(made) == {"Relu": 1}
