@@ -72,6 +72,25 @@ class TestOldOperators:
                     {**constants, "w": weights(8, 16)}, 8)  # fmt: skip
         assert ops(check(net, tol=1e-5)) == {"Gemm": 1}
 
+    @pytest.mark.parametrize("directions", [[0], [1]], ids=str)
+    def test_scan_had_a_batch(self, directions: list[int]) -> None:
+        info = helper.make_tensor_value_info
+        body = helper.make_graph(
+            [
+                node("Add", ["before", "now"], "sum"),
+                node("Tanh", ["sum"], "after"),
+                node("Neg", ["after"], "each"),
+            ],
+            "body",
+            [info("before", 1, [2, 4]), info("now", 1, [2, 4])],
+            [info("after", 1, [2, 4]), info("each", 1, [2, 4])],
+        )
+        scan = node("Scan", ["", "z", "x"], ["last", "y"], body=body, num_scan_inputs=1,
+                    directions=directions)  # fmt: skip
+        net = model([scan], {"x": [1, 5, 2, 4], "z": [1, 2, 4]},
+                    {"last": [1, 2, 4], "y": [1, 5, 2, 4]}, opset=8)  # fmt: skip
+        check(net, tol=1e-6)
+
     @pytest.mark.parametrize("axis", [0, 1, 2, None])
     def test_hardmax_worked_on_a_matrix(self, axis: int | None) -> None:
         attributes = {} if axis is None else {"axis": axis}

@@ -38,29 +38,60 @@ def before_raising(model: onnx.ModelProto, have: int) -> None:
 
 
 def after_raising(model: onnx.ModelProto, had: int) -> None:
-    """Say how a Resize from below opset 11 counts, which had no attributes for it then.
+    """Say what operators meant that the converter takes for newer ones.
 
-    Position i of the output is at ``i / scale`` of the input ("asymmetric"). The nearest value is
-    that before it ("floor"); onnxruntime takes the one behind it ("ceil") along axes that shrink,
-    which one node cannot do beside axes that grow.
+    Resize from below opset 11, which had no attributes for how it counts, and Scan of opset 8,
+    which had a batch.
     """
     if had >= 11:
         return
     lists = [g.node for g in all_graphs(model.graph)]
     constants = {t.name: t for t in model.graph.initializer}
+    taken = {name for nodes in lists for n in nodes for name in (*n.input, *n.output)} | {
+        *constants
+    }
     for nodes in lists:
         constants |= {
             n.output[0]: attributes(n).get("value", None) for n in nodes if n.op_type == "Constant"
         }
     for nodes in lists:
-        for node in nodes:
+        for node in list(nodes):
             if node.op_type == "Resize":
-                _drop(node, "coordinate_transformation_mode", "nearest_mode")
-                mode = {"coordinate_transformation_mode": "asymmetric"}
-                if attributes(node).get("mode", b"nearest") == b"nearest":
-                    shrinks = _shrinks(constants.get(node.input[2]))
-                    mode["nearest_mode"] = "ceil" if shrinks else "floor"
-                node.attribute.extend(helper.make_attribute(k, v) for k, v in mode.items())
+                _count_from_corner(node, constants)
+            elif node.op_type == "Scan" and had == 8:
+                _put(nodes, node, _without_batch(node, taken))
+
+
+def _count_from_corner(node: onnx.NodeProto, constants: dict[str, Any]) -> None:
+    """Position i of the output is at ``i / scale`` of the input ("asymmetric").
+
+    The nearest value is that before it ("floor"); onnxruntime takes the one behind it ("ceil")
+    along axes that shrink, which one node cannot do beside axes that grow.
+    """
+    _drop(node, "coordinate_transformation_mode", "nearest_mode")
+    mode = {"coordinate_transformation_mode": "asymmetric"}
+    if attributes(node).get("mode", b"nearest") == b"nearest":
+        shrinks = _shrinks(constants.get(node.input[2]))
+        mode["nearest_mode"] = "ceil" if shrinks else "floor"
+    node.attribute.extend(helper.make_attribute(k, v) for k, v in mode.items())
+
+
+def _without_batch(node: onnx.NodeProto, taken: set[str]) -> list[onnx.NodeProto]:
+    """A Scan whose first axis was a batch, of one: without that axis. More cannot be written so."""
+    axes = _fresh(f"{node.output[0]}_batch", taken)
+    value = helper.make_tensor(axes, onnx.TensorProto.INT64, [1], [0])
+    before = [helper.make_node("Constant", [], [axes], value=value)]
+    scan = onnx.NodeProto()
+    scan.CopyFrom(node)
+    for k, name in enumerate(node.input):
+        scan.input[k] = _fresh(f"{name}_single", taken)
+        before.append(helper.make_node("Squeeze", [name, axes], [scan.input[k]]))
+    behind = []
+    for k, name in enumerate(node.output):
+        if name:
+            scan.output[k] = _fresh(f"{name}_single", taken)
+            behind.append(helper.make_node("Unsqueeze", [scan.output[k], axes], [name]))
+    return [*before, scan, *behind]
 
 
 def _pads_constant(node: onnx.NodeProto) -> bool:
