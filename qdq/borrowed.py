@@ -2,8 +2,8 @@
 
 Its tools write them: a LayerNormalization below opset 17 stands in most transformers that
 ``onnxruntime.transformers`` has optimized, a SimplifiedLayerNormalization in language models of
-its model builder. The checker and the converter of onnx refuse what they do not know, but take
-what is of another domain as it is.
+its model builder; and it still has kernels for experimental operators of old models. The checker
+and the converter of onnx refuse what they do not know, but take what is of another domain as it is.
 """
 
 import onnx
@@ -14,7 +14,17 @@ from qdq.nested import all_nodes
 __all__ = ["RUNTIME", "give_back", "import_runtime", "lend"]
 
 RUNTIME = "com.microsoft"
-_SINCE = {"LayerNormalization": 17, "SimplifiedLayerNormalization": 1 << 30}  # opset of onnx
+_NEVER = 1 << 30
+_SINCE = {  # opset of onnx
+    "LayerNormalization": 17,
+    "MeanVarianceNormalization": 9,
+    "SimplifiedLayerNormalization": _NEVER,
+    "ThresholdedRelu": 10,
+    # experimental ones, up to opset 9 (``prepare.experimental``)
+    **dict.fromkeys(
+        ("Affine", "Crop", "ImageScaler", "ParametricSoftplus", "Scale", "ScaledTanh"), _NEVER
+    ),
+}
 
 
 def import_runtime(model: onnx.ModelProto) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 
 from qdq.forms import IDENTITY, SUM, Follower, Forms, Rewrite, tuned
 from qdq.graph import Graph
+from qdq.nested import captured_names
 from qdq.ops import demand_of
 from qdq.ops.demand import Demand, SameAs
 from qdq.placement import Unit
@@ -229,10 +230,20 @@ def _hidden(graph: Graph, made: set[str], read: set[str], units: Mapping[str, Un
 
 
 def _shielded(graph: Graph, plan: Plan, made: set[str], units: Mapping[str, Unit]) -> Iterator[str]:
-    """Float nodes that a DQ of int8 would be moved over."""
+    """Float nodes over which no DQ may be moved.
+
+    One of int8 may not, and none towards a subgraph that captures what has been moved:
+    onnxruntime looks for it among the node's inputs, and aborts the process.
+    """
     int8 = {name for name in made if plan.tensors[name].spec.dtype == INT8}
-    for node in graph.nodes:
-        if node.op_type in _PASSED_BY_DQ and node.name not in units and node.input[0] in int8:
+    moving = [n for n in graph.nodes if n.op_type in _PASSED_BY_DQ and n.name not in units]
+    captured = {name for node in graph.nodes for name in captured_names(node)}
+    for node in reversed(moving):
+        if not captured.isdisjoint(node.output):
+            captured.add(node.input[0])
+    for node in moving:
+        x = node.input[0]
+        if x in int8 or (x in made and not captured.isdisjoint(node.output)):
             yield node.name
 
 

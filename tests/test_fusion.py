@@ -13,7 +13,12 @@ from qdq import QuantSpec, Rule, Scheme
 from qdq.api import run
 from qdq.calibrate import MinMax
 from qdq.compare import compare
+from qdq.graph import Graph
+from qdq.plan import make_plan
+from qdq.prepare import prepare
 from qdq.spec import INT8
+from qdq.targets import PORTABLE, Target
+from qdq.wiring import wire
 
 K = 128
 
@@ -264,6 +269,91 @@ def test_what_depends_on_no_input_stays_float() -> None:
     result = run(made, feeds({"x": [8, K]}), calibrator=MinMax(), target=FORCED)
     assert "depends on no input" in " ".join(result.left_float.values())
     assert sum(n.op_type == "MatMul" for n in optimized(result.model).nodes) == 0
+
+
+def upsampled(kind: str) -> onnx.ModelProto:
+    """Two convolutions, the first at half the size of the second one, as the input's shape says."""
+    sizes = [
+        node("Shape", ["x"], "s"),
+        node("Gather", ["s", "two"], "n"),
+        node("Cast", ["n"], "f", to=onnx.TensorProto.FLOAT),
+        node("Shape", ["p"], "t"),
+        node("Gather", ["t", "two"], "m"),
+        node("Cast", ["m"], "g", to=onnx.TensorProto.FLOAT),
+        node("Div", ["f", "g"], "q"),
+    ]
+    if kind == "scales":
+        sizes += [
+            node("Concat", ["ones", "q", "q"], "r", axis=0),
+            node("Resize", ["p", "", "r"], "u", mode="nearest"),
+        ]
+    else:
+        sizes += [
+            node("Mul", ["q", "g"], "h"),
+            node("Cast", ["h"], "k", to=onnx.TensorProto.INT64),
+            node("Concat", ["batch", "k", "k"], "r", axis=0),
+            node("Resize", ["p", "", "", "r"], "u", mode="nearest"),
+        ]
+    nodes = [
+        node("Conv", ["x", "w"], "p", strides=[2, 2], pads=[1, 1, 1, 1]),
+        *sizes,
+        node("Concat", ["u", "x"], "c", axis=1),
+        node("Conv", ["c", "v"], "y"),
+    ]
+    constants = {"w": weights(8, 8, 3, 3), "v": weights(4, 16, 1, 1), "two": np.array([2])}
+    constants |= {"ones": np.ones(2, np.float32)} if kind == "scales" else {}
+    constants |= {"batch": np.array([1, 8])} if kind != "scales" else {}
+    return model(nodes, {"x": [1, 8, "n", "n"]}, {"y": [1, 4, "n", "n"]}, constants)
+
+
+@pytest.mark.parametrize("kind", ["scales", "sizes"])
+@pytest.mark.parametrize("target", [FORCED, PORTABLE], ids=["forced", "portable"])
+def test_sizes_stay_float(kind: str, target: Target) -> None:
+    """A scale of 1.99 for 2 would leave a row out."""
+    net, data = upsampled(kind), [feeds({"x": [1, 8, n, n]}, seed=n)[0] for n in (14, 20, 22)]
+    result = run(net, data, target=target)
+    assert "Concat_c" in result.plan.quantized
+    found = measured(net, result.model, data)
+    assert found.sqnr > 25
+    last = {"scales": "Concat_r", "sizes": "Mul_h"}[kind]
+    assert "sizes of tensors" in result.left_float[last]
+
+
+def looped(moves: int) -> onnx.ModelProto:
+    """A product, and a Loop that captures it behind Transposes."""
+    last = f"t{moves - 1}"
+    info = onnx.helper.make_tensor_value_info
+    body = onnx.helper.make_graph(
+        [node("Add", ["sum", last], "o"), node("Identity", ["c"], "on")],
+        "body",
+        [info("i", 7, []), info("c", 9, []), info("sum", 1, [K, K])],
+        [info("on", 9, []), info("o", 1, [K, K])],
+    )
+    nodes = [
+        node("Gemm", ["x", "w"], "p"),
+        node("Relu", ["p"], "r"),
+        *(node("Transpose", [["r", "t0"][k]], f"t{k}", perm=[1, 0]) for k in range(moves)),
+        node("Loop", ["n", "true", "zeros"], "l", body=body),
+        node("Gemm", ["r", "w"], "q"),
+        node("Add", ["l", "q"], "y"),
+    ]
+    constants = {"w": weights(K, K), "n": np.int64(3), "true": np.bool_(True)}
+    constants["zeros"] = np.zeros((K, K), np.float32)
+    return model(nodes, {"x": [K, K]}, {"y": [K, K]}, constants)
+
+
+@pytest.mark.parametrize("moves", [1, 2])
+def test_no_dq_is_moved_towards_what_a_subgraph_captures(moves: int) -> None:
+    """onnxruntime would abort the process when it loads the model."""
+    scheme = Scheme(rules=(Rule(op_types=("Transpose",), keep_float=True),))
+    net = prepare(looped(moves))
+    plan = make_plan(net, scheme, FORCED)
+    assert {"Gemm_p", "Gemm_q"} <= set(plan.quantized)
+    wiring = wire(Graph(net), plan, {}, {})
+    assert wiring.shielded == {"Transpose_t0"}
+    data = feeds({"x": [K, K]})
+    result = run(looped(moves), data, scheme=scheme, target=FORCED)
+    assert measured(net, result.model, data).sqnr > 25
 
 
 def test_random_numbers_are_made_anew_each_time() -> None:

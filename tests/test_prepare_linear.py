@@ -414,6 +414,59 @@ class TestPad:
         assert ops(made) == {"Conv": 1}
 
     @pytest.mark.parametrize(
+        ("before", "attrs", "folds"),
+        [
+            ("Relu", {}, True),
+            ("Sigmoid", {"strides": [2, 2]}, True),
+            ("Relu", {"pads": [1, 1, 0, 0]}, True),
+            ("Tanh", {}, False),
+            ("Relu", {"dilations": [2, 2]}, False),
+            ("Relu", {"ceil_mode": 1}, False),
+            ("Relu", {"kernel_shape": [2, 2]}, False),
+        ],
+        ids=str,
+    )
+    def test_max_pool_of_what_is_above_zero(self, before: str, attrs: dict, folds: bool) -> None:
+        nodes = [
+            node(before, ["x"], "r"),
+            node("Pad", ["r", "p"], "h"),
+            node("MaxPool", ["h"], "y", **{"kernel_shape": [3, 3], **attrs}),
+        ]
+        constants = {"p": np.array([0, 0, 1, 1, 0, 0, 2, 1])}
+        made = check(model(nodes, {"x": [1, 4, 6, 6]}, {"y": [1, 4, None, None]}, constants))
+        assert ops(made)["Pad"] == (not folds)
+
+    @pytest.mark.parametrize(
+        ("low", "folds"), [(0.0, True), (0.5, True), (-1.0, False), (None, False)]
+    )
+    def test_max_pool_of_what_is_clipped(self, low: float | None, folds: bool) -> None:
+        nodes = [
+            node("Clip", ["x", "l" if low is not None else "", "u"], "r"),
+            node("Pad", ["r", "p"], "h"),
+            node("MaxPool", ["h"], "y", kernel_shape=[3, 3]),
+        ]
+        constants = {"p": np.array([0, 0, 1, 1, 0, 0, 1, 1]), "u": np.float32(1)}
+        if low is not None:
+            constants["l"] = np.float32(low)
+        feed = {"x": -np.abs(f32(1, 4, 6, 6))}
+        made = check(model(nodes, {"x": [1, 4, 6, 6]}, {"y": [1, 4, 6, 6]}, constants), feed=feed)
+        assert ops(made)["Pad"] == (not folds)
+
+    @pytest.mark.parametrize("seen", [False, True])
+    def test_each_reader_takes_what_it_can(self, seen: bool) -> None:
+        nodes = [
+            node("Pad", ["x", "p"], "h"),
+            node("Conv", ["h", "w"], "a"),
+            node("Conv", ["h", "w"], "b", strides=[2, 2]),
+            *([node("MaxPool", ["h"], "m", kernel_shape=[2, 2])] if seen else []),
+        ]
+        constants = {"p": np.array([0, 0, 1, 2, 0, 0, 1, 0]), "w": weights(4, 4, 3, 3)}
+        outputs = {name: [1, 4, None, None] for name in ("a", "b", "m")[: 2 + seen]}
+        made = check(model(nodes, {"x": [1, 4, 6, 6]}, outputs, constants))
+        assert ops(made) == {"Conv": 2, **({"Pad": 1, "MaxPool": 1} if seen else {})}
+        assert all(n.input[0] == "x" for n in made.graph.node if n.op_type == "Conv")
+
+    @pytest.mark.parametrize(
         ("pads", "attrs", "value"),
         [
             ([0, 0, 1, 1, 0, 0, 1, 1], {}, 1.0),
@@ -722,6 +775,98 @@ def test_images_of_float32_are_normalized_by_one_node() -> None:
         (normalized([1, 3, 8, 8], np.float64), {"Sub", "Div", "Conv"}),
     ):
         assert set(ops(prepare(net))) == kinds
+
+
+@pytest.mark.parametrize(
+    ("channels", "steps", "reader", "norms"),
+    [
+        (16, ["Mul", "Add"], "Relu", 1),
+        (16, ["Mul", "Add"], "Clip", 1),
+        (16, ["Mul", "Add"], "Sigmoid", 0),
+        (16, ["Mul"], "Relu", 0),
+        (16, ["Add"], "Relu", 0),
+        (10, ["Mul", "Add"], "Relu", 0),
+    ],
+    ids=str,
+)
+def test_normalization_before_activation_stays_in_blocks(
+    channels: int, steps: list[str], reader: str, norms: int
+) -> None:
+    constants = {f"c{k}": weights(channels, 1, 1, seed=k) for k in range(len(steps))}
+    nodes = [node("Add", ["x", "z"], "h0")]
+    nodes += [node(op, [f"h{k}", f"c{k}"], f"h{k + 1}") for k, op in enumerate(steps)]
+    nodes += [
+        node(reader, [f"h{len(steps)}"], "r"),
+        node("Conv", ["r", "w"], "y", pads=[1, 1, 1, 1]),
+    ]
+    shape = [2, channels, 5, 5]
+    constants["w"] = weights(4, channels, 3, 3)
+    made = check(model(nodes, {"x": shape, "z": shape}, {"y": [2, 4, 5, 5]}, constants))
+    assert ops(made)["BatchNormalization"] == norms
+    assert ops(made)["Add"] == 1 + (not norms and "Add" in steps)
+
+
+@pytest.mark.parametrize("terms", [["x", "z"], ["x", "z", "x"], ["c", "x", "z", "z"]], ids=str)
+def test_sums_are_adds(terms: list[str]) -> None:
+    constants = {"c": weights(4, seed=1)} if "c" in terms else {}
+    shape = [2, 3, 4]
+    net = model([node("Sum", terms, "y")], {"x": shape, "z": shape}, {"y": shape}, constants)
+    assert ops(check(net, tol=1e-6)) == {"Add": len(terms) - 1}
+
+
+def test_a_bias_in_a_sum() -> None:
+    nodes = [node("MatMul", ["x", "w"], "h"), node("Sum", ["h", "b"], "y")]
+    constants = {"w": weights(8, 6), "b": f32(6)}
+    assert ops(check(model(nodes, {"x": [3, 8]}, {"y": [3, 6]}, constants))) == {"Gemm": 1}
+
+
+def channels_last(*steps: tuple[str, str, str], pads: int = 1) -> onnx.ModelProto:
+    """An image with its channels last, as TensorFlow normalizes it, in front of a Conv."""
+    constants = {
+        "one": np.float32(0.01),
+        "three": rng(1).uniform(0.2, 0.6, 3).astype(np.float32),
+        "four": rng(2).uniform(0.2, 0.6, (1, 1, 1, 3)).astype(np.float32),
+        "rows": rng(2).uniform(0.2, 0.6, (8, 1, 1)).astype(np.float32),
+        "w": weights(4, 3, 3, 3),
+    }
+    nodes = [node(op, [a, b], f"h{k}") for k, (op, a, b) in enumerate(steps)]
+    nodes += [
+        node("Transpose", [f"h{len(steps) - 1}"], "t", perm=[0, 3, 1, 2]),
+        node("Conv", ["t", "w"], "y", pads=[pads] * 4),
+    ]
+    used = {name for n in nodes for name in n.input}
+    given = {k: v for k, v in constants.items() if k in used}
+    return model(nodes, {"x": ["n", 8, 8, 3]}, {"y": ["n", 4, None, None]}, given)
+
+
+@pytest.mark.parametrize(
+    ("steps", "pads", "kinds"),
+    [
+        ([("Mul", "x", "one")], 1, {}),
+        ([("Mul", "three", "x"), ("Add", "h0", "four")], 0, {}),
+        ([("Mul", "x", "three"), ("Add", "four", "h0")], 1, {"BatchNormalization": 1}),
+        ([("Sub", "x", "four"), ("Div", "h0", "three")], 1, {"BatchNormalization": 1}),
+        ([("Mul", "x", "one"), ("Sub", "h0", "one")], 1, {"Add": 1}),
+        ([("Sub", "one", "x")], 0, {}),
+        ([("Mul", "x", "rows")], 1, {"Mul": 1}),
+        ([("Mul", "x", "x"), ("Mul", "h0", "one")], 1, {"Mul": 1}),
+    ],
+    ids=str,
+)
+def test_an_image_with_channels_last_is_normalized_behind_the_transpose(
+    steps: list[tuple[str, str, str]], pads: int, kinds: dict[str, int]
+) -> None:
+    made = check(channels_last(*steps, pads=pads))
+    assert ops(made) == {"Transpose": 1, "Conv": 1, **kinds}
+    order = [n.op_type for n in made.graph.node]
+    assert order[0] == ("Mul" if "x" == steps[0][1] == steps[0][2] else "Transpose")
+
+
+def test_what_else_reads_an_image_that_is_normalized() -> None:
+    net = channels_last(("Mul", "x", "three"), ("Add", "h0", "four"))
+    net.graph.output.append(onnx.helper.make_tensor_value_info("h0", 1, ["n", 8, 8, 3]))
+    made = check(net)
+    assert [n.op_type for n in made.graph.node][:2] == ["Mul", "Transpose"]
 
 
 def test_an_einsum_of_two_constants_stays() -> None:

@@ -56,6 +56,41 @@ class TestOldOperators:
         constants = {"s": vec(*scales)} if opset == 9 else {}
         check(model([up], {"x": [1, 3, 8, 8]}, {"y": [None] * 4}, constants, opset), tol=0)
 
+    @pytest.mark.parametrize("shape", [[32], [3, 4, 4]], ids=str)
+    def test_statistics_for_each_value(self, shape: list[int]) -> None:
+        parts = dict(zip("sbmv", weights(4, *shape, seed=3), strict=True))
+        constants = {**parts, "v": np.abs(parts["v"])}
+        norm = node("BatchNormalization", ["x", *"sbmv"], "y", spatial=0, epsilon=1e-3)
+        net = model([norm], {"x": [5, *shape]}, {"y": [5, *shape]}, constants, 7)
+        assert ops(check(net, tol=1e-5)) == {"Mul": 1, "Add": 1}
+
+    def test_statistics_for_each_value_behind_a_product(self) -> None:
+        constants = {k: np.abs(weights(16, seed=i)) for i, k in enumerate("sbmv")}
+        gemm = node("MatMul", ["x", "w"], "h")
+        norm = node("BatchNormalization", ["h", *"sbmv"], "y", spatial=0)
+        net = model([gemm, norm], {"x": [5, 8]}, {"y": [5, 16]},
+                    {**constants, "w": weights(8, 16)}, 8)  # fmt: skip
+        assert ops(check(net, tol=1e-5)) == {"Gemm": 1}
+
+    @pytest.mark.parametrize("directions", [[0], [1]], ids=str)
+    def test_scan_had_a_batch(self, directions: list[int]) -> None:
+        info = helper.make_tensor_value_info
+        body = helper.make_graph(
+            [
+                node("Add", ["before", "now"], "sum"),
+                node("Tanh", ["sum"], "after"),
+                node("Neg", ["after"], "each"),
+            ],
+            "body",
+            [info("before", 1, [2, 4]), info("now", 1, [2, 4])],
+            [info("after", 1, [2, 4]), info("each", 1, [2, 4])],
+        )
+        scan = node("Scan", ["", "z", "x"], ["last", "y"], body=body, num_scan_inputs=1,
+                    directions=directions)  # fmt: skip
+        net = model([scan], {"x": [1, 5, 2, 4], "z": [1, 2, 4]},
+                    {"last": [1, 2, 4], "y": [1, 5, 2, 4]}, opset=8)  # fmt: skip
+        check(net, tol=1e-6)
+
     @pytest.mark.parametrize("axis", [0, 1, 2, None])
     def test_hardmax_worked_on_a_matrix(self, axis: int | None) -> None:
         attributes = {} if axis is None else {"axis": axis}

@@ -352,6 +352,72 @@ def test_a_layer_norm_read_inside_stays() -> None:
     assert ops(check(net))["LayerNormalization"] == 0
 
 
+def layer_norm_by_factor(mean="ReduceMean", scale=(1, 1, 8), bias=(8,), negated=True, of="m"):
+    """As TensorFlow has it: ``x r + (b - mean(x) r)``, with ``r = g / sqrt(…)``."""
+    r = rng(4)
+    constants = {"eps": np.float32(0.03), "axes": np.array([-1])}
+    axes = ["axes"] if mean == "ReduceMean" else []
+    nodes = [
+        node(mean, ["x", *axes], "m"),
+        node("Sub", ["x", "m"], "d"),
+        node("Mul", ["d", "d"], "p"),
+        node(mean, ["p", *axes], "v"),
+        node("Add", ["v", "eps"], "ve"),
+        node("Sqrt", ["ve"], "sd"),
+        node("Reciprocal", ["sd"], "i"),
+        node("Mul", ["i", "g"], "r"),
+        node("Mul", ["x", "r"], "h"),
+        node("Neg", [of], "n"),
+        node("Mul", ["n" if negated else of, "r"], "k"),
+    ]
+    if bias is not None:
+        nodes.append(node("Add", ["k", "b"], "s") if negated else node("Sub", ["b", "k"], "s"))
+        constants["b"] = r.standard_normal(bias).astype(np.float32)
+    last = "k" if bias is None else "s"
+    nodes.append(node("Add" if negated or bias else "Sub", ["h", last], "y"))
+    if scale is None:
+        nodes = [n for n in nodes if n.output[0] != "r"]
+        for n in nodes:
+            n.input[:] = ["i" if name == "r" else name for name in n.input]
+    else:
+        constants["g"] = r.standard_normal(scale).astype(np.float32)
+    used = {name for n in nodes for name in n.input}
+    made = [n for n in nodes if n.output[0] in used | {"y"}]
+    constants = {k: v for k, v in constants.items() if k in used}
+    return model(made, {"x": [2, 3, 8]}, {"y": [2, 3, 8]}, constants)
+
+
+@pytest.mark.parametrize("negated", [True, False])
+@pytest.mark.parametrize("mean", ["ReduceMean", "GlobalAveragePool"])
+@pytest.mark.parametrize("scale", [None, (8,), (1, 1, 8)], ids=str)
+@pytest.mark.parametrize("bias", [None, (8,), (1, 8)], ids=str)
+def test_layer_norm_by_a_factor(mean, scale, bias, negated) -> None:
+    made = check(layer_norm_by_factor(mean, scale, bias, negated), tol=1e-5)
+    assert ops(made) == {"LayerNormalization": 1}
+    assert len(made.graph.node[0].input) == 2 + (bias is not None)
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        lambda: layer_norm_by_factor(scale=(3, 8)),
+        lambda: layer_norm_by_factor(scale=(1,)),
+        lambda: layer_norm_by_factor(bias=(3, 1)),
+        lambda: layer_norm_by_factor(of="v"),
+    ],
+    ids=["scale per row", "one scale", "bias per row", "another mean"],
+)
+def test_what_is_not_a_layer_norm_by_a_factor_stays(net) -> None:
+    assert ops(check(net()))["LayerNormalization"] == 0
+
+
+@pytest.mark.parametrize("inside", ["d", "sd", "i", "r", "h", "k", "s"])
+def test_a_layer_norm_by_a_factor_read_inside_stays(inside: str) -> None:
+    net = layer_norm_by_factor()
+    net.graph.output.append(helper.make_tensor_value_info(inside, 1, None))
+    assert ops(prepare(net))["LayerNormalization"] == 0
+
+
 def softmax_over_rows(opset: int) -> onnx.ModelProto:
     shape = [2, 5, 40]
     return model([node("Softmax", ["x"], "y", axis=1)], {"x": shape}, {"y": shape}, {}, opset)

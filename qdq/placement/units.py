@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from qdq.graph import Graph
+from qdq.graph import Graph, attributes
 from qdq.nested import captured_names
 from qdq.ops import MASK, demand_of
 from qdq.ops.clamp import bounds
@@ -71,6 +71,7 @@ def units_of(graph: Graph, target: Target, pinned: Mapping[str, str]) -> tuple[U
     absorbed: set[int] = set()
     masked: set[str] = set()
     settled = set(graph.constants)
+    sizes = _makes_sizes(graph)
     for index, node in enumerate(graph.nodes):
         if index in absorbed:
             continue
@@ -80,7 +81,7 @@ def units_of(graph: Graph, target: Target, pinned: Mapping[str, str]) -> tuple[U
         fixed = _is_settled(node, settled)
         reason = reason or fixed
         reason = _reads_mask(view, demand, masked) or reason
-        reason = reason or inside_whole(graph, index)
+        reason = reason or inside_whole(graph, index) or sizes.get(index)
         if reason is None and isinstance(demand, Demand):
             reason = target.refusal(view, demand) or _keeps_table(graph, view, demand)
         can = demand if reason is None and isinstance(demand, Demand) else None
@@ -141,6 +142,34 @@ def _picks_of(graph: Graph, index: int) -> int | None:
     """The slot of the table that a node picks rows of."""
     demand = demand_of(node_view(graph, index))
     return demand.table if isinstance(demand, Demand) else None
+
+
+_INTEGERS = frozenset({onnx.TensorProto.INT32, onnx.TensorProto.INT64})
+
+
+def _makes_sizes(graph: Graph) -> dict[int, str]:
+    """Nodes of whose result only sizes are made → why they stay float: 2 must not become 1.99.
+
+    Sizes are scales of a Resize, a Range's numbers, and integers that are made of floats. All are
+    one number, or a few in a row; what has more axes is data.
+    """
+    found: dict[int, str] = {}
+    for index in reversed(range(len(graph.nodes))):
+        outputs = [o for o in graph.nodes[index].output if o]
+        uses = [use for o in outputs for use in graph.uses(o)]
+        ranks = [len(shape) if (shape := graph.shape(o)) is not None else 2 for o in outputs]
+        if not uses or max(ranks) > 1 or not graph.outputs.isdisjoint(outputs):
+            continue
+        if all(u.node in found or _is_size(graph, u.node, u.slot) for u in uses):
+            found[index] = "sizes of tensors are made of its result"
+    return found
+
+
+def _is_size(graph: Graph, index: int, slot: int) -> bool:
+    node = graph.nodes[index]
+    if node.op_type == "Cast":
+        return attributes(node)["to"] in _INTEGERS
+    return node.op_type == "Range" or (node.op_type == "Resize" and slot > 0)
 
 
 # operators whose result holds a mask's values where an input does

@@ -6,6 +6,7 @@ import onnx
 
 from qdq.light import tensor_bytes, without_large
 from qdq.nested import sort_nodes
+from qdq.prepare.before_views import arithmetic_before_views
 from qdq.prepare.bias import spell_out_bias
 from qdq.prepare.clamps import clamps_before_transposes, whole_clamps
 from qdq.prepare.cleanup import drop_absent_slots, drop_idle_nodes
@@ -28,12 +29,13 @@ from qdq.prepare.opset import infer_types, open_dimensions, plain_constants, rai
 from qdq.prepare.padding import fold_pads, whole_pads
 from qdq.prepare.pixels import pixels_first
 from qdq.prepare.prelu import spell_out_prelu
-from qdq.prepare.reshapes import merge_reshapes, whole_softmax
+from qdq.prepare.reshapes import cancel_squeezes, merge_reshapes, whole_softmax
 from qdq.prepare.resize import whole_resize
 from qdq.prepare.scores import scale_queries
-from qdq.prepare.shifts import affine_in_blocks, affine_in_one
+from qdq.prepare.shifts import affine_behind_transposes, affine_in_blocks, affine_in_one
 from qdq.prepare.shuffle import channel_shuffles
 from qdq.prepare.softmax import split_softmax
+from qdq.prepare.sums import plain_sums
 from qdq.prepare.tiny import drop_tiny_weights
 
 __all__ = ["PASSES", "prepare"]
@@ -51,6 +53,7 @@ PASSES: tuple[Pass, ...] = (
     fold_constants,
     take_apart,
     drop_idle_nodes,
+    plain_sums,
     whole_softmax,
     split_softmax,
     channel_shuffles,
@@ -66,17 +69,21 @@ PASSES: tuple[Pass, ...] = (
     group_norms,
     einsum_products,
     einsum_batches,
+    arithmetic_before_views,
     plain_gemms,
     scale_queries,
     matmul_units,
+    arithmetic_before_views,
     fold_affine,
     clamps_before_transposes,
+    affine_behind_transposes,
     fold_pads,
     fold_affine_before,
     affine_in_blocks,
     affine_in_one,
     pixels_first,
     merge_reshapes,
+    cancel_squeezes,
     spell_out_bias,
     split_roles,
     drop_tiny_weights,

@@ -7,7 +7,7 @@ import numpy as np
 from qdq.prepare.editing import Editor, Node
 from qdq.prepare.node import drop_absent
 
-__all__ = ["drop_absent_slots", "drop_idle_nodes"]
+__all__ = ["bypass", "drop_absent_slots", "drop_idle_nodes"]
 
 
 def drop_absent_slots(ed: Editor) -> None:
@@ -31,9 +31,9 @@ def drop_idle_nodes(ed: Editor) -> None:
     for node in ed.nodes():
         slot = _neutral_slot(ed, node)
         if slot is not None:
-            _bypass(ed, node, node.input(1 - slot))
+            bypass(ed, node, node.input(1 - slot))
         elif _is_idle(ed, node):
-            _bypass(ed, node, node.input(0))
+            bypass(ed, node, node.input(0))
 
 
 def _is_idle(ed: Editor, node: Node) -> bool:
@@ -127,7 +127,7 @@ _IDLE: dict[str, Callable[[Editor, Node], bool]] = {
 }
 
 
-def _bypass(ed: Editor, node: Node, x: str) -> None:
+def bypass(ed: Editor, node: Node, x: str) -> None:
     """Remove a node with y = x; a graph output keeps its name, a captured tensor too."""
     y = node.output
     if y not in ed.outputs and not ed.captured(y):

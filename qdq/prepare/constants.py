@@ -18,6 +18,7 @@ _log = logging.getLogger(__name__)
 
 _MAX_BYTES = 2**20  # results above this, and twice what they were made of, stay computed
 _MAX_ROUNDS = 16
+_INTEGERS = (onnx.TensorProto.INT32, onnx.TensorProto.INT64)
 
 # Pure functions of their inputs, for which the reference evaluation is exact or within rounding.
 # fmt: off
@@ -63,7 +64,8 @@ def fold_constants(ed: Editor) -> None:
     """Nodes whose inputs are all constant, and shapes that are known, become constants.
 
     Shape of a tensor folds if all its dimensions are known; Gather and Slice on a Shape fold
-    if the dimensions that they pick are known. Folding makes more shapes known, so inference
+    if the dimensions that they pick are known. A Reshape works one dimension out by itself, where
+    all others are known. Folding makes more shapes known, so inference
     and folding alternate until nothing changes. A result above 1 MB stays computed unless it
     is at most twice as large as the inputs (a Cast of float16 weights). The
     arithmetic is that of ``onnx.reference``.
@@ -82,6 +84,8 @@ def fold_constants(ed: Editor) -> None:
             if results is not None:
                 _settle(ed, node, results)
                 changed = True
+            elif node.op == "Reshape" and node.input(1) in known:
+                changed |= _settle_reshape(ed, node, known[node.input(1)])
         if not changed:
             return
 
@@ -165,6 +169,18 @@ def _dtype(elem_type: int) -> np.dtype[Any]:
     return dtype
 
 
+def _settle_reshape(ed: Editor, node: Node, target: list[int | None]) -> bool:
+    """Let a Reshape work out the only dimension that is not known; whether it can."""
+    others = [d for d in target if d is not None]
+    if len(others) != len(target) - 1 or any(d <= 0 for d in others):
+        return False
+    dims = np.array([-1 if d is None else d for d in target], np.int64)
+    maker = ed.maker(node.input(1))
+    ed.set_input(node, 1, ed.add_constant(f"{node.output}_shape", dims))
+    ed.prune([maker] if maker is not None else [])
+    return True
+
+
 def _known_dims(
     ed: Editor, node: Node, known: dict[str, list[int | None]]
 ) -> list[onnx.TensorProto] | None:
@@ -174,21 +190,48 @@ def _known_dims(
         if shape is None:
             return None
         dims = list(shape)[slice(node.attr("start", 0), node.attr("end"))]
-        result: Array | list[int | None] = np.array(dims, object)
+        result: Array | list[int | None] | None = np.array(dims, object)
     elif node.op in ("Gather", "Slice") and node.input(0) in known:
-        source = np.array(known[node.input(0)], object)
-        picked = _pick(ed, node, source)
-        if picked is None:
-            return None
-        result = picked
+        result = _pick(ed, node, np.array(known[node.input(0)], object))
     else:
+        result = _combined(ed, node, known)
+    if result is None:
         return None
     flat = np.asarray(result, object)
     if all(d is not None for d in flat.reshape(-1)):
-        return [onnx.numpy_helper.from_array(flat.astype(np.int64))]
+        return [onnx.numpy_helper.from_array(flat.astype(ed.dtype(node.output) or np.int64))]
     if flat.ndim == 1:
         known[node.output] = list(flat)
     return None
+
+
+def _combined(
+    ed: Editor, node: Node, known: dict[str, list[int | None]]
+) -> list[int | None] | None:
+    """Vectors of dimensions put together as exporters do it: TensorFlow's around a product."""
+    if known.keys().isdisjoint(node.inputs):
+        return None
+    if node.op == "Cast":
+        return known[node.input(0)] if node.attr("to") in _INTEGERS else None
+    if node.op == "ReduceProd":
+        return [None] if node.attr("keepdims", 1) else None
+    parts = [_dims_of(ed, name, known) for name in node.inputs]
+    given = [p for p in parts if p is not None]
+    if len(given) != len(parts) or node.op not in ("Concat", "Max"):
+        return None
+    if node.op == "Concat":
+        return [d for part in given for d in part]
+    if len({len(p) for p in given}) != 1:
+        return None
+    rows = list(zip(*given, strict=True))
+    return [None if None in row else max(d or 0 for d in row) for row in rows]
+
+
+def _dims_of(ed: Editor, name: str, known: dict[str, list[int | None]]) -> list[int | None] | None:
+    if name in known:
+        return known[name]
+    value = ed.array(name)
+    return value.tolist() if value is not None and value.ndim == 1 else None
 
 
 def _pick(ed: Editor, node: Node, source: Array) -> Array | None:

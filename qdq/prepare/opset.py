@@ -10,7 +10,9 @@ from qdq.borrowed import RUNTIME, give_back, lend
 from qdq.errors import ModelError
 from qdq.light import without_large
 from qdq.nested import all_graphs
+from qdq.prepare.experimental import spell_out_experimental
 from qdq.prepare.old import after_raising, before_raising
+from qdq.prepare.oldest import SEVEN, raise_to_seven
 
 __all__ = [
     "OPSET",
@@ -90,6 +92,9 @@ def raise_opset(model: onnx.ModelProto) -> None:
     if have >= OPSET or have == 0:
         return
     light = without_large(model, _LARGE)
+    spell_out_experimental(light, have)
+    if have < SEVEN:
+        raise_to_seven(light)
     lend(light)
     before_raising(light, have)
     failure = ""

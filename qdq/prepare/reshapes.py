@@ -2,9 +2,10 @@
 
 import numpy as np
 
+from qdq.prepare.cleanup import bypass
 from qdq.prepare.editing import Array, Editor, Node
 
-__all__ = ["merge_reshapes", "whole_softmax"]
+__all__ = ["cancel_squeezes", "merge_reshapes", "whole_softmax"]
 
 
 def whole_softmax(ed: Editor) -> None:
@@ -48,6 +49,24 @@ def merge_reshapes(ed: Editor) -> None:
             ed.set_input(node, 1, ed.add_constant(f"{node.name}_shape", plain))
         ed.set_input(node, 0, before.input(0))
         ed.prune([before])
+
+
+def cancel_squeezes(ed: Editor) -> None:
+    """Axes that a Squeeze drops and an Unsqueeze right behind it brings back, or the other way."""
+    opposite = {"Squeeze": "Unsqueeze", "Unsqueeze": "Squeeze"}
+    for node in ed.nodes(*opposite):
+        before = ed.maker(node.input(0), opposite[node.op]) if node in ed else None
+        if before is None:
+            continue
+        x = before.input(0)
+        # the axes of both are those of the wider tensor
+        rank = ed.rank(x if before.op == "Squeeze" else before.output)
+        dropped, added = (ed.array(n.input(1)) for n in (before, node))
+        if rank is None or dropped is None or added is None:
+            continue
+        if sorted(dropped % rank) == sorted(added % rank):
+            bypass(ed, node, x)
+            ed.prune([before])
 
 
 def _without_zeros(node: Node, target: Array, shape: tuple[int | None, ...] | None) -> Array | None:
