@@ -109,6 +109,7 @@ SIGNED: list[Case] = [
     ("y = Conv<group=2,pads=[1,1,1,1]>(x, w)", (1, 8, 3, 2), {"w": (6, 4, 3, 3)}),
     ("y = Conv<group=8,dilations=[2],pads=[2,1]>(x, w)", (2, 8, 6), {"w": (8, 1, 3)}),
     ("y = Conv<pads=[3,2]>(x, w)", SIGNAL, {"w": (3, 2, 2)}),
+    ("y = Conv<pads=[1,3]>(x, w)", (1, 8, 5), {"w": (3, 8, 2)}),
     ("y = Conv<strides=[2],pads=[4,3]>(x, w)", SIGNAL, {"w": (3, 2, 3)}),
     ("y = Conv<dilations=[2],pads=[2,1]>(x, w)", SIGNAL, {"w": (3, 2, 3)}),
     ("y = Conv<strides=[3],pads=[1,0]>(x, w)", (1, 2, 11), {"w": (3, 2, 2)}),
@@ -360,6 +361,13 @@ def test_a_strided_convolution_of_open_size(opened: tuple[int, ...], size: int) 
     model, raw = to_one(case, opened), spread_out(case[1], 0) / scales(case[1])
     found = energies(model, {"raw": raw}, "raw")["raw"]
     assert found == pytest.approx(by_differences(model, raw), rel=0.02)
+
+
+def test_a_strided_convolution_that_reads_nothing_but_pads() -> None:
+    """Less its pads, what goes back is of size 0."""
+    case: Case = ("y = Conv<strides=[3],pads=[1,1]>(x, w)", (2, 3, 1), {"w": (3, 3, 1)})
+    model, raw = to_one(case, [2]), spread_out(case[1], 0) / scales(case[1])
+    assert energies(model, {"raw": raw}, "raw") == {"raw": 0}
 
 
 def test_sizes_that_are_open() -> None:
