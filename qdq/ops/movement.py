@@ -39,7 +39,7 @@ def gather(node: NodeView) -> Demand:
     """Rows of a large table are kept as int8 codes, with a scale for each; else as its input."""
     data = node.inputs[0]
     shape = [d or 0 for d in data.shape or ()]
-    rows = len(shape) > 1 and node.integer("axis", 0) in (0, -len(shape))
+    rows = node.integer("axis", 0) in (0, -len(shape))
     large = rows and prod(shape) >= LEAST_TABLE and bytes_saved(shape) > 0
     if data.constant and data.floating and large:
         return Demand(activations=(), table=0)

@@ -179,7 +179,7 @@ class Frontier:
 def explained(widest: Plan, chosen: Plan) -> Plan:
     """The chosen plan, whose reasons tell what is float for accuracy's sake and not for speed."""
     given_up = dict.fromkeys(widest.placement.integer - chosen.placement.integer, HARMS)
-    given_up |= {u.view.name: COARSE for u in widest.lookups if u.view.name in given_up}
+    given_up |= {u.view.name: COARSE for u in widest.lookups}
     reasons = {node: given_up.get(node, why) for node, why in chosen.placement.left_float.items()}
     return replace(chosen, placement=replace(chosen.placement, left_float=reasons))
 

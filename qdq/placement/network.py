@@ -51,7 +51,7 @@ def plain_network(
             unit.view, sizes.shape, silu=vertex in gates, signed_right=target.signed_right
         )
         features = features_of(unit.view, unit.outputs, sizes.shape)
-        time = weighing.time(kind, features)
+        time = weighing.time(kind, features, unit.demand)
         net.edge(vertex, SINK, time)
         price = weighing.integer(kind, features, unit.demand)
         net.edge(vertex, SINK, price - time, due=True)
