@@ -373,6 +373,14 @@ def test_a_float_reader_reads_what_was_picked() -> None:
     assert compare(float_net, result.model, ids(seed=5)).sqnr > 25
 
 
+def test_a_clamp_behind_it_is_a_node_of_its_own() -> None:
+    nodes = [node("Gather", ["table", "ids"], "e"), node("Relu", ["e"], "y")]
+    float_net = net(nodes, {"table": embedding()})
+    result = run(float_net, ids(), target=FORCED)
+    assert [(u.view.name, u.clamp) for u in result.plan.lookups] == [("Gather_e", None)]
+    assert compare(float_net, result.model, ids()).unfused_sqnr > 38
+
+
 def test_what_is_computed_is_no_table() -> None:
     nodes = [
         node("Cast", ["ids"], "f", to=TensorProto.FLOAT),

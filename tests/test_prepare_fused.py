@@ -7,12 +7,14 @@ import onnx
 import pytest
 from harness import FORCED
 from models import model, node, rng, weights
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from prepared import ops
 
 from qdq import Rule, Scheme
 from qdq.api import run as quantize
 from qdq.prepare import prepare
+from qdq.prepare.editing import Editor
+from qdq.prepare.fused import take_apart
 from qdq.session import run
 from qdq.views import nominal_graph
 
@@ -210,6 +212,42 @@ def test_embeddings_of_open_sizes() -> None:
     (exact,), (found,) = (list(run(m, [data])) for m in (before, made))
     np.testing.assert_allclose(found["y"], exact["y"], rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(found["c"], exact["c"])
+
+
+def test_embeddings_without_an_epsilon() -> None:
+    """The operator's own is not that of LayerNormalization."""
+    before, data = embedded("iWPgo", ["y", ""])
+    del before.graph.node[0].attribute[:]
+    for t in before.graph.initializer:
+        if t.name in "WP":
+            t.CopyFrom(numpy_helper.from_array(1e-3 * numpy_helper.to_array(t), t.name))
+    assert ops(same(before, data))["LayerNormalization"] == 1
+
+
+def test_embeddings_of_an_opset_without_their_norm_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Editor, "opset", 16)
+    before, _ = embedded("iWPgo", ["y"])
+    ed = Editor(before)
+    take_apart(ed)
+    assert [n.op for n in ed.nodes()] == ["com.microsoft::EmbedLayerNormalization"]
+
+
+def test_lengths_that_nobody_reads() -> None:
+    before, data = embedded("isWPSgo", ["y", "c"])
+    del before.graph.output[1]
+    assert ops(same(before, data))["Gather"] == 2
+
+
+def test_attention_to_as_many_keys_as_embeddings_count() -> None:
+    before, data = embedded("iWPgom", ["e", "c"])
+    before.graph.node.append(fused("Attention", ["e", "k", "b", "c"], num_heads=4))
+    before.graph.initializer.extend(
+        numpy_helper.from_array(v, k) for k, v in {"k": weights(16, 48), "b": vec(48)}.items()
+    )
+    before.graph.output[0].name = "y"
+    found = ops(same(before, data))
+    assert found["Gemm"] == 3
+    assert found["LayerNormalization"] == 1
 
 
 def test_lengths_of_no_mask_stay() -> None:
