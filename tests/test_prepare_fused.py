@@ -297,3 +297,16 @@ def test_a_rule_for_the_operator_is_for_all_its_parts(op: str, inputs: str, shap
     rules = (Rule(**{key: name}, keep_float=True),)
     assert quantize(before, data, target=FORCED).plan.quantized
     assert not quantize(before, data, target=FORCED, scheme=Scheme(rules=rules)).plan.quantized
+
+
+@pytest.mark.parametrize("op", ["BiasGelu", "SkipLayerNormalization"])
+def test_a_rule_for_the_operator_is_not_for_the_product_that_takes_in_its_bias(op: str) -> None:
+    more = ["x", "s", "o"] if op == "SkipLayerNormalization" else []
+    before = net(fused(op, ["m", *more, "b"]), ROWS, {k: vec(16) for k in "sob"})
+    before.graph.node.insert(0, node("MatMul", ["x", "w"], "m"))
+    before.graph.initializer.append(numpy_helper.from_array(weights(16, 16), "w"))
+    data = [{"x": rng(k).standard_normal(ROWS).astype(np.float32)} for k in range(3)]
+    rule = Rule(op_types=(op,), keep_float=True)
+    result = quantize(before, data, target=FORCED, scheme=Scheme(rules=[rule]))
+    assert "MatMul_m" in result.plan.quantized
+    assert "rule" in result.left_float[f"{op}_y"]
