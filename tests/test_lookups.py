@@ -543,6 +543,23 @@ def test_where_kernels_are_no_better_a_table_is_left(
     assert run(wide_encoder(), ids()).plan.quantized == ("Gather_e",)
 
 
+@pytest.mark.parametrize("few", [0, 2000])
+def test_a_table_that_is_left_is_measured_too(few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is foretold of it knows nothing of a value that a norm takes out of each row."""
+    exaggerated(monkeypatch)
+    own = stages.table_noise
+    monkeypatch.setattr(
+        stages, "table_noise", lambda *args: {k: 1e-6 * v for k, v in own(*args).items()}
+    )
+    monkeypatch.setattr(choice, "_FEW", few)
+    float_net = wide_encoder()
+    table = embedding(WORDS, 2048) + np.float32(50)
+    float_net.graph.initializer[0].CopyFrom(numpy_helper.from_array(table, "table"))
+    result = run(float_net, ids())
+    assert "table" in result.harm
+    assert picks(result.model) == []
+
+
 def test_kernels_are_measured_before_only_a_table_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     float_net = wide_encoder()
     exaggerated(monkeypatch)

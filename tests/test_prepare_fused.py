@@ -310,3 +310,17 @@ def test_a_rule_for_the_operator_is_not_for_the_product_that_takes_in_its_bias(o
     result = quantize(before, data, target=FORCED, scheme=Scheme(rules=[rule]))
     assert "MatMul_m" in result.plan.quantized
     assert "rule" in result.left_float[f"{op}_y"]
+
+
+def test_a_rule_for_one_of_two_is_not_for_what_the_other_hands_out_too() -> None:
+    own = fused("SkipLayerNormalization", ["m", "t", "s", "o"], ["z"])
+    before = net(own, ROWS, {k: vec(16) for k in "so"})
+    first = fused("SkipLayerNormalization", ["x", "x", "s", "o"], ["y", "", "", "t"])
+    before.graph.node.insert(0, first)
+    before.graph.node.insert(1, node("Sigmoid", ["y"], "m"))
+    own.name = before.graph.node[2].name = "second"
+    data = [{"x": rng(k).standard_normal(ROWS).astype(np.float32)} for k in range(3)]
+    scheme = Scheme(rules=[Rule(nodes="second", keep_float=True)])
+    result = quantize(before, data, target=FORCED, scheme=scheme)
+    kept = {n for n, why in result.left_float.items() if "rule" in why}
+    assert kept == {"second", "second_sum"}
