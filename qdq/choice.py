@@ -213,8 +213,10 @@ def _checked(frontier: Frontier, start: Start, evidence: Evidence, solver: _Solv
     trial = Trial(evidence.model, list(start.kept.values())[: len(start.exact)], start.exact)
     most = _kernels(frontier.widest.plan)
     if most and not _kernels(found.plan):  # before all are given up
-        few = most <= _FEW
-        return _by_trial(frontier.all(), trial, solver.emitted, otherwise=found) if few else found
+        if most <= _FEW:
+            return _by_trial(frontier.all(), trial, solver.emitted, otherwise=found)
+        if not found.plan.quantized:
+            return found
     if _surprises(found, solver.tried(found, trial)):
         return _by_trial(frontier.all(), trial, solver.emitted)
     return found
@@ -272,9 +274,12 @@ def _by_trial(
         measured[best],
         found.time,
     )
-    if otherwise is not None and cost > otherwise.cost - _HARDLY:
-        log.info("that is hardly better than the float kernels, which are kept")
-        return otherwise
+    if otherwise is not None:
+        # its tables, if any, may err more than foretold, too
+        error = trial.amplitude(emitted(otherwise)) if otherwise.plan.quantized else 0.0
+        if cost > otherwise.time + AMPLITUDE * error - _HARDLY:
+            log.info("that is hardly better than the float kernels, which are kept")
+            return otherwise
     return found
 
 

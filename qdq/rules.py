@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import onnx
 
 from qdq.borrowed import RUNTIME
 from qdq.errors import ConfigError
@@ -166,6 +167,7 @@ class _Successors:
         self.graph, self.source = graph, source
         self._ops = {n.name: n.op_type for n in graph.nodes}
         self._own = {*source.inputs, *source.producer}
+        self._names = {n.name for n in source.nodes}
 
     def of(self, index: int) -> set[str]:
         nodes = self.source.nodes
@@ -181,7 +183,7 @@ class _Successors:
             if not here and node.name in self._ops:
                 here = {node.name}
             if node.domain == RUNTIME:
-                here |= self._parts(node.output)
+                here |= self._parts(node)
             found |= here
             if here or node.op_type in _IDLE:
                 continue
@@ -192,16 +194,22 @@ class _Successors:
             seen |= gone
         return found
 
-    def _parts(self, outputs: Iterable[str]) -> set[str]:
-        """What makes the tensors, back to those that the user's model has too."""
-        found: set[int] = set()
-        todo = list(outputs)
+    def _parts(self, node: onnx.NodeProto) -> set[str]:
+        """What makes its results, back to the tensors and nodes that the user's model has too.
+
+        Such a node may have taken a part in: the product before it, its bias.
+        """
+        found: set[str] = set()
+        todo = list(node.output)
         while todo:
             index = self.graph.producer.get(todo.pop())
-            if index is not None and index not in found:
-                found.add(index)
-                todo += [i for i in self.graph.nodes[index].input if i not in self._own]
-        return {self.graph.nodes[i].name for i in found}
+            part = None if index is None else self.graph.nodes[index]
+            if part is None or part.name in found:
+                continue
+            if part.name == node.name or part.name not in self._names:
+                found.add(part.name)
+                todo += [i for i in part.input if i not in self._own]
+        return found
 
 
 def _nearest(near: list[str]) -> str:

@@ -6,7 +6,8 @@ the values; with one scale for each column it is 39 dB, with one for the whole t
 words of MiniLM).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from qdq.affine import params_from_range, quantize
 from qdq.ranges import TensorRange
 from qdq.spec import INT8, QuantParams, QuantSpec
 
-__all__ = ["RELATIVE_ERROR", "codes_of", "mean_squares"]
+__all__ = ["RELATIVE_ERROR", "bytes_saved", "codes_of", "mean_squares"]
 
 Floats = NDArray[np.floating]
 
@@ -26,6 +27,12 @@ RELATIVE_ERROR = 1 / (12 * _ROWS.qmax**2)
 It is uniform within a code: scale² / 12 (Bennett, "Spectra of quantized signals", 1948).
 """
 _BLOCK = 1 << 22  # values at a time: a table can be the most of a model
+
+
+def bytes_saved(shape: Sequence[int]) -> int:
+    """How many bytes less than in float32 a table takes: below 0 where a row is one value."""
+    codes, scales = prod(shape), 4 * shape[0]
+    return 4 * prod(shape) - codes - scales
 
 
 def codes_of(table: Floats) -> tuple[NDArray[np.int8], NDArray[np.float32]]:

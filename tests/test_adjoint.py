@@ -109,6 +109,8 @@ SIGNED: list[Case] = [
     ("y = Conv<group=2,pads=[1,1,1,1]>(x, w)", (1, 8, 3, 2), {"w": (6, 4, 3, 3)}),
     ("y = Conv<group=8,dilations=[2],pads=[2,1]>(x, w)", (2, 8, 6), {"w": (8, 1, 3)}),
     ("y = Conv<pads=[3,2]>(x, w)", SIGNAL, {"w": (3, 2, 2)}),
+    ("y = Conv<strides=[2,2],pads=[1,1,0,1]>(x, w)", (1, 8, 4, 3), {"w": (2, 8, 3, 3)}),
+    ("y = Conv<pads=[1,3]>(x, w)", (1, 8, 5), {"w": (3, 8, 2)}),
     ("y = Conv<strides=[2],pads=[4,3]>(x, w)", SIGNAL, {"w": (3, 2, 3)}),
     ("y = Conv<dilations=[2],pads=[2,1]>(x, w)", SIGNAL, {"w": (3, 2, 3)}),
     ("y = Conv<strides=[3],pads=[1,0]>(x, w)", (1, 2, 11), {"w": (3, 2, 2)}),
@@ -194,6 +196,9 @@ SIGNED: list[Case] = [
     ("y = SpaceToDepth<blocksize=2>(x)", (1, 2, 4, 4), {}),
     ('y = Resize<mode="nearest">(x, , f)', IMAGE, {"f": values(1, 1, 2, 3)}),
     ('y = Resize<mode="nearest">(x, , , s)', (1, 2, 3, 2), {"s": whole(1, 2, 6, 6)}),
+    ('y = Resize<mode="nearest">(x, , f)', (1, 2, 3, 2), {"f": values(1, 2, 2, 2)}),
+    ('y = Resize<mode="nearest",coordinate_transformation_mode="align_corners">(x, , f)',
+     (1, 2, 3, 2), {"f": values(1, 1, 3, 2)}),
     ('y = Resize<mode="nearest",coordinate_transformation_mode="asymmetric",'
      'nearest_mode="floor">(x, , , s)', IMAGE, {"s": whole(1, 2, 5, 2)}),
 ]  # fmt: skip
@@ -297,7 +302,10 @@ def to_one(case: Case, opened: Sequence[int] = ()) -> onnx.ModelProto:
     declared = build(text, shape, constants).graph.output[0].type.tensor_type.shape.dim
     weights = np.random.default_rng(5).uniform(-1, 2, [d.dim_value for d in declared])
     end = "weighed = Mul(y, weights) total = ReduceSum<keepdims=0>(weighed)"
-    whole_text = f"x = Mul(raw, scales) {text} {end} out = Reshape(total, single)"
+    # a factor of known sizes would tell those of x
+    start = "sizes = Shape(raw) factors = Reshape(scales, sizes) x = Mul(raw, factors)"
+    start = start if opened else "x = Mul(raw, scales)"
+    whole_text = f"{start} {text} {end} out = Reshape(total, single)"
     more = {"weights": weights.astype(np.float32), "scales": scales(shape), "single": whole(1, 1)}
     open_shape = tuple(f"n{k}" if k in opened else d for k, d in enumerate(shape))
     return build(whole_text, open_shape, constants | more, start="raw", out="float[1,1] out")
@@ -362,17 +370,26 @@ def test_a_strided_convolution_of_open_size(opened: tuple[int, ...], size: int) 
     assert found == pytest.approx(by_differences(model, raw), rel=0.02)
 
 
-def test_sizes_that_are_open() -> None:
+def test_a_strided_convolution_that_reads_nothing_but_pads() -> None:
+    """Less its pads, what goes back is of size 0."""
+    case: Case = ("y = Conv<strides=[3],pads=[1,1]>(x, w)", (2, 3, 1), {"w": (3, 3, 1)})
+    model, raw = to_one(case, [2]), spread_out(case[1], 0) / scales(case[1])
+    assert energies(model, {"raw": raw}, "raw") == {"raw": 0}
+
+
+@pytest.mark.parametrize("opened", [0, 2])
+def test_sizes_that_are_open(opened: int) -> None:
     cases: list[Case] = [
         ("t = Gelu(x) u = Transpose<perm=[0,2,1]>(x) y = MatMul(t, u)", (3, 2, 4), {}),
         ("m = ReduceMean(x, k) d = Sub(x, m) y = Reshape(d, s)", (3, 2, 4),
          {"k": whole(0), "s": whole(0, 8)}),
         ("y = MaxPool<kernel_shape=[2]>(x)", (3, 2, 6), {}),
         ("y = DepthToSpace<blocksize=2>(x)", (3, 4, 1, 2), {}),
+        ('y = Resize<mode="nearest">(x, , , s)', (3, 2, 1, 2), {"s": whole(3, 2, 2, 6)}),
     ]  # fmt: skip
     for case in cases:
-        model, raw = to_one(case, [0]), spread_out(case[1], 0) / scales(case[1])
-        assert not model.graph.input[0].type.tensor_type.shape.dim[0].dim_value
+        model, raw = to_one(case, [opened]), spread_out(case[1], 0) / scales(case[1])
+        assert not model.graph.input[0].type.tensor_type.shape.dim[opened].dim_value
         found = energies(model, {"raw": raw}, "raw")["raw"]
         assert found == pytest.approx(by_differences(model, raw), rel=0.02), case
 

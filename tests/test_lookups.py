@@ -18,14 +18,16 @@ import qdq
 from qdq import choice, stages, tables
 from qdq.api import collect_statistics, run
 from qdq.errors import ConfigError
+from qdq.graph import Graph
 from qdq.modelio import save
 from qdq.placement.adjoint import adjoint
-from qdq.placement.frontier import HARMS, WIDEST, rounded_by
+from qdq.placement.frontier import COARSE, WIDEST, rounded_by
 from qdq.placement.rating import table_noise
 from qdq.plan import make_plan
 from qdq.prepare import prepare
+from qdq.report.pieces import lookup
 from qdq.statistics.observe import Observer
-from qdq.tables import codes_of, mean_squares
+from qdq.tables import bytes_saved, codes_of, mean_squares
 from qdq.targets import PORTABLE
 
 WORDS, WIDTH, LENGTH = 900, 96, 12
@@ -106,6 +108,12 @@ def test_blocks_of_rows_give_the_same(table: NDArray[np.float32]) -> None:
     assert again == pytest.approx(squares)
 
 
+@pytest.mark.parametrize("shape", [(900, 96), (5, 1), (7, 2, 3)])
+def test_bytes_that_are_saved(shape: tuple[int, ...]) -> None:
+    table = np.ones(shape, np.float32)
+    assert bytes_saved(shape) == table.nbytes - sum(part.nbytes for part in codes_of(table))
+
+
 def test_the_error_is_what_is_foretold() -> None:
     table = embedding(5000, 64)
     codes, scales = codes_of(table)
@@ -134,7 +142,8 @@ def test_a_default_call_stores_codes(calibrator: Any) -> None:
     assert json.loads(props["qdq.planned"])["Gather"] == 1
 
 
-def test_a_model_of_one_table() -> None:
+def test_a_model_of_one_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(choice, "_by_trial")  # there is no kernel to be measured
     nodes = [
         node("Gather", ["table", "ids"], "e"),
         node("ReduceMean", ["e", "k"], "y", keepdims=0),
@@ -142,6 +151,7 @@ def test_a_model_of_one_table() -> None:
     float_net = net(nodes, {"table": embedding(), "k": np.array([1])})
     result = run(float_net, ids())
     assert result.plan.quantized == ("Gather_e",)
+    assert "e" not in result.plan.tensors
     assert result.model.ByteSize() < 0.3 * float_net.ByteSize()
     found = compare(float_net, result.model, ids(seed=5))
     assert found.sqnr > 38
@@ -184,10 +194,11 @@ def test_a_table_of_two_readers_is_stored_once() -> None:
 def test_of_two_readers_both_are_integer_or_none() -> None:
     """The float table would be in the file anyway."""
     scheme = qdq.Scheme(rules=[qdq.Rule(nodes="Gather_b", keep_float=True)])
-    for calibrator in (qdq.MSE(), qdq.MinMax()):
-        result = run(twice(), ids(), scheme=scheme, calibrator=calibrator)
+    for settings in ({}, {"calibrator": qdq.MinMax()}, {"target": FORCED}):
+        result = run(twice(), ids(), scheme=scheme, **settings)
         assert picks(result.model) == []
         assert "rule" in result.left_float["Gather_b"]
+        assert result.left_float["Gather_a"] == "its table 'table' is read as float elsewhere"
 
 
 def test_harm_is_what_the_outputs_feel_and_some_of_the_noise() -> None:
@@ -244,6 +255,20 @@ REFUSED = {
         "its table 'table' holds -inf, as masks do",
         {"table": np.where(np.arange(WIDTH) == 3, -np.inf, embedding()).astype(np.float32)},
     ),
+    "one number a row": (
+        [node("Gather", ["table", "ids"], "y")],
+        "all its data inputs are constants",
+        {"table": embedding(1 << 17, 1)},
+    ),
+    "picked once and for all": (
+        [
+            node("Gather", ["table", "ids"], "e"),
+            node("Gather", ["table", "k"], "y"),
+            node("ReduceSum", ["e"], "z", keepdims=0),
+        ],
+        "its table 'table' is read as float elsewhere",
+        {"table": embedding(), "k": np.array([[3, 5]])},
+    ),
     "one row of numbers": (
         [node("Gather", ["table", "ids"], "y")],
         "all its data inputs are constants",
@@ -260,7 +285,8 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_stays_float(case: str) -> None:
     nodes, reason, constants = REFUSED[case]
-    result = run(net(nodes, constants), ids(), target=FORCED)
+    float_net = net(nodes, constants, tuple(o for o in "yz" if any(o in n.output for n in nodes)))
+    result = run(float_net, ids(), target=FORCED)
     assert picks(result.model) == []
     gather = next(n.name for n in nodes if n.op_type == "Gather")
     assert result.left_float[gather] == reason
@@ -289,9 +315,83 @@ def test_what_it_destroys_stays_float() -> None:
     ends = {"one": np.array([1]), "end": np.array([WIDTH]), "two": np.array([2])}
     result = run(net(nodes, {"table": table, **ends}), ids())
     assert picks(result.model) == []
-    assert result.left_float["Gather_e"] == HARMS or result.harm["table"] > 0.5
+    assert result.left_float["Gather_e"] == COARSE
+    assert result.harm["table"] > 0.5
+    assert picks(run(net(nodes, {"table": table, **ends}), ids(), worth=0).model) == []
     kept = embedding()
     assert picks(run(net(nodes, {"table": kept, **ends}), ids()).model) == ["Gather_e"]
+
+
+def test_bytes_have_a_price() -> None:
+    """A twentieth of the time for all of the model's: here there are two tables of one size."""
+    nodes = [node("Gather", ["table", "ids"], "a"), node("Gather", ["other", "ids"], "b"),
+             node("Concat", ["a", "b"], "y", axis=-1)]  # fmt: skip
+    float_net = net(nodes, {"table": embedding(), "other": embedding()[::-1].copy()})
+    harm = run(float_net, ids()).harm["table"]
+    fair = 0.05 * bytes_saved((WORDS, WIDTH)) / (2 * 4 * WORDS * WIDTH) / harm
+    assert "Gather_a" in picks(run(float_net, ids(), worth=0.9 * fair).model)
+    assert "Gather_a" not in picks(run(float_net, ids(), worth=1.1 * fair).model)
+
+
+def test_what_is_felt_of_a_table_is_by_all_that_read_it() -> None:
+    both = run(twice(), ids()).harm["table"]
+    apart = twice(other=embedding())
+    apart.graph.node[2].input[0] = "other"
+    found = run(apart, ids()).harm
+    assert both == pytest.approx(found["table"] + found["other"], rel=0.1)
+    assert found["other"] > 0.2 * both
+
+
+def test_rounding_behind_it_is_not_its_own() -> None:
+    """Its rows are very unlike, and are seen by themselves: one scale for all is too coarse."""
+    size = np.geomspace(1e-4, 1, WORDS)[:, None].astype(np.float32)
+    nodes = [
+        node("Gather", ["table", "ids"], "e"),
+        node("MatMul", ["e", "w"], "m"),
+        node("LayerNormalization", ["m", "g"], "y", epsilon=1e-20),
+    ]
+    table = size * weights(WORDS, WIDTH)
+    made = {"table": table, "w": weights(WIDTH, 2048), "g": np.ones(2048, np.float32)}
+    result = run(net(nodes, made), ids(), worth=1.0)
+    assert result.harm["e"] > 0.1 > 100 * result.harm["table"]
+    assert result.plan.quantized == ("Gather_e",)
+
+
+def test_a_float_reader_reads_what_was_picked() -> None:
+    nodes = [
+        node("Gather", ["table", "ids"], "e"),
+        node("Relu", ["e"], "r"),
+        node("MatMul", ["e", "w"], "m"),
+        node("Concat", ["r", "m"], "y", axis=-1),
+    ]
+    float_net = net(nodes, {"table": embedding(), "w": weights(WIDTH, WIDTH)})
+    rule = qdq.Rule(nodes="Concat_y", keep_float=True)
+    result = run(float_net, ids(), target=FORCED, scheme=qdq.Scheme(rules=[rule]))
+    assert result.plan.quantized == ("Gather_e", "MatMul_m")
+    (relu,) = [n for n in result.model.graph.node if n.op_type == "Relu"]
+    assert relu.input[0] == "e"
+    assert compare(float_net, result.model, ids(seed=5)).sqnr > 25
+
+
+def test_a_clamp_behind_it_is_a_node_of_its_own() -> None:
+    nodes = [node("Gather", ["table", "ids"], "e"), node("Relu", ["e"], "y")]
+    float_net = net(nodes, {"table": embedding()})
+    result = run(float_net, ids(), target=FORCED)
+    assert [(u.view.name, u.clamp) for u in result.plan.lookups] == [("Gather_e", None)]
+    assert compare(float_net, result.model, ids()).unfused_sqnr > 38
+
+
+def test_what_is_computed_is_no_table() -> None:
+    nodes = [
+        node("Cast", ["ids"], "f", to=TensorProto.FLOAT),
+        node("ReduceMax", ["f"], "factor"),
+        node("Mul", ["table", "factor"], "computed"),
+        node("Gather", ["computed", "ids"], "y"),
+    ]
+    float_net = net(nodes, {"table": embedding()})
+    result = run(float_net, ids(), target=FORCED)
+    assert picks(result.model) == []
+    assert compare(float_net, result.model, ids()).unfused_sqnr > 20
 
 
 def test_a_table_that_is_multiplied_too_is_codes_in_both_roles() -> None:
@@ -384,7 +484,37 @@ def test_compare_tells_float_lookups_from_these() -> None:
     assert row.share == 0
 
 
-def test_kernels_are_measured_before_only_a_table_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+def pieces(ending: str = "e") -> onnx.ModelProto:
+    """What a Gather of codes is written as; and what only looks like it."""
+    nodes = [
+        node("Gather", ["codes", "ids"], "picked"),
+        node("Gather", ["scales", "ids"], "scale"),
+        node("DequantizeLinear", ["picked", "one"], "real"),
+        node("Mul", ["real", "scale"], "e"),
+        node("Neg", [ending], "y"),
+    ]
+    codes, scales = codes_of(embedding())
+    return net(nodes, {"codes": codes, "scales": scales, "one": np.float32(1)})
+
+
+def test_pieces_of_a_lookup() -> None:
+    graph = Graph(pieces())
+    assert lookup(graph, graph.nodes[0], {"e", "y"}) == [1, 2, 3]
+    for named in ({"e", "picked"}, {"e", "real"}, {"y"}):  # each is a tensor of the float model
+        assert lookup(graph, graph.nodes[0], named) == []
+    assert lookup(graph, graph.nodes[1], {"e", "y"}) == []
+    read_twice = Graph(pieces("real"))
+    assert lookup(read_twice, read_twice.nodes[0], {"e", "y"}) == []
+    others = pieces()
+    others.graph.node[1].input[1] = "others"
+    graph = Graph(others)
+    assert lookup(graph, graph.nodes[0], {"e", "y"}) == []
+    others.graph.node[3].input[1] = "scales"
+    graph = Graph(others)
+    assert lookup(graph, graph.nodes[0], {"e", "y"}) == []
+
+
+def wide_encoder() -> onnx.ModelProto:
     wide = 2048
     made = {"table": embedding(WORDS, wide), "g": np.ones(wide, np.float32)}
     nodes = [
@@ -393,11 +523,46 @@ def test_kernels_are_measured_before_only_a_table_is_left(monkeypatch: pytest.Mo
         node("MatMul", ["n", "w"], "m"),
         node("Neg", ["m"], "y"),
     ]
-    float_net = net(nodes, {**made, "w": weights(wide, 256)})
+    return net(nodes, {**made, "w": weights(wide, 256)})
+
+
+def exaggerated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Foretell so much noise that no kernel is worth it."""
     own = stages.noise_of
     monkeypatch.setattr(
         stages, "noise_of", lambda *args: {k: min(1.0, 1e4 * v) for k, v in own(*args).items()}
     )
+
+
+@pytest.mark.parametrize("setting", [("_HARDLY", 10), ("AMPLITUDE", 1e6)])
+def test_where_kernels_are_no_better_a_table_is_left(
+    setting: tuple[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exaggerated(monkeypatch)
+    monkeypatch.setattr(choice, *setting)
+    assert run(wide_encoder(), ids()).plan.quantized == ("Gather_e",)
+
+
+@pytest.mark.parametrize("few", [0, 2000])
+def test_a_table_that_is_left_is_measured_too(few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is foretold of it knows nothing of a value that a norm takes out of each row."""
+    exaggerated(monkeypatch)
+    own = stages.table_noise
+    monkeypatch.setattr(
+        stages, "table_noise", lambda *args: {k: 1e-6 * v for k, v in own(*args).items()}
+    )
+    monkeypatch.setattr(choice, "_FEW", few)
+    float_net = wide_encoder()
+    table = embedding(WORDS, 2048) + np.float32(50)
+    float_net.graph.initializer[0].CopyFrom(numpy_helper.from_array(table, "table"))
+    result = run(float_net, ids())
+    assert "table" in result.harm
+    assert picks(result.model) == []
+
+
+def test_kernels_are_measured_before_only_a_table_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    float_net = wide_encoder()
+    exaggerated(monkeypatch)
     result = run(float_net, ids())
     assert len(result.plan.quantized) == 2
     assert picks(result.model) == ["Gather_e"]

@@ -7,12 +7,14 @@ import onnx
 import pytest
 from harness import FORCED
 from models import model, node, rng, weights
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from prepared import ops
 
 from qdq import Rule, Scheme
 from qdq.api import run as quantize
 from qdq.prepare import prepare
+from qdq.prepare.editing import Editor
+from qdq.prepare.fused import take_apart
 from qdq.session import run
 from qdq.views import nominal_graph
 
@@ -212,6 +214,42 @@ def test_embeddings_of_open_sizes() -> None:
     np.testing.assert_array_equal(found["c"], exact["c"])
 
 
+def test_embeddings_without_an_epsilon() -> None:
+    """The operator's own is not that of LayerNormalization."""
+    before, data = embedded("iWPgo", ["y", ""])
+    del before.graph.node[0].attribute[:]
+    for t in before.graph.initializer:
+        if t.name in "WP":
+            t.CopyFrom(numpy_helper.from_array(1e-3 * numpy_helper.to_array(t), t.name))
+    assert ops(same(before, data))["LayerNormalization"] == 1
+
+
+def test_embeddings_of_an_opset_without_their_norm_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Editor, "opset", 16)
+    before, _ = embedded("iWPgo", ["y"])
+    ed = Editor(before)
+    take_apart(ed)
+    assert [n.op for n in ed.nodes()] == ["com.microsoft::EmbedLayerNormalization"]
+
+
+def test_lengths_that_nobody_reads() -> None:
+    before, data = embedded("isWPSgo", ["y", "c"])
+    del before.graph.output[1]
+    assert ops(same(before, data))["Gather"] == 2
+
+
+def test_attention_to_as_many_keys_as_embeddings_count() -> None:
+    before, data = embedded("iWPgom", ["e", "c"])
+    before.graph.node.append(fused("Attention", ["e", "k", "b", "c"], num_heads=4))
+    before.graph.initializer.extend(
+        numpy_helper.from_array(v, k) for k, v in {"k": weights(16, 48), "b": vec(48)}.items()
+    )
+    before.graph.output[0].name = "y"
+    found = ops(same(before, data))
+    assert found["Gemm"] == 3
+    assert found["LayerNormalization"] == 1
+
+
 def test_lengths_of_no_mask_stay() -> None:
     before, data = embedded("isWPSgo", ["y", "c"])
     assert ops(same(before, data)) == {"EmbedLayerNormalization": 1}
@@ -259,3 +297,30 @@ def test_a_rule_for_the_operator_is_for_all_its_parts(op: str, inputs: str, shap
     rules = (Rule(**{key: name}, keep_float=True),)
     assert quantize(before, data, target=FORCED).plan.quantized
     assert not quantize(before, data, target=FORCED, scheme=Scheme(rules=rules)).plan.quantized
+
+
+@pytest.mark.parametrize("op", ["BiasGelu", "SkipLayerNormalization"])
+def test_a_rule_for_the_operator_is_not_for_the_product_that_takes_in_its_bias(op: str) -> None:
+    more = ["x", "s", "o"] if op == "SkipLayerNormalization" else []
+    before = net(fused(op, ["m", *more, "b"]), ROWS, {k: vec(16) for k in "sob"})
+    before.graph.node.insert(0, node("MatMul", ["x", "w"], "m"))
+    before.graph.initializer.append(numpy_helper.from_array(weights(16, 16), "w"))
+    data = [{"x": rng(k).standard_normal(ROWS).astype(np.float32)} for k in range(3)]
+    rule = Rule(op_types=(op,), keep_float=True)
+    result = quantize(before, data, target=FORCED, scheme=Scheme(rules=[rule]))
+    assert "MatMul_m" in result.plan.quantized
+    assert "rule" in result.left_float[f"{op}_y"]
+
+
+def test_a_rule_for_one_of_two_is_not_for_what_the_other_hands_out_too() -> None:
+    own = fused("SkipLayerNormalization", ["m", "t", "s", "o"], ["z"])
+    before = net(own, ROWS, {k: vec(16) for k in "so"})
+    first = fused("SkipLayerNormalization", ["x", "x", "s", "o"], ["y", "", "", "t"])
+    before.graph.node.insert(0, first)
+    before.graph.node.insert(1, node("Sigmoid", ["y"], "m"))
+    own.name = before.graph.node[2].name = "second"
+    data = [{"x": rng(k).standard_normal(ROWS).astype(np.float32)} for k in range(3)]
+    scheme = Scheme(rules=[Rule(nodes="second", keep_float=True)])
+    result = quantize(before, data, target=FORCED, scheme=scheme)
+    kept = {n for n, why in result.left_float.items() if "rule" in why}
+    assert kept == {"second", "second_sum"}

@@ -387,3 +387,9 @@ def test_paired_latency_sees_the_faster_model() -> None:
 def test_a_large_initializer_that_nothing_reads_does_no_harm() -> None:
     net = model([node("Relu", ["x"], "y")], {"x": [2]}, {"y": [2]}, {"idle": np.zeros(4096, "f")})
     assert open_session(net).outputs == ("y",)
+
+
+def test_a_large_initializer_that_is_an_output() -> None:
+    net = model([node("Relu", ["x"], "y")], {"x": [2]}, {"y": [2], "w": [800]}, {"w": weights(800)})
+    (found,) = session.run(net, [{"x": np.ones(2, np.float32)}])
+    np.testing.assert_array_equal(found["w"], weights(800))

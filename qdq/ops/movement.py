@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from math import prod
 
 from qdq.ops.demand import Demand, Handler, NodeView, Own, SameAs
+from qdq.tables import bytes_saved
 
 __all__ = ["ROWS"]
 
@@ -38,8 +39,9 @@ def gather(node: NodeView) -> Demand:
     """Rows of a large table are kept as int8 codes, with a scale for each; else as its input."""
     data = node.inputs[0]
     shape = [d or 0 for d in data.shape or ()]
-    rows = len(shape) > 1 and node.integer("axis", 0) in (0, -len(shape))
-    if data.constant and data.floating and rows and prod(shape) >= LEAST_TABLE:
+    rows = node.integer("axis", 0) in (0, -len(shape))
+    large = rows and prod(shape) >= LEAST_TABLE and bytes_saved(shape) > 0
+    if data.constant and data.floating and large:
         return Demand(activations=(), table=0)
     return SAME
 

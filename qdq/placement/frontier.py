@@ -26,6 +26,7 @@ from qdq.ranges import TensorRange
 
 __all__ = [
     "AMPLITUDE",
+    "COARSE",
     "HARMS",
     "WIDEST",
     "Candidate",
@@ -46,6 +47,7 @@ WIDEST = Weighing(noise=0.0, dynamic=True)
 """Prices without any on accuracy (but ``least``): every rated plan is a part of that plan."""
 
 HARMS = "rounding it costs more accuracy than its integer kernel saves time"
+COARSE = "codes of its table cost more accuracy than the bytes that they save are worth"
 
 _LOST = 0.5
 """Of the signal's energy; the error of a dynamic kernel is measured, and it is one choice."""
@@ -176,11 +178,9 @@ class Frontier:
 
 def explained(widest: Plan, chosen: Plan) -> Plan:
     """The chosen plan, whose reasons tell what is float for accuracy's sake and not for speed."""
-    given_up = widest.placement.integer - chosen.placement.integer
-    reasons = {
-        node: HARMS if node in given_up else why
-        for node, why in chosen.placement.left_float.items()
-    }
+    given_up = dict.fromkeys(widest.placement.integer - chosen.placement.integer, HARMS)
+    given_up |= {u.view.name: COARSE for u in widest.lookups}
+    reasons = {node: given_up.get(node, why) for node, why in chosen.placement.left_float.items()}
     return replace(chosen, placement=replace(chosen.placement, left_float=reasons))
 
 

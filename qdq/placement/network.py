@@ -13,13 +13,13 @@ from qdq.placement.mincut import INFINITE, Network
 from qdq.placement.units import Unit
 from qdq.placement.weighing import Weighing, features_of, kind_of
 from qdq.placement.wholes import gate_of
+from qdq.tables import bytes_saved
 from qdq.targets import Target
 
 __all__ = ["FIRST", "SINK", "SOURCE", "harm_edges", "plain_network"]
 
 SOURCE, SINK, FIRST = 0, 1, 2  # vertices: integer, float, the first unit
 _SMALLER = 0.05  # of the float model's time: what it would be worth if its file took no bytes
-_SAVED = 0.75  # of those of a table
 _FUSED = frozenset({"HardSigmoid", "LeakyRelu", "Sigmoid"})
 
 
@@ -51,7 +51,7 @@ def plain_network(
             unit.view, sizes.shape, silu=vertex in gates, signed_right=target.signed_right
         )
         features = features_of(unit.view, unit.outputs, sizes.shape)
-        time = weighing.time(kind, features)
+        time = weighing.time(kind, features, unit.demand)
         net.edge(vertex, SINK, time)
         price = weighing.integer(kind, features, unit.demand)
         net.edge(vertex, SINK, price - time, due=True)
@@ -192,17 +192,16 @@ def _smaller(net: Network, graph: Graph, units: tuple[Unit, ...]) -> None:
 
     A table is codes for all that read it, or for none: else both would be in the file.
     """
-    readers: dict[str, list[int]] = {u.table: [] for u in units if u.table}
+    readers: dict[str, list[int]] = {}
+    for k, unit in enumerate(units):
+        if unit.table:
+            readers.setdefault(unit.table, []).append(FIRST + k)
     if not readers:
         return
-    for k, unit in enumerate(units):
-        for tensor in unit.view.inputs[:1]:
-            if tensor.name in readers:
-                readers[tensor.name].append(FIRST + k)
     price = _SMALLER * net.capacity({SOURCE})
     price /= sum(tensor_bytes(t) for t in graph.constants.values())
     for table, (first, *others) in readers.items():
-        saved = _SAVED * tensor_bytes(graph.constants[table])
+        saved = bytes_saved(graph.constants[table].dims)
         net.edge(SOURCE, first, max(1, round(price * saved)))
         for other in others:
             net.edge(first, other, INFINITE, back=INFINITE)

@@ -44,12 +44,10 @@ def _conv(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
     strides, dilations, before, after = _window(node, rank)
     reach = [d * (k - 1) for d, k in zip(dilations, taps, strict=True)]
     made, read = w.shape[0] // groups, w.shape[1]
-    if prod(strides) > 1 or groups * read < _NARROW:
+    pads = [r - p for r, p in zip(2 * reach, before + after, strict=True)]
+    if prod(strides) > 1 or groups * read < _NARROW or min(pads) < 0:
         laid = {"group": groups, "strides": strides, "dilations": dilations}
         return {0: _spread(tape, node, one(grads), reach, before, laid)}
-    pads = [r - p for r, p in zip(2 * reach, before + after, strict=True)]
-    if any(p < 0 for p in pads):
-        raise UnknownWayError("pads wider than the kernel")
     turned = w.reshape(groups, made, read, *taps).swapaxes(1, 2)
     mirror = (slice(None), slice(None), *[slice(None, None, -1)] * rank)
     kernel = tape.constant(turned.reshape(groups * read, made, *taps)[mirror])
@@ -66,26 +64,31 @@ def _spread(
     sizes = [*tape.dims(x)[2:], *tape.dims(node.output[0])[2:]]
     known = [n for n in sizes if n is not None]
     if len(known) < len(sizes):
-        back = tape.node("ConvTranspose", grad, weight, pads=[*before, *[0] * rank], **laid)
-        return _cut(tape, back, x, rank)
+        # with the pads it could be of size 0, which the runtime refuses
+        return _cut(tape, tape.node("ConvTranspose", grad, weight, **laid), x, rank, before)
     ends = zip(known[:rank], known[rank:], reach, before, laid["strides"], strict=True)
     lacks = [n + p - s * (m - 1) - r - 1 for n, m, r, p, s in ends]
     return tape.node("ConvTranspose", grad, weight, pads=[*before, *(max(0, -k) for k in lacks)],
                      output_padding=[max(0, k) for k in lacks], **laid)  # fmt: skip
 
 
-def _cut(tape: Tape, value: str, like: str, rank: int) -> str:
-    """The spatial size of a forward tensor: what is beyond goes, what lacks is 0."""
+def _cut(tape: Tape, value: str, like: str, rank: int, before: Sequence[int] | None = None) -> str:
+    """The spatial size of a forward tensor: what is beyond goes, what lacks is 0.
+
+    What is ``before`` the first place of each axis goes too.
+    """
     axes = tape.whole(*range(2, 2 + rank))
     size = tape.sizes(like, 2, 2 + rank)
-    lacks = tape.node("Sub", size, tape.node("Slice", tape.node("Shape", value), tape.whole(2),
+    first = tape.whole(*(before or [0] * rank))
+    end = tape.node("Add", size, first) if before else size
+    lacks = tape.node("Sub", end, tape.node("Slice", tape.node("Shape", value), tape.whole(2),
                                              tape.whole(2 + rank)))  # fmt: skip
     lacks = tape.node("Max", lacks, tape.whole(*[0] * rank))
     nothing = tape.whole(*[0] * rank)
     filled = tape.node(
         "Pad", value, tape.node("Concat", nothing, lacks, axis=0), tape.real(0), axes
     )
-    return tape.node("Slice", filled, nothing, size, axes)
+    return tape.node("Slice", filled, first, end, axes)
 
 
 @rule("ConvTranspose")

@@ -1,7 +1,7 @@
 """The nodes of a graph as what placement decides about: units, and what each can do."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
@@ -83,7 +83,7 @@ def units_of(graph: Graph, target: Target, pinned: Mapping[str, str]) -> tuple[U
         reason = _reads_mask(view, demand, masked) or reason
         reason = reason or inside_whole(graph, index) or sizes.get(index)
         if reason is None and isinstance(demand, Demand):
-            reason = target.refusal(view, demand) or _keeps_table(graph, view, demand)
+            reason = target.refusal(view, demand)
         can = demand if reason is None and isinstance(demand, Demand) else None
         clamp = None
         absorbs = can is not None and not (isinstance(can.output, SameAs) or can.apart)
@@ -107,7 +107,7 @@ def units_of(graph: Graph, target: Target, pinned: Mapping[str, str]) -> tuple[U
                 others=others,
             )
         )
-    return tuple(found)
+    return _with_whole_tables(graph, found)
 
 
 def _is_settled(node: onnx.NodeProto, settled: set[str]) -> str | None:
@@ -125,23 +125,22 @@ def _is_settled(node: onnx.NodeProto, settled: set[str]) -> str | None:
     return "it depends on no input, so the runtime computes it once, when it loads the model"
 
 
-def _keeps_table(graph: Graph, view: NodeView, demand: Demand) -> str | None:
-    """Why a table stays float: codes beside it would save nothing, or cannot hold its values."""
-    if demand.table is None:
-        return None
-    name = view.inputs[demand.table].name
-    picks = (u.slot >= 0 and _picks_of(graph, u.node) == u.slot for u in graph.uses(name))
-    if name in graph.outputs or not all(picks):
-        return f"its table '{name}' is read as float elsewhere"
-    if np.isneginf(graph.floats(name).min()):  # the only one that ``load`` lets through
-        return f"its table '{name}' holds -inf, as masks do"
-    return None
+def _with_whole_tables(graph: Graph, units: list[Unit]) -> tuple[Unit, ...]:
+    """The units, of which those stay float whose table cannot be codes for all that read it.
 
-
-def _picks_of(graph: Graph, index: int) -> int | None:
-    """The slot of the table that a node picks rows of."""
-    demand = demand_of(node_view(graph, index))
-    return demand.table if isinstance(demand, Demand) else None
+    Codes beside a float table would make the file larger.
+    """
+    picking = {u.view.name for u in units if u.table}
+    refused: dict[str, str] = {}
+    for name in dict.fromkeys(u.table for u in units if u.table):
+        picked = all(graph.nodes[use.node].name in picking for use in graph.uses(name))
+        if name in graph.outputs or not picked:
+            refused[name] = f"its table '{name}' is read as float elsewhere"
+        elif np.isneginf(graph.floats(name).min()):  # the only one that ``load`` lets through
+            refused[name] = f"its table '{name}' holds -inf, as masks do"
+    return tuple(
+        replace(u, demand=None, reason=refused[u.table]) if u.table in refused else u for u in units
+    )
 
 
 _INTEGERS = frozenset({onnx.TensorProto.INT32, onnx.TensorProto.INT64})

@@ -251,8 +251,10 @@ class Weighing:
         alone = _int8_ns(kind, replace(features, beside_conv=False))
         return max(0, round(alone - _int8_ns(kind, features))) if isfinite(alone) else 0
 
-    def time(self, kind: str, features: costs.Features) -> int:
+    def time(self, kind: str, features: costs.Features, demand: Demand) -> int:
         """The time of a node on the integer side; INFINITE where there is no kernel."""
+        if demand.table is not None:  # what is saved on rows goes into making floats of them
+            return self.float(kind, features)
         price = _int8_ns(kind, features)
         return round(price) if isfinite(price) else INFINITE
 
@@ -262,7 +264,7 @@ class Weighing:
         if not isfinite(price) or (demand.dynamic and not self.dynamic):
             return INFINITE
         if demand.apart:
-            return round(price)
+            return self.time(kind, features, demand)
         if demand.weight is None and not isinstance(demand.output, SameAs):
             price += self.least + self.noise * features.outputs
         return round(price)

@@ -74,13 +74,13 @@ def lookup(graph: Graph, node: onnx.NodeProto, named: Container[str]) -> list[in
 
     They pick a scale for each row, dequantize, and multiply. An empty list if it is by itself.
     """
-    if node.op_type != "Gather" or node.output[0] in named:
+    if node.op_type != "Gather":
         return []
     found: list[int] = []
     name = node.output[0]
     for op_type in ("DequantizeLinear", "Mul"):
         use = graph.only_use(name)
-        if use is None or use.slot or graph.nodes[use.node].op_type != op_type:
+        if name in named or use is None or graph.nodes[use.node].op_type != op_type:
             return []
         found.append(use.node)
         name = graph.nodes[use.node].output[0]
