@@ -123,6 +123,16 @@ def test_the_error_is_what_is_foretold() -> None:
     assert 10 * np.log10(energy / error) > 42  # one scale for all of it: 28
 
 
+def test_rows_too_small_for_a_scale_are_lost() -> None:
+    table = np.full((WORDS, WIDTH), 1e-37, np.float32)
+    table[::2] = 0
+    assert not codes_of(table)[0].any()
+    error, energy = mean_squares(table)
+    assert error == pytest.approx(energy, rel=1e-3)
+    float_net = net([node("Gather", ["table", "ids"], "y")], {"table": table})
+    assert picks(run(float_net, ids()).model) == []
+
+
 @pytest.mark.parametrize("calibrator", [qdq.MSE(), qdq.MinMax()], ids=repr)
 def test_a_default_call_stores_codes(calibrator: Any) -> None:
     float_net = encoder()
@@ -317,7 +327,10 @@ def test_what_it_destroys_stays_float() -> None:
     assert picks(result.model) == []
     assert result.left_float["Gather_e"] == COARSE
     assert result.harm["table"] > 0.5
-    assert picks(run(net(nodes, {"table": table, **ends}), ids(), worth=0).model) == []
+    for worth in (0, 1e6):
+        again = run(net(nodes, {"table": table, **ends}), ids(), worth=worth)
+        assert picks(again.model) == []
+        assert again.left_float["Gather_e"] == COARSE
     kept = embedding()
     assert picks(run(net(nodes, {"table": kept, **ends}), ids()).model) == ["Gather_e"]
 
