@@ -335,6 +335,22 @@ def test_what_it_destroys_stays_float() -> None:
     assert picks(run(net(nodes, {"table": kept, **ends}), ids()).model) == ["Gather_e"]
 
 
+@pytest.mark.parametrize("worth", [0, 1e6])
+def test_why_one_of_two_tables_stays_float(worth: float) -> None:
+    table = embedding()
+    table[:, 0] = 3e4
+    ends = {"one": np.array([1]), "end": np.array([WIDTH]), "two": np.array([2])}
+    nodes = [
+        node("Gather", ["table", "ids"], "e"),
+        node("Slice", ["e", "one", "end", "two"], "y"),
+        node("Gather", ["other", "ids"], "z"),
+    ]
+    float_net = net(nodes, {"table": table, "other": embedding(), **ends}, ("y", "z"))
+    result = run(float_net, ids(), worth=worth)
+    assert result.left_float["Gather_e"] == COARSE
+    assert picks(result.model) == ([] if worth else ["Gather_z"])
+
+
 def test_bytes_have_a_price() -> None:
     """A twentieth of the time for all of the model's: here there are two tables of one size."""
     nodes = [node("Gather", ["table", "ids"], "a"), node("Gather", ["other", "ids"], "b"),
