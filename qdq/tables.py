@@ -52,7 +52,10 @@ def codes_of(table: Floats) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
 def mean_squares(table: Floats) -> tuple[float, float]:
     """Of the error of rounding, and of the values."""
     rows = table.reshape(len(table), -1)
-    error = RELATIVE_ERROR * float(np.mean(_largest(rows).astype(np.float64) ** 2))
+    largest = _largest(rows).astype(np.float64)
+    # of rows too small for a scale nothing is left
+    relative = np.where(largest < _ROWS.qmax * np.finfo(np.float32).tiny, 1.0, RELATIVE_ERROR)
+    error = float(np.mean(relative * largest**2))
     energy = sum(float(np.square(rows[part], dtype=np.float64).sum()) for part in _parts(rows))
     return error, energy / rows.size
 

@@ -123,6 +123,16 @@ def test_the_error_is_what_is_foretold() -> None:
     assert 10 * np.log10(energy / error) > 42  # one scale for all of it: 28
 
 
+def test_rows_too_small_for_a_scale_are_lost() -> None:
+    table = np.full((WORDS, WIDTH), 1e-37, np.float32)
+    table[::2] = 0
+    assert not codes_of(table)[0].any()
+    error, energy = mean_squares(table)
+    assert error == pytest.approx(energy, rel=1e-3)
+    float_net = net([node("Gather", ["table", "ids"], "y")], {"table": table})
+    assert picks(run(float_net, ids()).model) == []
+
+
 @pytest.mark.parametrize("calibrator", [qdq.MSE(), qdq.MinMax()], ids=repr)
 def test_a_default_call_stores_codes(calibrator: Any) -> None:
     float_net = encoder()
@@ -317,9 +327,28 @@ def test_what_it_destroys_stays_float() -> None:
     assert picks(result.model) == []
     assert result.left_float["Gather_e"] == COARSE
     assert result.harm["table"] > 0.5
-    assert picks(run(net(nodes, {"table": table, **ends}), ids(), worth=0).model) == []
+    for worth in (0, 1e6):
+        again = run(net(nodes, {"table": table, **ends}), ids(), worth=worth)
+        assert picks(again.model) == []
+        assert again.left_float["Gather_e"] == COARSE
     kept = embedding()
     assert picks(run(net(nodes, {"table": kept, **ends}), ids()).model) == ["Gather_e"]
+
+
+@pytest.mark.parametrize("worth", [0, 1e6])
+def test_why_one_of_two_tables_stays_float(worth: float) -> None:
+    table = embedding()
+    table[:, 0] = 3e4
+    ends = {"one": np.array([1]), "end": np.array([WIDTH]), "two": np.array([2])}
+    nodes = [
+        node("Gather", ["table", "ids"], "e"),
+        node("Slice", ["e", "one", "end", "two"], "y"),
+        node("Gather", ["other", "ids"], "z"),
+    ]
+    float_net = net(nodes, {"table": table, "other": embedding(), **ends}, ("y", "z"))
+    result = run(float_net, ids(), worth=worth)
+    assert result.left_float["Gather_e"] == COARSE
+    assert picks(result.model) == ([] if worth else ["Gather_z"])
 
 
 def test_bytes_have_a_price() -> None:

@@ -113,7 +113,7 @@ class Frontier:
             widest: ``plan_for(WIDEST)``.
             harm: tensor → what its rounding does, from ``qdq.placement.rating.noise_of``.
         """
-        self._plan_for, self._harm = plan_for, harm
+        self._plan_for, self._given, self._harm = plan_for, widest, harm
         self._whole = max(widest.placement.float_time, 1)
         self.widest: Candidate = self._candidate(self._working(widest), 0.0)
 
@@ -141,7 +141,7 @@ class Frontier:
             return self.widest
         price = min(worth, 2.0**_LAST) * self._whole  # capacities stay below INFINITE
         plan = self._plan_for(replace(WIDEST, price=price, harm=self._harm))
-        return self._candidate(explained(self.widest.plan, plan), worth)
+        return self._candidate(explained(self._given, plan), worth)
 
     def best(self) -> Candidate:
         """The candidate of the least cost.
