@@ -504,6 +504,15 @@ def test_compare_takes_the_pieces_for_the_node() -> None:
     assert picks(qdq.quantize(float_net, ids(), scheme=float_table)) == []
 
 
+def test_a_report_of_a_lookup_alone_has_no_empty_table() -> None:
+    float_net = net([node("Gather", ["table", "ids"], "y")], {"table": embedding()})
+    report = qdq.compare(float_net, qdq.quantize(float_net, ids()), ids(), repeats=0)
+    assert report.kernels == ()
+    assert "planned" not in report.text()
+    assert "planned integer" not in report.html()
+    assert not report.notes
+
+
 def test_compare_tells_float_lookups_from_these() -> None:
     float_net = encoder()
     scheme = qdq.Scheme(rules=[qdq.Rule(op_types=("Gather",), keep_float=True)])

@@ -170,6 +170,7 @@ def _outputs(report: Report) -> str:
 
 
 def _kernels(report: Report) -> str:
+    head = ("operator", "planned integer", "integer", "float")
     rows = [
         (escape(k.op_type), "unknown" if k.planned is None else str(k.planned), str(k.integer),
          str(k.float))
@@ -177,8 +178,7 @@ def _kernels(report: Report) -> str:
     ]  # fmt: skip
     return (
         "<h2>Kernels that run</h2><p>Nodes of onnxruntime's optimized model. Q and DQ that run on "
-        f"their own: {report.borders}.</p>"
-        + _table(("operator", "planned integer", "integer", "float"), rows, " rrr", "narrow")
+        f"their own: {report.borders}.</p>" + (_table(head, rows, " rrr", "narrow") if rows else "")
     )
 
 

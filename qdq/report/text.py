@@ -75,7 +75,7 @@ def _kernel_lines(report: Report) -> list[str]:
     for k in report.kernels:
         planned = "unknown" if k.planned is None else str(k.planned)
         rows.append((k.op_type, planned, str(k.integer), str(k.float)))
-    lines = columns(rows, "<>>>")
+    lines = columns(rows, "<>>>") if report.kernels else []
     return [*lines, f"Q and DQ that run on their own: {report.borders}"]
 
 
