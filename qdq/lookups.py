@@ -26,7 +26,8 @@ class Lookups:
     """
 
     def __init__(self, graph: Graph, fresh: Callable[[str], str]) -> None:
-        self.graph, self.fresh = graph, fresh
+        self.graph: Graph = graph
+        self.fresh: Callable[[str], str] = fresh
         self.constants: list[onnx.TensorProto] = []
         self._stored: dict[str, tuple[str, ...]] = {}
 
