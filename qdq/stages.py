@@ -265,8 +265,10 @@ def gather(
 
 
 def _squares(start: Start) -> dict[str, tuple[float, float]]:
-    graph = Graph(start.prepared)
     tables = dict.fromkeys(unit.table for unit in start.plan.lookups)
+    if not tables:
+        return {}
+    graph = Graph(start.prepared)
     return {name: mean_squares(graph.floats(name)) for name in tables}
 
 

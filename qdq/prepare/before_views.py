@@ -3,7 +3,6 @@
 import math
 
 import numpy as np
-import onnx
 
 from qdq.prepare.editing import Array, Editor, Node
 
@@ -51,7 +50,7 @@ def _views_before(ed: Editor, node: Node, x: str) -> list[Node]:
 def _move(ed: Editor, node: Node, slot: int, views: list[Node], value: Array | None = None) -> None:
     """Put a node in front of the views that it is behind, with another constant if there is one."""
     x = views[0].input(0)
-    first, *behind = (_copy(n) for n in (node, *views))
+    first, *behind = (n.copied() for n in (node, *views))
     made = ed.fresh(f"{node.output}_before")
     ed.set_type_like(made, x)
     first.input[slot], first.output[0] = x, made
@@ -59,12 +58,6 @@ def _move(ed: Editor, node: Node, slot: int, views: list[Node], value: Array | N
         first.input[1 - slot] = ed.add_constant(f"{node.input(1 - slot)}_viewed", value)
     behind[0].input[0], behind[-1].output[0] = made, node.output
     ed.replace([*views, node], [first, *behind])
-
-
-def _copy(node: Node) -> onnx.NodeProto:
-    made = onnx.NodeProto()
-    made.CopyFrom(node.proto)
-    return made
 
 
 def _data_slot(ed: Editor, node: Node) -> int:

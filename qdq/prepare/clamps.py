@@ -3,7 +3,6 @@
 import math
 
 import numpy as np
-import onnx
 
 from qdq.prepare.editing import Editor, Node
 from qdq.prepare.scalars import with_scalar
@@ -86,9 +85,7 @@ def clamps_before_transposes(ed: Editor) -> None:
             continue
         clamped = ed.fresh(f"{node.output}_clamped")
         ed.set_type_like(clamped, turn.input(0))
-        first, second = onnx.NodeProto(), onnx.NodeProto()
-        first.CopyFrom(node.proto)
-        second.CopyFrom(turn.proto)
+        first, second = node.copied(), turn.copied()
         first.input[0], first.output[0] = turn.input(0), clamped
         second.input[0], second.output[0] = clamped, node.output
         ed.replace([turn, node], [first, second])

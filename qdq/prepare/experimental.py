@@ -5,6 +5,7 @@ many networks.
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -108,15 +109,9 @@ def _mean_variance(w: _Writer, given: dict[str, Any]) -> None:
         w.put("Div", deviation)
 
 
-def _softplus(w: _Writer, given: dict[str, Any]) -> None:
+def _between_factors(op: str, w: _Writer, given: dict[str, Any]) -> None:
     w.affine(given["beta"])
-    w.put("Softplus")
-    w.affine(given["alpha"])
-
-
-def _tanh(w: _Writer, given: dict[str, Any]) -> None:
-    w.affine(given["beta"])
-    w.put("Tanh")
+    w.put(op)
     w.affine(given["alpha"])
 
 
@@ -125,7 +120,7 @@ _FORMS: Mapping[str, _Form] = {
     "Crop": _crop,
     "ImageScaler": _image_scaler,
     "MeanVarianceNormalization": _mean_variance,
-    "ParametricSoftplus": _softplus,
+    "ParametricSoftplus": partial(_between_factors, "Softplus"),
     "Scale": lambda w, given: w.affine(given.get("scale", 1.0)),
-    "ScaledTanh": _tanh,
+    "ScaledTanh": partial(_between_factors, "Tanh"),
 }

@@ -1,7 +1,6 @@
 """Gemm in one shape: x times a constant (K, N), plus a constant (N,) or nothing."""
 
 import numpy as np
-import onnx
 
 from qdq.prepare.editing import Editor, Node
 from qdq.weights import is_reference
@@ -79,8 +78,7 @@ def _plain_bias(ed: Editor, node: Node) -> None:
     y = node.output
     product = ed.fresh(f"{y}_product")
     constant = ed.add_constant(f"{node.name}_addend", row)
-    gemm = onnx.NodeProto()
-    gemm.CopyFrom(node.proto)
+    gemm = node.copied()
     gemm.output[0] = product
     del gemm.input[2:]
     ed.set_type_like(product, y)

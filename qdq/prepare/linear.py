@@ -103,8 +103,7 @@ def _fold(
 ) -> None:
     bias = ed.array(node.input(2))
     shift = affine.shift if bias is None else bias * affine.scale + affine.shift
-    new = onnx.NodeProto()
-    new.CopyFrom(node.proto)
+    new = node.copied()
     made = [new]
     if turn is None:
         new.output[0] = nodes[-1].output

@@ -66,6 +66,12 @@ class Node:
         name: str = self.proto.input[slot] if slot < len(self.proto.input) else ""
         return name
 
+    def copied(self) -> onnx.NodeProto:
+        """A copy, to be changed and put in its place."""
+        made = onnx.NodeProto()
+        made.CopyFrom(self.proto)
+        return made
+
     def attr(self, name: str, default: Any = None) -> Any:
         """The value of an attribute, or the default."""
         for a in self.proto.attribute:

@@ -26,8 +26,7 @@ def affine_behind_transposes(ed: Editor) -> None:
         chain, x = _chain_before(ed, turn)
         if not chain:
             continue
-        first = onnx.NodeProto()
-        first.CopyFrom(turn.proto)
+        first = turn.copied()
         first.input[0], first.output[0] = x, ed.fresh(f"{x}_turned")
         ed.set_type(first.output[0], ed.elem_type(x), [(ed.shape(x) or ())[k] for k in perm])
         made = [first]
@@ -59,8 +58,7 @@ def _data_slot(ed: Editor, node: Node) -> int | None:
 
 def _turned(ed: Editor, node: Node, x: str, perm: list[int]) -> onnx.NodeProto:
     """The node, reading a tensor whose axes are in another order."""
-    made = onnx.NodeProto()
-    made.CopyFrom(node.proto)
+    made = node.copied()
     slot = _data_slot(ed, node) or 0
     value = ed.array(node.input(1 - slot))
     if value is not None and value.size > 1:
