@@ -13,7 +13,7 @@ import onnx
 
 from qdq.balancing.balance import balanced, equalizations, smoothings
 from qdq.balancing.channels import AXIS, Group, channel_groups
-from qdq.balancing.layouts import divisible, moment_layouts
+from qdq.balancing.layouts import divisible, moment_layouts, require_channels
 from qdq.calibrate import Calibrator, ranges_from
 from qdq.calibrate.moments import Layout
 from qdq.data import Feed, InputSpec, open_feeds
@@ -273,7 +273,13 @@ def _squares(start: Start) -> dict[str, tuple[float, float]]:
 
 
 def learn(start: Start, statistics: Statistics, calibrator: Calibrator[Any]) -> Evidence:
-    """What calibration has shown, with channels smoothed and equalized where that pays."""
+    """What calibration has shown, with channels smoothed and equalized where that pays.
+
+    Raises:
+        CalibrationError: the samples do not fit the weights, or a tensor never had a value.
+    """
+    channels = {name: len(found.reach.low) for name, found in statistics.sums.items()}
+    require_channels(start.prepared, start.plan, start.axes, channels)
     known = {n: spec for n, spec in start.observed.items() if n in statistics.summaries}
     ranges = moved(start.plan, ranges_from(statistics.summaries, known, calibrator))
     moments = {

@@ -88,6 +88,13 @@ def unequal() -> bytes:
     return model(nodes, {"x": SHAPE}, {"y": SHAPE}, constants).SerializeToString()
 
 
+def last_product(addend: int = 4) -> bytes:
+    """A Gemm that reads the input, of any width, and that calibration does not run."""
+    nodes = [node("Gemm", ["x", "w", "b"], "y")]
+    constants = {"w": weights(16, 4), "b": np.ones(addend, np.float32)}
+    return model(nodes, {"x": ["n", "k"]}, {"y": ["n", "m"]}, constants).SerializeToString()
+
+
 BAD = (
     # no samples
     Bad("empty list", CalibrationError, ("no sample", "list"), data=list),
@@ -132,6 +139,11 @@ BAD = (
     Bad("channels that contradict", CalibrationError, ("Sample 0", "kernel channels: 5"),
         model=edited(lambda m: m.graph.initializer[0].CopyFrom(
             numpy_helper.from_array(weights(8, 5, 3, 3), "w0")))),
+    Bad("channels that the last product cannot read", CalibrationError,
+        ("'x' 12 channels", "'w'", "'Gemm_y'", "16"), model=last_product,
+        data=lambda: feeds({"x": [2, 12]})),
+    Bad("addend that does not fit", ModelError, ("'Gemm_y'", "'b'", "(3,)", "4 columns"),
+        model=lambda: last_product(3), data=lambda: feeds({"x": [2, 16]})),
     # options
     Bad("type without kernel", ConfigError, ("onnxruntime CPU", "int16", "activations"),
         settings=rules(activation=QuantSpec(dtype=INT16))),

@@ -1,16 +1,18 @@
 """How linear nodes read their inputs: for second moments, and for dividing them."""
 
 import math
+from collections.abc import Mapping
 
 import onnx
 
 from qdq.calibrate.moments import Layout
+from qdq.errors import CalibrationError
 from qdq.graph import Graph
 from qdq.plan import Plan
 from qdq.problem import Linear, Observed, Shared
 from qdq.views import node_view
 
-__all__ = ["divisible", "moment_layouts"]
+__all__ = ["divisible", "moment_layouts", "require_channels"]
 
 _ORDER = 1024  # most terms of a block
 _LEAST = 64
@@ -110,3 +112,36 @@ def _divides(graph: Graph, linear: Linear, plan: Plan) -> bool:
     """Whether a node is a product with a matrix that is its own."""
     matrix = linear.kind == "matmul" and len(graph.shape(linear.weight) or ()) == 2
     return matrix and linear.weight not in plan.ruled and len(graph.uses(linear.weight)) == 1
+
+
+def require_channels(
+    model: onnx.ModelProto, plan: Plan, axes: Mapping[str, int], seen: Mapping[str, int]
+) -> None:
+    """Refuse samples whose channels do not fit the weights of products.
+
+    Calibration runs only what leads to the tensors that it observes. A product that hands out
+    float is not run where nothing behind it is observed, so onnxruntime has not refused them.
+
+    Args:
+        model: the prepared model.
+        plan: with its linear nodes.
+        axes: tensor → the axis that its channels were taken to lie on.
+        seen: tensor → how many it had there.
+
+    Raises:
+        CalibrationError: naming the node, what was found and what is wanted.
+    """
+    graph = Graph(model)
+    for linear in plan.linears:
+        if linear.kind != "matmul" or axes.get(linear.input) != -1 or linear.input not in seen:
+            continue
+        found, shape = seen[linear.input], graph.shape(linear.weight) or ()
+        wanted = shape[-2] if len(shape) > 1 else found
+        if found != wanted:
+            raise CalibrationError(
+                f"the samples give tensor {linear.input!r} {found} channels, and the weight "
+                f"{linear.weight!r} of node {linear.node!r} has {wanted}. Give samples of the "
+                f"shapes that the model is used with",
+                tensor=linear.input,
+                node=linear.node,
+            )

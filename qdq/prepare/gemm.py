@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from qdq.errors import ModelError
 from qdq.prepare.editing import Editor, Node
 from qdq.weights import is_reference
 
@@ -71,6 +72,13 @@ def _plain_bias(ed: Editor, node: Node) -> None:
         row = (row.astype(np.float64) * beta).astype(c.dtype)
     node.set_attr("beta", None)
     if row.ndim < 2 and width is not None:
+        if row.size not in (1, width):
+            raise ModelError(
+                f"node {node.name!r}: its addend {node.input(2)!r} has shape {c.shape}, which does "
+                f"not fit the {width} columns of {node.input(1)!r}. Export the model again",
+                node=node.name,
+                tensor=node.input(2),
+            )
         row = np.broadcast_to(row, (width,))
         if beta != 1.0 or row.shape != c.shape:
             ed.set_input(node, 2, ed.add_constant(f"{node.name}_bias", row))
