@@ -20,8 +20,11 @@ from qdq.api import collect_statistics, run
 from qdq.errors import ConfigError
 from qdq.graph import Graph
 from qdq.modelio import save
+from qdq.placement import network
 from qdq.placement.adjoint import adjoint
+from qdq.placement.costs import Features, float_cost, int8_cost
 from qdq.placement.frontier import COARSE, WIDEST, rounded_by
+from qdq.placement.place import TABLE_PAYS
 from qdq.placement.rating import table_noise
 from qdq.plan import make_plan
 from qdq.prepare import prepare
@@ -32,11 +35,18 @@ from qdq.targets import PORTABLE
 
 WORDS, WIDTH, LENGTH = 900, 96, 12
 SHAPE = [1, LENGTH]
+DEAR = 10.0
 VALUES = arrays(
     np.float32,
     st.tuples(st.integers(1, 7), st.integers(1, 5)),
     elements=st.floats(-(2.0**90), 2.0**90, width=32),
 )
+
+
+@pytest.fixture(autouse=True)
+def bytes_are_dear(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models of some microseconds, for which the three nodes more are no small part."""
+    monkeypatch.setattr(network, "_SMALLER", DEAR)
 
 
 def embedding(rows: int = WORDS, width: int = WIDTH) -> NDArray[np.float32]:
@@ -352,14 +362,36 @@ def test_why_one_of_two_tables_stays_float(worth: float) -> None:
 
 
 def test_bytes_have_a_price() -> None:
-    """A twentieth of the time for all of the model's: here there are two tables of one size."""
+    """A share of the time for all of the model's, against what the codes take longer.
+
+    Here there are two tables of one size.
+    """
     nodes = [node("Gather", ["table", "ids"], "a"), node("Gather", ["other", "ids"], "b"),
              node("Concat", ["a", "b"], "y", axis=-1)]  # fmt: skip
     float_net = net(nodes, {"table": embedding(), "other": embedding()[::-1].copy()})
-    harm = run(float_net, ids()).harm["table"]
-    fair = 0.05 * bytes_saved((WORDS, WIDTH)) / (2 * 4 * WORDS * WIDTH) / harm
+    first = run(float_net, ids())
+    saved = DEAR * bytes_saved((WORDS, WIDTH)) / (2 * 4 * WORDS * WIDTH)
+    priced = first.plan.placement.float_time  # has the price of both tables in it
+    time = priced / (1 + 2 * saved)
+    f = Features(inputs=LENGTH, outputs=LENGTH * WIDTH, channels_out=WIDTH)
+    slower = int8_cost("Gather.table", f) - float_cost("Gather.table", f)
+    fair = (saved * time - slower) / priced / first.harm["table"]
     assert "Gather_a" in picks(run(float_net, ids(), worth=0.9 * fair).model)
     assert "Gather_a" not in picks(run(float_net, ids(), worth=1.1 * fair).model)
+
+
+def test_codes_that_take_longer_than_their_bytes_are_worth(monkeypatch) -> None:
+    """As in recommenders: little is done with the rows."""
+    monkeypatch.setattr(network, "_SMALLER", 0.05)
+    for calibrator in (qdq.MSE(), qdq.MinMax()):
+        result = run(encoder(), ids(), calibrator=calibrator)
+        assert result.left_float["Gather_e"] == TABLE_PAYS
+    wide = [node("MatMul", ["e", "wide"], "m"), node("Relu", ["m"], "r"),
+            node("MatMul", ["r", "back"], "y")]  # fmt: skip
+    nodes = [node("Gather", ["table", "ids"], "e"), *wide]
+    constants = {"wide": weights(WIDTH, 4096), "back": weights(4096, WIDTH)}
+    table = embedding(40_000)
+    assert picks(run(net(nodes, {"table": table, **constants}), ids()).model) == ["Gather_e"]
 
 
 def test_what_is_felt_of_a_table_is_by_all_that_read_it() -> None:

@@ -64,7 +64,7 @@ class Coefficients:
         window, row: ns per output position and tap, or row, of the window that is gathered.
         gather: ns per output position, tap and group, where groups are gathered by themselves.
         tap: ns per output element and tap (pools).
-        position: ns per output position of a convolution, whatever its channels.
+        position: ns per output position of a convolution, or row that is picked, whatever its size.
         input: ns per input element.
         output: ns per output element.
         weight: ns per element of the weight, which is read once per call, or of the right factor of
@@ -165,7 +165,7 @@ FLOAT: Mapping[str, Coefficients] = {
     "ReduceSum": Coefficients(input=0.6),
     "InstanceNormalization": _elementwise(0.4),
     "Split": _elementwise(0.075, fixed=800),
-    **_each(_elementwise(0.05), "Slice", "Gather", "Expand", "Tile"),
+    **_each(_elementwise(0.05), "Slice", "Gather", "Gather.table", "Expand", "Tile"),
     "Pad": _elementwise(0.06),
     **_each(Coefficients(output=0.15, far=0.12), "Transpose", "Transpose.runs"),
     "DepthToSpace": _serial(1.25),
@@ -243,6 +243,8 @@ INT8: Mapping[str, Coefficients] = {
     "Where": _serial(4.0),
     "Split": _serial(0.045),
     **_each(_serial(0.03), "Gather", "Expand", "Tile"),
+    # the float one, three nodes more, and for each row its scale, where no cache expects it
+    "Gather.table": Coefficients(fixed=1100, position=50, output=0.05, serial=7000),
     "Concat": _serial(0.25),  # inputs with scales of their own, as nearly all, are looked up
     "Slice": _serial(0.05),
     "Transpose": _serial(0.12),

@@ -22,6 +22,8 @@ __all__ = ["Placement", "Placer"]
 
 FLOAT_PAYS = "float is faster here: its integer kernel saves less than the Q and DQ around it cost"
 
+TABLE_PAYS = "codes of its table cost more time than the bytes that they save are worth"
+
 UNSEEN = (
     "its int8 kernel rounds by itself; what that does is measured where the calibrator keeps "
     "histograms (MSE, Entropy, Percentile), and without that it is not used"
@@ -80,7 +82,7 @@ class Placer:
         else:
             chosen, times = frozenset(u.view.name for u in units if u.demand is not None), (0, 0)
         reasons = {
-            u.view.name: u.reason or (UNSEEN if u.dynamic and not weighing.dynamic else FLOAT_PAYS)
+            u.view.name: u.reason or _reason(u, weighing)
             for u in units
             if u.view.name not in chosen
         }
@@ -134,3 +136,10 @@ class _Priced:
         for name, edge in self.edges.items():
             self.net.widen(edge, to.harmful(name) - self.weighing.harmful(name))
         self.weighing = to
+
+
+def _reason(unit: Unit, weighing: Weighing) -> str:
+    """Why a unit that could be integer is not."""
+    if unit.dynamic and not weighing.dynamic:
+        return UNSEEN
+    return TABLE_PAYS if unit.table else FLOAT_PAYS

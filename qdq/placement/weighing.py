@@ -53,6 +53,8 @@ def kind_of(
             if view.inputs[1].constant:
                 return "MatMul"
             return _product_kind(view, shapes) if signed_right else "MatMul.dynamic"
+        case "Gather" if view.inputs[0].constant:
+            return "Gather.table"
         case "Transpose":
             return "Transpose.runs" if _run(view, shapes) in costs.SLOW_RUNS else "Transpose"
         case "Add" | "Mul" if len(view.inputs) == 2:
@@ -139,6 +141,9 @@ def features_of(view: NodeView, outputs: tuple[str, ...], shapes: Shapes) -> cos
         right = _known(shapes(view.inputs[1].name) or (1, 1))
         depth, width = right[-2:] if len(right) > 1 else (1, 1)
         return replace(sizes, channels_in=depth, channels_out=width, weights=prod(right))
+    if view.op_type == "Gather":
+        width = prod(_known(view.inputs[0].shape or ())[1:])
+        return replace(sizes, channels_out=width, beside_conv=len(shape) == 4)
     if view.op_type == "DepthToSpace":
         form = form_of(view)
         return replace(sizes, rows=1 if isinstance(form, str) else form.run)
@@ -253,8 +258,6 @@ class Weighing:
 
     def time(self, kind: str, features: costs.Features, demand: Demand) -> int:
         """The time of a node on the integer side; INFINITE where there is no kernel."""
-        if demand.table is not None:  # what is saved on rows goes into making floats of them
-            return self.float(kind, features)
         price = _int8_ns(kind, features)
         return round(price) if isfinite(price) else INFINITE
 
