@@ -44,13 +44,17 @@ def net(own: onnx.NodeProto, shape: Sequence[int], constants, **more: Sequence[i
 
 
 def same(before: onnx.ModelProto, data=None) -> onnx.ModelProto:
-    """Prepare, and compare what the runtime makes of both."""
+    """Prepare, and compare what the runtime makes of it with the operators as they are.
+
+    Of those it makes others, which some versions cannot run: convolutions with sums in blocks of
+    channels before 1.27, and with a HardSwish before 1.30.
+    """
     made = prepare(before)
     shapes = {
         v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in before.graph.input
     }
     data = data or {n: rng(3).standard_normal(s).astype(np.float32) for n, s in shapes.items()}
-    (exact,), (found,) = (list(run(m, [data])) for m in (before, made))
+    (exact,), (found,) = run(before, [data], optimize=False), run(made, [data])
     assert exact.keys() == found.keys()
     for name, value in exact.items():
         np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-5)

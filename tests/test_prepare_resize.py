@@ -3,7 +3,7 @@
 import numpy as np
 import onnx
 import pytest
-from harness import FORCED, compare
+from harness import FORCED, compare, older
 from models import feeds, model, node, weights
 from onnx import TensorProto, helper
 from prepared import check, constant, only, ops
@@ -58,6 +58,8 @@ class TestAxes:
         np.testing.assert_array_equal(constant(made, plain(made).input[2]), wanted)
 
     def test_sizes(self, axes, shape, mode) -> None:
+        if axes[0] < 0 and older("1.27"):
+            pytest.skip("onnxruntime does not run the model as it was: it reads other memory")
         sizes = ints(9, 7)[: len(axes)]
         made = check(net("x - - z", shape, constants={"z": sizes}, axes=axes, **mode), feed=feed())
         name = plain(made).input[3]
