@@ -7,6 +7,7 @@ from harness import older, quantized
 from models import feeds, model, node, weights
 from onnx import TensorProto, helper, numpy_helper
 
+from qdq import Rule, Scheme
 from qdq.lowering import lower_to_usual
 from qdq.prepare.opset import opset_of
 
@@ -35,6 +36,21 @@ def test_kernels_are_those_of_the_usual_opset(opset: int) -> None:
     assert outcome.ops["QLinearConv"] == 2
     assert outcome.ops["MaxPool"] + outcome.ops["NhwcMaxPool"] == 1
     assert outcome.ops["QuantizeLinear"] == outcome.ops["DequantizeLinear"] == 1
+
+
+def test_an_older_one_still_where_a_float_pool_gains() -> None:
+    shape = [1, 24, 8, 8]
+    nodes = [
+        node("Conv", ["x", "w"], "a"),
+        node("AveragePool", ["a"], "b", kernel_shape=[3, 3]),
+        node("Tanh", ["b"], "y"),
+    ]
+    net = model(nodes, {"x": shape}, {"y": [None] * 4}, {"w": weights(24, 24, 1, 1)}, opset=22)
+    scheme = Scheme(rules=(Rule(op_types=("AveragePool",), keep_float=True),))
+    result, outcome = quantized(net, feeds({"x": shape}, 4), scheme=scheme)
+    assert opset_of(result.model) == 18
+    assert outcome.sqnr > 30
+    assert outcome.ops["QLinearConv"] == 1
 
 
 def lowered(nodes: list[onnx.NodeProto], constant: onnx.TensorProto | None = None) -> int:
