@@ -27,7 +27,7 @@ from qdq.dynamic import make_dynamic
 from qdq.forms import IDENTITY, Follower, Rewrite, in_steps
 from qdq.graph import Graph
 from qdq.lookups import Lookups
-from qdq.lowering import lower_for_pools
+from qdq.lowering import lower_for_pools, lower_to_usual
 from qdq.nested import captured_names
 from qdq.placement import Unit
 from qdq.plan import Plan
@@ -98,6 +98,7 @@ class _Emitter:
         for tensor in (*kept, *self.constants, *self.lookups.constants):
             # extend() would serialize and parse each one
             copy_into(result.graph.initializer.add(), tensor)
+        lower_to_usual(result)
         if self.plan.target.tunes_float:
             lower_for_pools(result, self.graph, self.wiring.units)
         stamp(result, self.model, metadata)

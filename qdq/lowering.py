@@ -1,4 +1,7 @@
-"""An older operator set for a model that is the same in it, where onnxruntime is faster at that.
+"""An older operator set for a model that is the same in it, where onnxruntime is better at that.
+
+Runtimes get the kernels of a new operator set late. onnxruntime 1.23 runs float models of opset 23,
+but has no QuantizeLinear of it, and before 1.28 a MaxPool of opset 22 fuses with no Q and DQ.
 
 From opset 19 on, onnxruntime (1.32) runs AveragePool as plain loops, below with vectorized kernels
 and in several threads: 57 against 272 us for 3x3 windows over 40 x 28 x 28 values, 39 against 258
@@ -13,9 +16,10 @@ import onnx
 from onnx import TensorProto
 
 from qdq.graph import Graph, attributes
-from qdq.nested import subgraphs
+from qdq.nested import all_graphs, subgraphs
+from qdq.prepare.opset import OPSET, opset_of
 
-__all__ = ["lower_for_pools"]
+__all__ = ["lower_for_pools", "lower_to_usual"]
 
 _OPSET = 18
 _BLOCK = 16
@@ -25,11 +29,55 @@ _NEW_TYPES_ONLY = frozenset(
      "Size", "Squeeze", "Transpose", "Unsqueeze"}
 )  # fmt: skip
 """Operators of which later operator sets know more types, and attributes that are looked at."""
+_TYPES = frozenset({"dtype", "output_dtype", "to"})
+"""Attributes that name a type."""
 _NEW_ATTRIBUTES = frozenset({"block_size", "output_dtype", "precision", "saturate"})
 _OLD_TYPES = frozenset(
     {TensorProto.FLOAT, TensorProto.INT8, TensorProto.UINT8, TensorProto.INT32, TensorProto.INT64,
      TensorProto.BOOL}
 )  # fmt: skip
+
+
+def lower_to_usual(model: onnx.ModelProto) -> None:
+    """Declare opset 21, to which older models are raised, for a later one, if nothing differs.
+
+    Since then operators have got types, and attributes that say so; new ones have come, but no
+    old one has changed its meaning (up to opset 26). Changes the model in place.
+    """
+    if opset_of(model) <= OPSET or model.functions:  # those have an opset of their own
+        return
+    graphs = list(all_graphs(model.graph))
+    typed = all(_is_usual(t.data_type) for g in graphs for t in g.initializer)
+    values = (v.type.tensor_type.elem_type for g in graphs for v in (*g.input, *g.output))
+    if typed and all(map(_is_usual, values)) and all(_is_known(n) for g in graphs for n in g.node):
+        _declare(model, OPSET)
+
+
+def _is_usual(kind: int) -> bool:
+    """Whether a type has been one of all operators' for long, as bfloat16 and later ones are not.
+
+    What is no tensor has the type 0.
+    """
+    return kind < TensorProto.BFLOAT16
+
+
+def _is_known(node: onnx.NodeProto) -> bool:
+    """Whether opset 21 has the operator, with the attributes and types that the node names."""
+    if node.domain not in ("", "ai.onnx"):
+        return True
+    if not onnx.defs.has(node.op_type, OPSET):
+        return False
+    known = onnx.defs.get_schema(node.op_type, OPSET, "").attributes
+    return all(
+        a.name in known and _is_usual(a.t.data_type) and (a.name not in _TYPES or _is_usual(a.i))
+        for a in node.attribute
+    )
+
+
+def _declare(model: onnx.ModelProto, opset: int) -> None:
+    for o in model.opset_import:
+        if o.domain in ("", "ai.onnx"):
+            o.version = opset
 
 
 def lower_for_pools(model: onnx.ModelProto, graph: Graph, integer: Container[str]) -> None:
@@ -43,13 +91,12 @@ def lower_for_pools(model: onnx.ModelProto, graph: Graph, integer: Container[str
     nodes = model.graph.node
     pools = [n for n in graph.nodes if n.op_type == "AveragePool"]
     gains = any(n.name not in integer and _is_slow(graph, n) for n in pools)
-    if graph.opset <= _OPSET or not gains:
+    opset = opset_of(model)
+    if opset <= _OPSET or not gains:
         return
     typed = all(t.data_type in _OLD_TYPES for t in model.graph.initializer)
-    if typed and all(map(_is_plain, pools)) and all(_is_old(n, graph.opset) for n in nodes):
-        for o in model.opset_import:
-            if o.domain in ("", "ai.onnx"):
-                o.version = _OPSET
+    if typed and all(map(_is_plain, pools)) and all(_is_old(n, opset) for n in nodes):
+        _declare(model, _OPSET)
 
 
 def _is_slow(graph: Graph, pool: onnx.NodeProto) -> bool:

@@ -30,6 +30,7 @@ from qdq.light import detached
 from qdq.nested import all_nodes
 
 __all__ = [
+    "RUNTIME_VERSION",
     "Session",
     "input_specs",
     "is_large_matrix",
@@ -40,6 +41,8 @@ __all__ = [
 ]
 
 log: logging.Logger = logging.getLogger(__name__)
+
+RUNTIME_VERSION: str = ort.__version__
 
 Model = onnx.ModelProto | bytes | str | os.PathLike[str]
 
@@ -228,7 +231,7 @@ def _load_message(error: BaseException) -> str:
     hint = ""
     if "ir version" in low or "opset" in low:
         hint = (
-            f". onnxruntime {ort.__version__} is older than the model: upgrade onnxruntime, or "
+            f". onnxruntime {RUNTIME_VERSION} is older than the model: upgrade onnxruntime, or "
             "export the model with a lower opset or IR version"
         )
     return f"onnxruntime could not load the model: {text}{hint}"

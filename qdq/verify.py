@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from qdq.data import Feed
 from qdq.errors import CalibrationError, QdqError, VerifyError
 from qdq.light import for_checker
-from qdq.session import open_session
+from qdq.session import RUNTIME_VERSION, open_session
 
 __all__ = ["verify"]
 
@@ -39,8 +39,8 @@ def verify(
 
     Raises:
         CalibrationError: the float model does not run on ``feed`` either.
-        VerifyError: with the checker's or the runtime's reason. It is a fault of qdq, not of the
-            caller; the message says what to report.
+        VerifyError: with the checker's or the runtime's reason. It is a fault of qdq or of an old
+            runtime, not of the caller; the message says what to do.
     """
     try:
         _check(model, source)
@@ -53,8 +53,9 @@ def verify(
             _require_run(source, feed)
         reason = " ".join(str(e).split())
         raise VerifyError(
-            f"the quantized model is not valid: {reason}. This is a fault in qdq; please report "
-            f"it with the float model. Rule(nodes=..., keep_float=True) for the node named above "
+            f"the quantized model is not valid: {reason}. This is a fault in qdq, or in "
+            f"onnxruntime {RUNTIME_VERSION} where a newer one runs the model; please report it "
+            f"with the float model. Rule(nodes=..., keep_float=True) for the node named above "
             f"works around it."
         ) from e
     return model

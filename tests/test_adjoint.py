@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from harness import older
 from hypothesis import given
 from hypothesis import strategies as st
 from models import feeds, node, weights
@@ -343,6 +344,8 @@ def by_differences(model: onnx.ModelProto, raw: np.ndarray) -> float:
     ids=lambda c: c[0].replace("y = ", "") if isinstance(c, tuple) else "",
 )
 def test_an_energy_is_that_of_finite_differences(case: Case, middle: float) -> None:
+    if "Attention" in case[0] and "vv" not in case[0] and older("1.24"):
+        pytest.skip("its weights are only handed out with keys and values of before")
     model, raw = to_one(case), spread_out(case[1], middle) / scales(case[1])
     found = energies(model, {"raw": raw}, "raw")["raw"]
     assert found == pytest.approx(by_differences(model, raw), rel=0.02)

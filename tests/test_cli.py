@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from harness import ASYMMETRIC
 from onnx import TensorProto, helper, numpy_helper
 
 from qdq import cli
@@ -108,7 +109,7 @@ def test_percentile_reaches_the_calibrator(files: Path) -> None:
         (["--activation-type", "int8"], ["INT32", "INT8"]),
         (["--target", "portable", "--activation-type", "uint16"], ["INT32", "INT8", "UINT16"]),
         (["--target", "portable", "--activation-type", "int16"], ["INT16", "INT32", "INT8"]),
-        (["--weight-type", "uint8"], ["INT32", "UINT8"]),
+        pytest.param(["--weight-type", "uint8"], ["INT32", "UINT8"], marks=ASYMMETRIC),
     ],
 )
 def test_types(files: Path, options: list[str], expected: list[str]) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import onnxruntime.quantization as theirs
 import pytest
+from harness import ASYMMETRIC, older
 from models import model, node, weights
 
 import qdq
@@ -77,6 +78,10 @@ def outputs(source, samples) -> np.ndarray:
     return np.stack([next(iter(o.values())) for o in infer(source, samples)])
 
 
+LATER = {"calibration_cache_path"} if older("1.27") else set()
+"""Arguments that the installed onnxruntime does not have yet. It wants a reader where they lack."""
+
+
 def option(**extra_options) -> dict:
     return {"extra_options": extra_options}
 
@@ -89,7 +94,7 @@ class TestContract:
     )
     def test_arguments(self, name: str) -> None:
         found = list(inspect.signature(getattr(theirs, name)).parameters)
-        own = list(inspect.signature(getattr(compat, name)).parameters)
+        own = [a for a in inspect.signature(getattr(compat, name)).parameters if a not in LATER]
         assert own == [{"deprecated_kwargs": "input_model_path"}.get(a, a) for a in found]
 
     def test_arguments_of_the_config(self) -> None:
@@ -102,7 +107,8 @@ class TestContract:
         own = inspect.signature(quantize_static).parameters
         better = {n for n, p in own.items() if p.default is compat.types.UNSET}
         assert better == {"per_channel", "activation_type", "weight_type", "calibrate_method"}
-        for name in own.keys() - better - {"quant_format"}:
+        other = {"quant_format", *LATER, *({"calibration_data_reader"} if LATER else ())}
+        for name in own.keys() - better - other:
             assert own[name].default == found[name].default
 
     def test_extra_options(self) -> None:
@@ -278,7 +284,13 @@ CASES = {
 
 
 class TestHonoured:
-    @pytest.mark.parametrize("case", CASES)
+    @pytest.mark.parametrize(
+        "case",
+        [
+            pytest.param(c, marks=ASYMMETRIC if c in ("types", "WeightSymmetric") else ())
+            for c in CASES
+        ],
+    )
     def test_is_the_model_of_qdq(self, case: str, tmp_path: Path) -> None:
         arguments, same = CASES[case]
         # equal in all bytes, and those hold the scheme, calibrator, steps and target

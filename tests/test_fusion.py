@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import onnx
 import pytest
-from harness import FORCED, optimized
+from harness import FORCED, older, optimized
 from harness import compare as measured
 from models import feeds, model, node, rng, weights
 
@@ -219,7 +219,11 @@ def pooled(
         (pooled(dilations=[2, 2]), 21),
         (pooled(ceil_mode=1, strides=[2, 2]), 21),
         (pooled(count_include_pad=1, pads=[1] * 4), 18),
-        (pooled(dims=3, count_include_pad=1, kernel_shape=[5, 1, 1], pads=[2, 0, 0] * 2), 18),
+        pytest.param(
+            pooled(dims=3, count_include_pad=1, kernel_shape=[5, 1, 1], pads=[2, 0, 0] * 2),
+            18,
+            marks=pytest.mark.skipif(older("1.25"), reason="wrong at the borders from opset 19 on"),
+        ),
         (pooled(pads=[1] * 4), 18),
         (pooled(behind="Gelu"), 21),  # which came with opset 20
     ],

@@ -623,7 +623,7 @@ def test_a_table_that_is_left_is_measured_too(few: int, monkeypatch: pytest.Monk
     )
     monkeypatch.setattr(choice, "_FEW", few)
     float_net = wide_encoder()
-    table = embedding(WORDS, 2048) + np.float32(50)
+    table = embedding(WORDS, 2048) + np.float32(8)
     float_net.graph.initializer[0].CopyFrom(numpy_helper.from_array(table, "table"))
     result = run(float_net, ids())
     assert "table" in result.harm

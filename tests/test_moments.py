@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from models import conv_chain, mlp, model, node, weights
-from onnx.reference import ReferenceEvaluator
 
 from qdq.balancing.layouts import moment_layouts
 from qdq.calibrate import moments as module
@@ -17,6 +16,7 @@ from qdq.calibrate.moments import Layout, MomentSum, MomentSums
 from qdq.errors import CalibrationError
 from qdq.plan import make_plan
 from qdq.prepare import prepare
+from qdq.session import run
 from qdq.targets import PORTABLE
 
 terms = hnp.arrays(np.float32, (3, 2, 3, 4), elements=st.floats(-(2.0**60), 2.0**60, width=32))
@@ -101,7 +101,7 @@ def test_terms_times_weights_are_the_convolution(attributes: dict, blocks: int) 
     groups = attributes.get("group", 1)
     layout = replace(layout, blocks=blocks)
     x = np.random.default_rng(0).standard_normal((2, 4, 9, 8)).astype(np.float32)
-    (y,) = ReferenceEvaluator(net).run(None, {"x": x})
+    ((y,),) = (o.values() for o in run(net, [{"x": x}]))  # onnx 1.19 pads less for SAME_UPPER
     assert y[0, 0].size * 2 <= 256  # all positions are taken
     found = layout.terms(x).reshape(groups, -1, 2 * y[0, 0].size)
     rows = w.reshape(groups, 6 // groups, -1)

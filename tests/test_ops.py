@@ -1,8 +1,9 @@
 """The contract of every operator: alone on every target, and between two integer kernels."""
 
 import numpy as np
+import onnx
 import pytest
-from harness import FORCED, compare
+from harness import FORCED, compare, older
 from models import feeds
 from op_cases import CASES, Case, alone, island
 
@@ -11,6 +12,7 @@ from qdq.calibrate import MinMax
 from qdq.errors import ConfigError
 from qdq.ops import TABLE, demand_of, register
 from qdq.ops.demand import Bounded, Demand, NodeView, SameAs, TensorView
+from qdq.prepare.opset import opset_of
 from qdq.targets import ORT_CPU, PORTABLE
 
 KERNELS = ORT_CPU.kernels or {}
@@ -29,6 +31,8 @@ def test_every_row_and_every_kernel_has_a_case() -> None:
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_alone(case: Case) -> None:
     """Codes in, codes out: within a few steps of float, and fused as unfused."""
+    if case.opset > 21 and older("1.24"):
+        pytest.skip("no QuantizeLinear of that opset")
     net, data = alone(case), feeds(case.activations, 6)
     found = run(net, data, target=PORTABLE, calibrator=MinMax())
     outcome = compare(net, found.model, data)
@@ -57,13 +61,26 @@ def test_alone(case: Case) -> None:
         assert high == pytest.approx(node.demand.output.high, abs=0.01)
 
 
+def restate(net: onnx.ModelProto, opset: int) -> None:
+    for entry in net.opset_import:
+        if not entry.domain:
+            entry.version = opset
+
+
 @pytest.mark.parametrize(
     ("case", "opset"), [(c, o) for c in FUSED for o in (13, 21, 24) if o >= c.opset], ids=str
 )
 def test_between_integer_kernels(case: Case, opset: int) -> None:
     """The operator that the target's table names is in the runtime's graph, and nothing float."""
+    if opset == 24 and older("1.24"):
+        pytest.skip("no opset 24")
+    if case.name == "ceil_include" and opset < 19 and older("1.29"):
+        pytest.skip("the float operator counts other padding than it does from opset 19 on")
     net, data = island(case, opset), feeds(case.activations, 4)
     found = run(net, data, target=FORCED, calibrator=MinMax())
+    assert opset_of(found.model) <= 21
+    if opset > 21 and not (case.op == "MaxPool" and older("1.28")):
+        restate(found.model, opset)  # what a model with newer operators would have
     outcome = compare(net, found.model, data)
     assert outcome.sqnr > 27
     assert outcome.steps_apart <= APART.get(case.op, 1.01)

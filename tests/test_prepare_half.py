@@ -24,6 +24,7 @@ from qdq.prepare.half import widen_float16
 
 H, F = TensorProto.FLOAT16, TensorProto.FLOAT
 BF16, F64, I64 = TensorProto.BFLOAT16, TensorProto.DOUBLE, TensorProto.INT64
+BITS = pytest.mark.skipif(onnx.defs.onnx_opset_version() < 26, reason="no BitCast")
 ROUNDING = 2**-9  # of the largest output: two roundings to float16
 
 
@@ -383,12 +384,14 @@ class TestBorders:
         with pytest.raises(ModelError, match="float16 optional"):
             prepare(net)
 
+    @BITS
     def test_bits_that_become_float16(self) -> None:
         inputs = {"x": info("x", [2], TensorProto.INT16)}
         nodes = [node("BitCast", ["x"], "y", to=H)]
         with pytest.raises(ModelError, match="BitCast between 16-bit types"):
             prepare(net16(nodes, inputs, {"y": [2]}, opset=26))
 
+    @BITS
     def test_bits_of_float16(self) -> None:
         nodes = [node("BitCast", ["x"], "y", to=TensorProto.UINT16)]
         outputs = {"y": info("y", [2], TensorProto.UINT16)}

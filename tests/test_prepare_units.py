@@ -5,6 +5,7 @@ import math
 import numpy as np
 import onnx
 import pytest
+from harness import older
 from models import model, node, retyped, rng
 from onnx import helper, shape_inference
 from prepared import check, only, ops, run
@@ -75,6 +76,10 @@ def test_hard_swish(steps) -> None:
     assert gate == pytest.approx({"alpha": 1 / 6, "beta": 0.5})
 
 
+SWISH = pytest.mark.skipif(older("1.24"), reason="no opset that has Swish")
+
+
+@SWISH
 @pytest.mark.parametrize("alpha", [1.0, 1.702, None])
 def test_swish(alpha) -> None:
     swish = {} if alpha is None else {"alpha": alpha}
@@ -83,6 +88,7 @@ def test_swish(alpha) -> None:
     assert ops(made) == {"Sigmoid": 1, "Mul": 2 if alpha == 1.702 else 1}
 
 
+@SWISH
 def test_swish_of_float64() -> None:
     """Its alpha has 24 bits, as the attribute."""
     swish = node("Swish", ["x"], "y", alpha=1.702)
