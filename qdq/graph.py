@@ -42,6 +42,8 @@ class Graph:
     types: onnx.ModelProto | None = field(default=None)
     views: dict[int, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
     _shapes: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    # name → the first suffix that may be free
+    _next: dict[str, int] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def nodes(self) -> list[onnx.NodeProto]:
@@ -153,9 +155,9 @@ class Graph:
 
     def fresh(self, name: str) -> str:
         """``name`` if it is free, else name_2, name_3, …; the result is then taken."""
-        found, k = name, 1
-        while found in self.names:
+        k = self._next.get(name, 1)
+        while (found := name if k == 1 else f"{name}_{k}") in self.names:
             k += 1
-            found = f"{name}_{k}"
         self.names.add(found)
+        self._next[name] = k + 1
         return found

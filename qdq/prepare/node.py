@@ -8,13 +8,20 @@ import onnx
 
 from qdq.nested import captured_names
 
-__all__ = ["Node", "drop_absent"]
+__all__ = ["Node", "drop_absent", "drop_attributes"]
 
 
 def drop_absent(names: MutableSequence[str]) -> None:
     """Drop what is absent at the end of a node's inputs or outputs, in place."""
     while names and not names[-1]:
         del names[-1]
+
+
+def drop_attributes(node: onnx.NodeProto, *names: str) -> None:
+    """Drop a node's attributes of these names, in place."""
+    kept = [a for a in node.attribute if a.name not in names]
+    del node.attribute[:]
+    node.attribute.extend(kept)
 
 
 @dataclass(eq=False, slots=True)
@@ -82,8 +89,6 @@ class Node:
 
     def set_attr(self, name: str, value: Any) -> None:
         """Set an attribute; None removes it."""
-        kept = [a for a in self.proto.attribute if a.name != name]
+        drop_attributes(self.proto, name)
         if value is not None:
-            kept.append(onnx.helper.make_attribute(name, value))
-        del self.proto.attribute[:]
-        self.proto.attribute.extend(kept)
+            self.proto.attribute.append(onnx.helper.make_attribute(name, value))

@@ -14,6 +14,7 @@ from onnx import helper
 from qdq.errors import ModelError
 from qdq.graph import Graph, attributes
 from qdq.nested import all_graphs
+from qdq.prepare.node import drop_attributes
 
 __all__ = ["SEVEN", "raise_to_seven"]
 
@@ -77,9 +78,7 @@ def _rename(node: onnx.NodeProto) -> None:
         case "Upsample" if "height_scale" in values:
             changed["scales"] = [1.0, 1.0, values["height_scale"], values["width_scale"]]
             dropped += ["height_scale", "width_scale"]
-    kept = [a for a in node.attribute if a.name not in (*dropped, *changed)]
-    del node.attribute[:]
-    node.attribute.extend(kept)
+    drop_attributes(node, *dropped, *changed)
     node.attribute.extend(helper.make_attribute(k, v) for k, v in changed.items())
 
 
@@ -127,9 +126,7 @@ def _before(graph: Graph, node: onnx.NodeProto, ranks: Mapping[str, int]) -> lis
 def _widen(graph: Graph, node: onnx.NodeProto, ranks: Mapping[str, int]) -> list[onnx.NodeProto]:
     """The second operand gets the axes that follow the ones that it has, from ``axis`` on."""
     values = attributes(node)
-    kept = [a for a in node.attribute if a.name not in ("axis", "broadcast")]
-    del node.attribute[:]
-    node.attribute.extend(kept)
+    drop_attributes(node, "axis", "broadcast")
     if not values.get("broadcast", 0) or "axis" not in values:
         return []  # equal shapes, or the last axes, as numpy has it
     own, other = _rank(node, 0, ranks), _rank(node, 1, ranks)
