@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import onnx
@@ -55,8 +55,7 @@ class Wish:
     def __post_init__(self) -> None:
         check_worth(self.worth)
         want("measured", self.measured, is_flag(self.measured), "True or False")
-        goals = ("worth", "measured", "target_sqnr", "target_latency")
-        given = [name for name in goals if self._asks(name)]
+        given = self._given()
         if len(given) > 1:
             raise ConfigError(
                 f"{' and '.join(given)} are {len(given)} ways to choose one plan: give one of them"
@@ -69,9 +68,11 @@ class Wish:
             "a number above 0, the latency over the float model's, as 0.5",
         )
 
-    def _asks(self, name: str) -> bool:
-        value = getattr(self, name)
-        return bool(value) if name == "measured" else value is not None
+    def _given(self) -> list[str]:
+        """Names of the options that ask for something."""
+        found = {f.name: getattr(self, f.name) for f in fields(self)}
+        found["measured"] = found["measured"] or None  # a flag that is not set asks for nothing
+        return [name for name, value in found.items() if value is not None]
 
     @property
     def runs(self) -> bool:
@@ -84,8 +85,8 @@ class Wish:
         Raises:
             ConfigError: saying why, and what to do.
         """
-        for name in ("worth", "measured", "target_sqnr", "target_latency"):
-            if self._asks(name) and not start.rated:
+        for name in self._given():
+            if not start.rated:
                 raise ConfigError(
                     f"{name}={getattr(self, name)!r} needs errors to weigh: a calibrator "
                     "that keeps histograms (MSE, Entropy, Percentile), and a target that weighs "

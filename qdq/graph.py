@@ -45,13 +45,9 @@ class Graph:
     # name → the first suffix that may be free
     _next: dict[str, int] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    @property
+    @cached_property
     def nodes(self) -> list[onnx.NodeProto]:
         """The nodes in graph order; Use.node and producer hold indices into it."""
-        return self._nodes
-
-    @cached_property
-    def _nodes(self) -> list[onnx.NodeProto]:
         return list(self.model.graph.node)
 
     @cached_property
@@ -79,19 +75,24 @@ class Graph:
     @cached_property
     def producer(self) -> Mapping[str, int]:
         """Tensor name → index of the node that makes it."""
-        return {o: i for i, n in enumerate(self._nodes) for o in n.output if o}
+        return {o: i for i, n in enumerate(self.nodes) for o in n.output if o}
 
     @cached_property
     def consumers(self) -> Mapping[str, tuple[Use, ...]]:
         """Tensor name → its uses, captures by subgraphs included; graph outputs are not uses."""
         uses: dict[str, list[Use]] = {}
-        for i, n in enumerate(self._nodes):
+        for i, n in enumerate(self.nodes):
             for slot, name in enumerate(n.input):
                 if name:
                     uses.setdefault(name, []).append(Use(i, slot))
             for name in sorted(captured_names(n)):
                 uses.setdefault(name, []).append(Use(i, -1))
         return {k: tuple(v) for k, v in uses.items()}
+
+    def maker(self, name: str) -> onnx.NodeProto | None:
+        """The node that makes a tensor; None for inputs and constants."""
+        index = self.producer.get(name)
+        return None if index is None else self.nodes[index]
 
     def uses(self, name: str) -> tuple[Use, ...]:
         """The uses of a tensor; empty if nothing reads it."""

@@ -70,13 +70,13 @@ class Overrides:
 _IDLE = frozenset({"Constant", "Dropout", "Identity", "Cast", "Shape"})
 
 
-def read_rules(graph: Graph, rules: Iterable[Rule], source: Graph | None = None) -> Overrides:
+def read_rules(graph: Graph, rules: Iterable[Rule], source: Graph) -> Overrides:
     """Resolve patterns to names.
 
     Args:
         graph: the prepared model.
         rules: the user's rules, which name nodes of the user's model.
-        source: the user's model; default: the prepared one.
+        source: the user's model, or the prepared one.
 
     Raises:
         ConfigError: a pattern that is no regular expression, or that matches nothing (with the
@@ -86,7 +86,7 @@ def read_rules(graph: Graph, rules: Iterable[Rule], source: Graph | None = None)
     chosen: set[str] | None = None
     tensors: dict[str, tuple[Rule, ...]] = {}
     names = _tensor_names(graph)
-    follow = _Successors(graph, source or graph)
+    follow = _Successors(graph, source)
     for rule in rules:
         if rule.tensors is not None:
             found = _matching(rule.tensors, names, "tensor")
@@ -147,8 +147,8 @@ def _others(graph: Graph, chosen: set[str]) -> dict[str, str]:
         node.name
         for node in graph.nodes
         if node.op_type in ("Relu", "Clip")
-        and node.input[0] in graph.producer
-        and graph.nodes[graph.producer[node.input[0]]].name in chosen
+        and (maker := graph.maker(node.input[0])) is not None
+        and maker.name in chosen
     }
     names = [n.name for n in graph.nodes if n.name not in chosen and n.name not in behind]
     return dict.fromkeys(names, "no rule with only=True names it")
@@ -175,11 +175,7 @@ class _Successors:
         seen, todo = {index}, [index]
         while todo:
             node = nodes[todo.pop()]
-            here = {
-                self.graph.nodes[self.graph.producer[o]].name
-                for o in node.output
-                if o in self.graph.producer
-            }
+            here = {maker.name for o in node.output if (maker := self.graph.maker(o)) is not None}
             if not here and node.name in self._ops:
                 here = {node.name}
             if node.domain == RUNTIME:
@@ -202,8 +198,7 @@ class _Successors:
         found: set[str] = set()
         todo = list(node.output)
         while todo:
-            index = self.graph.producer.get(todo.pop())
-            part = None if index is None else self.graph.nodes[index]
+            part = self.graph.maker(todo.pop())
             if part is None or part.name in found:
                 continue
             if part.name == node.name or part.name not in self._names:

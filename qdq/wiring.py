@@ -153,8 +153,7 @@ def _clipped_products(
     waiting = [n.input[0] for n in graph.nodes if n.name in floors]
     found = set()
     for tensor in waiting:
-        maker = graph.producer.get(tensor)
-        node = graph.nodes[maker] if maker is not None else None
+        node = graph.maker(tensor)
         if node is None:
             continue
         if node.name in units and made.isdisjoint(units[node.name].outputs):

@@ -33,7 +33,6 @@ __all__ = [
     "Frontier",
     "Planner",
     "check_worth",
-    "explained",
     "moved",
     "rounded_by",
 ]
@@ -124,7 +123,7 @@ class Frontier:
         if not lost:
             return widest
         weighing = replace(WIDEST, price=float(self._whole), harm=lost)
-        return explained(widest, self._plan_for(weighing))
+        return _explained(widest, self._plan_for(weighing))
 
     def _candidate(self, plan: Plan, worth: float) -> Candidate:
         harm = math.fsum(self._harm.get(t, 0.0) for t in rounded_by(plan))
@@ -141,7 +140,7 @@ class Frontier:
             return self.widest
         price = min(worth, 2.0**_LAST) * self._whole  # capacities stay below INFINITE
         plan = self._plan_for(replace(WIDEST, price=price, harm=self._harm))
-        return self._candidate(explained(self._given, plan), worth)
+        return self._candidate(_explained(self._given, plan), worth)
 
     def best(self) -> Candidate:
         """The candidate of the least cost.
@@ -176,7 +175,7 @@ class Frontier:
         return tuple(found.values())
 
 
-def explained(widest: Plan, chosen: Plan) -> Plan:
+def _explained(widest: Plan, chosen: Plan) -> Plan:
     """The chosen plan, whose reasons tell what is float for accuracy's sake and not for speed."""
     given_up = dict.fromkeys(widest.placement.integer - chosen.placement.integer, HARMS)
     given_up |= {u.view.name: COARSE for u in widest.lookups}

@@ -202,7 +202,7 @@ def _integers(graph: Graph, node: onnx.NodeProto, slot: int) -> list[int]:
     name = node.input[slot]
     if name in graph.constants:
         return [int(v) for v in graph.array(name).reshape(-1)]
-    maker = graph.nodes[graph.producer[name]] if name in graph.producer else None
+    maker = graph.maker(name)
     value: Any = attributes(maker).get("value") if maker is not None else None
     if value is None:
         raise _not_known(node, f"the values of '{name}' are")

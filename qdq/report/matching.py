@@ -128,9 +128,9 @@ class _Matcher:
 
     def _dequantize(self, node: onnx.NodeProto) -> None:
         codes, real = node.input[0], node.output[0]
-        quantizer = _maker(self.graph, codes)
+        quantizer = self.graph.maker(codes)
         if quantizer is not None and self._keeps_shape(quantizer):
-            quantizer = _maker(self.graph, quantizer.input[0])
+            quantizer = self.graph.maker(quantizer.input[0])
         if quantizer is not None and quantizer.op_type != "QuantizeLinear":
             return
         try:
@@ -207,7 +207,7 @@ class _Matcher:
 
     def _in_steps(self, form: list[int], outputs: list[tuple[str, str]]) -> Site:
         """A float node that is written as several."""
-        own = _maker(self.float_graph, outputs[0][1]) or self.graph.nodes[form[-1]]
+        own = self.float_graph.maker(outputs[0][1]) or self.graph.nodes[form[-1]]
         return Site(
             index=form[0],
             name=own.name,
@@ -221,7 +221,7 @@ class _Matcher:
 
     def _namesake(self, node: onnx.NodeProto, tensor: str) -> onnx.NodeProto:
         """The float model's node of that name that makes a tensor; the node itself without one."""
-        maker = _maker(self.float_graph, tensor)
+        maker = self.float_graph.maker(tensor)
         return maker if maker is not None and maker.name == node.name else node
 
     def _movements(self, node: onnx.NodeProto) -> list[int]:
@@ -288,11 +288,6 @@ class _Matcher:
                 continue
             if tuple(proto.dims) == self.graph.shape(entry.stored):
                 self.constants[name] = Constant(entry.real, entry.stored, entry.params, source)
-
-
-def _maker(graph: Graph, name: str) -> onnx.NodeProto | None:
-    index = graph.producer.get(name)
-    return None if index is None else graph.nodes[index]
 
 
 def _is_identity(view: NodeView) -> bool:
