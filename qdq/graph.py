@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from qdq.nested import all_graphs, captured_names
 from qdq.weights import read
 
-__all__ = ["Graph", "Use", "attributes"]
+__all__ = ["Graph", "Use", "attributes", "drop_attributes", "shape_of"]
 
 
 class Use(NamedTuple):
@@ -28,6 +28,21 @@ class Use(NamedTuple):
 def attributes(node: onnx.NodeProto) -> dict[str, object]:
     """The node's attributes as Python values."""
     return {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+
+
+def drop_attributes(node: onnx.NodeProto, *names: str) -> None:
+    """Drop a node's attributes of these names, in place."""
+    kept = [a for a in node.attribute if a.name not in names]
+    del node.attribute[:]
+    node.attribute.extend(kept)
+
+
+def shape_of(kind: onnx.TypeProto) -> tuple[int | None, ...] | None:
+    """The shape that a type tells, None for unknown dimensions; None if not even the rank."""
+    if not kind.tensor_type.HasField("shape"):
+        return None
+    dims = kind.tensor_type.shape.dim
+    return tuple(d.dim_value if d.HasField("dim_value") else None for d in dims)
 
 
 @dataclass(frozen=True)
@@ -136,10 +151,7 @@ class Graph:
         if name in self.constants:
             return tuple(self.constants[name].dims)
         info = self._infos.get(name)
-        if info is None or not info.tensor_type.HasField("shape"):
-            return None
-        dims = info.tensor_type.shape.dim
-        return tuple(d.dim_value if d.HasField("dim_value") else None for d in dims)
+        return None if info is None else shape_of(info)
 
     @cached_property
     def names(self) -> set[str]:

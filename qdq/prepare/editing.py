@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from qdq.graph import Graph
+from qdq.graph import Graph, shape_of
 from qdq.nested import topological_order
 from qdq.prepare.node import Node, drop_absent
 from qdq.weights import read, turned
@@ -128,10 +128,7 @@ class Editor:
         if name in self.constants:
             return tuple(self.constants[name].dims)
         t = self.types.get(name)
-        if t is None or not t.tensor_type.HasField("shape"):
-            return None
-        dims = t.tensor_type.shape.dim
-        return tuple(d.dim_value if d.HasField("dim_value") else None for d in dims)
+        return None if t is None else shape_of(t)
 
     def rank(self, name: str) -> int | None:
         """The rank of a tensor; None if unknown."""

@@ -6,22 +6,16 @@ from typing import Any
 
 import onnx
 
+from qdq.graph import drop_attributes
 from qdq.nested import captured_names
 
-__all__ = ["Node", "drop_absent", "drop_attributes"]
+__all__ = ["Node", "drop_absent"]
 
 
 def drop_absent(names: MutableSequence[str]) -> None:
     """Drop what is absent at the end of a node's inputs or outputs, in place."""
     while names and not names[-1]:
         del names[-1]
-
-
-def drop_attributes(node: onnx.NodeProto, *names: str) -> None:
-    """Drop a node's attributes of these names, in place."""
-    kept = [a for a in node.attribute if a.name not in names]
-    del node.attribute[:]
-    node.attribute.extend(kept)
 
 
 @dataclass(eq=False, slots=True)

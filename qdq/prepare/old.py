@@ -9,9 +9,8 @@ from typing import Any
 import onnx
 from onnx import helper
 
-from qdq.graph import attributes
+from qdq.graph import attributes, drop_attributes
 from qdq.nested import all_graphs
-from qdq.prepare.node import drop_attributes
 
 __all__ = ["after_raising", "before_raising"]
 

@@ -12,9 +12,8 @@ import onnx
 from onnx import helper
 
 from qdq.errors import ModelError
-from qdq.graph import Graph, attributes
+from qdq.graph import Graph, attributes, drop_attributes
 from qdq.nested import all_graphs
-from qdq.prepare.node import drop_attributes
 
 __all__ = ["SEVEN", "raise_to_seven"]
 
