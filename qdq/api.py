@@ -9,6 +9,7 @@ from typing import Any
 
 import onnx
 
+from qdq.absorbed import clamps_that_stay
 from qdq.calibrate import MSE, Calibrator
 from qdq.checks import want
 from qdq.choice import Wish, choose
@@ -32,7 +33,6 @@ from qdq.steps import DEFAULT_STEPS, for_target
 from qdq.targets import ORT_CPU, Target
 from qdq.verify import verify
 from qdq.version import __version__
-from qdq.wiring import clamps_that_stay
 
 __all__ = ["Result", "collect_statistics", "make_problem", "quantize", "run"]
 
