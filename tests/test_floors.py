@@ -21,7 +21,7 @@ FLOORS = (
      "external", "files", "forms", "graph", "light", "lookups", "lowering", "modelio", "nested",
      "ops", "outputs", "prepare", "problem", "ranges", "rules", "scheme", "session", "shell",
      "spelling", "statistics", "subpixel", "successors", "tables", "targets", "timing",
-     "upsampling", "views", "weights", "wire", "balancing.dividing", "balancing.equalizing",
+     "upsampling", "views", "weights", "wire", "wish", "balancing.dividing", "balancing.equalizing",
      "balancing.smoothing", "placement.cost_table", "placement.costs", "placement.harm",
      "placement.mincut",
      "placement.adjoint", "placement.choosing", "placement.gradients", "placement.masked",

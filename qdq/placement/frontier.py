@@ -18,7 +18,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from qdq.affine import dequantize
-from qdq.checks import is_number, want
 from qdq.placement.weighing import Weighing
 from qdq.plan import Plan
 from qdq.problem import Constant, Derived, Fixed, Given, Shared
@@ -32,7 +31,6 @@ __all__ = [
     "Candidate",
     "Frontier",
     "Planner",
-    "check_worth",
     "moved",
     "rounded_by",
 ]
@@ -54,17 +52,6 @@ _LOST = 0.5
 _FIRST, _LAST = -3, 20  # worths, as powers of two; from the last on all that does harm is float
 
 log: logging.Logger = logging.getLogger(__name__)
-
-
-def check_worth(worth: float | None) -> None:
-    """Refuse a worth that is not one.
-
-    Raises:
-        ConfigError: it is negative, or not finite.
-    """
-    right = worth is None or (is_number(worth) and 0 <= worth < math.inf)
-    wanted = "a finite number from 0 (the fastest model) up; leave it out to have it chosen"
-    want("worth", worth, right, wanted)
 
 
 def rounded_by(plan: Plan) -> frozenset[str]:

@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,13 +12,13 @@ import onnx
 from qdq.ranges import Histogram
 from qdq.report import Bars, KernelCount, NodeError, OutputError, ScaleChange, TensorError
 from qdq.report.matched import Match, Site
-from qdq.report.sqnr import OutputSums, TensorSums, representable
+from qdq.report.sqnr import TensorSums, representable
+from qdq.report.sums import Sums
 from qdq.session import optimized_op_counts
 from qdq.sqnr import decibels
 from qdq.targets import ORT_CPU
 
 __all__ = [
-    "Sums",
     "history_of",
     "kernel_counts",
     "node_errors",
@@ -29,23 +29,6 @@ __all__ = [
 
 BARS = 64
 KINDS = {"int32": "bias"}
-
-
-@dataclass(slots=True)
-class Sums:
-    """What is summed up over the samples.
-
-    Attributes:
-        tensors: by float tensor.
-        local: noise that arises at the node that makes a float tensor; None if it is not known.
-        outputs: by output of the model.
-        samples: how many were run.
-    """
-
-    tensors: dict[str, TensorSums] = field(default_factory=dict)
-    local: dict[str, float | None] = field(default_factory=dict)
-    outputs: dict[str, OutputSums] = field(default_factory=dict)
-    samples: int = 0
 
 
 def properties(model: onnx.ModelProto) -> dict[str, Any]:
