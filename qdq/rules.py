@@ -10,7 +10,7 @@ import numpy as np
 from qdq.errors import ConfigError
 from qdq.graph import Graph
 from qdq.problem import Derived, Fixed, Given, Shared, Source
-from qdq.scheme import Rule
+from qdq.scheme import Rule, changes
 from qdq.spec import QuantParams, QuantSpec
 from qdq.successors import Successors
 
@@ -45,7 +45,7 @@ class Overrides:
     @property
     def changed(self) -> frozenset[str]:
         """Tensors whose parameters a rule sets or changes, planned or not."""
-        return frozenset(n for n, rules in self.tensors.items() if any(map(_changes, rules)))
+        return frozenset(n for n, rules in self.tensors.items() if any(map(changes, rules)))
 
     def check_used(self, planned: Collection[str], left_float: Mapping[str, str]) -> None:
         """Every overridden tensor must be one that gets parameters.
@@ -98,11 +98,6 @@ def read_rules(graph: Graph, rules: Iterable[Rule], source: Graph) -> Overrides:
         pinned = _others(graph, chosen) | pinned
     shapes = {n: tuple(graph.constants[n].dims) for n in tensors if n in graph.constants}
     return Overrides(pinned, tensors, shapes)
-
-
-def _changes(rule: Rule) -> bool:
-    effects = (rule.dtype, rule.symmetric, rule.per_channel, rule.range, rule.scale)
-    return any(e is not None for e in effects)
 
 
 def _tensor_names(graph: Graph) -> list[str]:
@@ -186,7 +181,7 @@ def _around(graph: Graph, name: str, pattern: str) -> dict[str, str]:
 def _apply(
     rule: Rule, name: str, spec: QuantSpec, source: Source, shape: tuple[int, ...] | None
 ) -> tuple[QuantSpec, Source]:
-    if not _changes(rule):
+    if not changes(rule):
         return spec, source
     _want_own(name, source)
     dtype = rule.dtype or spec.dtype

@@ -202,7 +202,7 @@ def _places(mode: object, size: int, wanted: int, scale: float) -> NDArray[np.fl
 
 
 def _cubic_matrix(
-    places: NDArray[np.float64], size: int, a: float, *, outside: bool = True
+    places: NDArray[np.float64], size: int, a: float, *, outside: bool
 ) -> NDArray[np.float32]:
     """Weights of cubic convolution (Keys, 1981): (results, size).
 
