@@ -9,9 +9,10 @@ from typing import Any
 
 import onnx
 
+from qdq.absorbed import clamps_that_stay
 from qdq.calibrate import MSE, Calibrator
 from qdq.checks import want
-from qdq.choice import Wish, choose
+from qdq.choice import choose
 from qdq.errors import ConfigError
 from qdq.evidence import Evidence, make_problem, used_smoothings
 from qdq.history import (
@@ -32,7 +33,7 @@ from qdq.steps import DEFAULT_STEPS, for_target
 from qdq.targets import ORT_CPU, Target
 from qdq.verify import verify
 from qdq.version import __version__
-from qdq.wiring import clamps_that_stay
+from qdq.wish import Wish
 
 __all__ = ["Result", "collect_statistics", "make_problem", "quantize", "run"]
 
@@ -104,7 +105,7 @@ def run(
     given = Statistics.load(statistics) if isinstance(statistics, str | os.PathLike) else statistics
     steps = for_target(steps, target)
     start = begin(model, calib_reader, given, scheme, calibrator, steps, target, held_out=wish.runs)
-    wish.check(start)
+    wish.check(rated=start.rated)
     if given is not None:
         start.require(given, calibrator)
     found = given or gather(start, calibrator, executor, progress)

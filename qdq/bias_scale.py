@@ -14,6 +14,7 @@ __all__ = [
     "INT32_MAX",
     "bias_scale",
     "bias_shape",
+    "largest_ratio",
     "quantize_bias",
     "round_up",
     "with_scale",
@@ -81,3 +82,8 @@ def with_scale(w: QuantParams, scale: NDArray[np.floating]) -> QuantParams:
     both ends, so what was inside stays inside.
     """
     return QuantParams(w.spec, np.asarray(scale, w.scale.dtype), w.zero_point)
+
+
+def largest_ratio(before: QuantParams, after: QuantParams) -> float:
+    """The largest factor by which a scale grows."""
+    return float(np.max(after.scale.astype(np.float64) / before.scale, initial=0))

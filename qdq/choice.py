@@ -9,21 +9,21 @@ from typing import Any
 import onnx
 
 from qdq.balancing.dividing import undivide
-from qdq.checks import is_flag, is_number, want
 from qdq.emit import emit
-from qdq.errors import ConfigError, QdqError
+from qdq.errors import QdqError
 from qdq.evidence import Evidence, solved, used_smoothings
 from qdq.modelio import load
 from qdq.placement.budget import first_within, least_cost
-from qdq.placement.frontier import AMPLITUDE, Candidate, Frontier, check_worth
+from qdq.placement.frontier import AMPLITUDE, Candidate, Frontier
 from qdq.placement.trial import Trial
 from qdq.plan import Plan
 from qdq.solve import Solution, Step
 from qdq.stages import Start
 from qdq.statistics.few import SAMPLES
 from qdq.timing import paired_latency
+from qdq.wish import Wish
 
-__all__ = ["Chosen", "Wish", "choose"]
+__all__ = ["Chosen", "choose"]
 
 log: logging.Logger = logging.getLogger(__name__)
 
@@ -37,65 +37,6 @@ _FEW = 2000
 """Integer nodes; of more, onnxruntime takes seconds to start each plan that is measured."""
 _HARDLY = 0.05
 """Costs less than that apart, latency and error over the float model's latency, are the same."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wish:
-    """What a plan is chosen by; the options of ``quantize``.
-
-    Raises:
-        ConfigError: options that exclude each other, or a number that makes no sense.
-    """
-
-    worth: float | None = None
-    measured: bool = False
-    target_sqnr: float | None = None
-    target_latency: float | None = None
-
-    def __post_init__(self) -> None:
-        check_worth(self.worth)
-        want("measured", self.measured, is_flag(self.measured), "True or False")
-        goals = ("worth", "measured", "target_sqnr", "target_latency")
-        given = [name for name in goals if self._asks(name)]
-        if len(given) > 1:
-            raise ConfigError(
-                f"{' and '.join(given)} are {len(given)} ways to choose one plan: give one of them"
-            )
-        _check_number("target_sqnr", self.target_sqnr, -math.inf, "a finite number of dB, as 30")
-        _check_number(
-            "target_latency",
-            self.target_latency,
-            0.0,
-            "a number above 0, the latency over the float model's, as 0.5",
-        )
-
-    def _asks(self, name: str) -> bool:
-        value = getattr(self, name)
-        return bool(value) if name == "measured" else value is not None
-
-    @property
-    def runs(self) -> bool:
-        """Whether plans are to be run on samples."""
-        return self.measured or self.target_sqnr is not None or self.target_latency is not None
-
-    def check(self, start: Start) -> None:
-        """Refuse a wish that nothing would heed.
-
-        Raises:
-            ConfigError: saying why, and what to do.
-        """
-        for name in ("worth", "measured", "target_sqnr", "target_latency"):
-            if self._asks(name) and not start.rated:
-                raise ConfigError(
-                    f"{name}={getattr(self, name)!r} needs errors to weigh: a calibrator "
-                    "that keeps histograms (MSE, Entropy, Percentile), and a target that weighs "
-                    "costs (ORT_CPU)"
-                )
-
-
-def _check_number(option: str, value: object, above: float, wanted: str) -> None:
-    right = value is None or (is_number(value) and above < value < math.inf)
-    want(option, value, right, wanted)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,15 +2,12 @@
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice, tee
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any
 
-import numpy as np
 import onnx
-from numpy.typing import NDArray
 
-from qdq.affine import fake_quantize
 from qdq.checks import is_whole, want
 from qdq.data import Feed, open_feeds
 from qdq.errors import ModelError
@@ -18,12 +15,9 @@ from qdq.light import tensor_bytes, without_large
 from qdq.modelio import load
 from qdq.report import NodeError, Report, Timing
 from qdq.report.advice import candidates, measure
-from qdq.report.alone import Alone, build_alone, needed_by
-from qdq.report.matched import Match, Site
 from qdq.report.matching import match, plain
-from qdq.report.sqnr import OutputSums, TensorSums, sum_of_squares
+from qdq.report.sums import Sums, sum_up
 from qdq.report.tally import (
-    Sums,
     history_of,
     kernel_counts,
     node_errors,
@@ -31,8 +25,7 @@ from qdq.report.tally import (
     properties,
     tensor_errors,
 )
-from qdq.session import Session, input_specs, open_session, run
-from qdq.statistics.observe import observe
+from qdq.session import input_specs
 from qdq.timing import paired_latency
 
 __all__ = ["compare"]
@@ -42,8 +35,6 @@ log: logging.Logger = logging.getLogger(__name__)
 KEPT = 4  # samples that advice is measured on; they stay in memory
 GAP_DB = 3.0  # more error than that in the fused model than in the QDQ one is worth a note,
 FLOAT_DB = 90.0  # but not where it is that of float kernels
-
-Array = NDArray[Any]
 
 
 def compare(
@@ -97,7 +88,7 @@ def compare(
     found = match(source, quantized, left_float)
     log.info("matched %d tensors, %d with codes", len(found.found), len(found.coded))
     feeds = islice(open_feeds(data, input_specs(source)), samples)
-    sums, kept, exact = _sum_up(source, found, feeds, KEPT if advise else 1)
+    sums, kept, exact = sum_up(source, found, feeds, KEPT if advise else 1)
     nodes = node_errors(found, sums, left_float)
     kernels, borders = kernel_counts(quantized, metadata.get("planned"))
     outputs = output_errors(sums)
@@ -190,127 +181,3 @@ def _gaps(outputs: Iterable[Any]) -> Iterator[str]:
                 f"{o.sqnr_db:.1f} dB as onnxruntime runs it: its kernels add error here, as some "
                 "do on processors without 8-bit dot products (try 7-bit weights or int8)"
             )
-
-
-# -- one pass over the samples --------------------------------------------------------------------
-
-
-def _sum_up(
-    source: onnx.ModelProto, found: Match, feeds: Iterator[Feed], keep: int
-) -> tuple[Sums, list[Feed], list[Feed]]:
-    """The sums over all samples; the first samples, and the float model's outputs for them."""
-    own, other = found.float_graph.model, found.graph.model
-    sites = [s for s in found.sites if s.rounds]
-    needs = [n for s in sites for n in (needed_by(found, s) or {}).values()]
-    names = [t for t in found.found if t not in found.float_graph.inputs or t in found.coded]
-    wanted = list(dict.fromkeys([*names, *(t for t, _ in needs)]))
-    sums = Sums()
-    kept: list[Feed] = []
-    outputs: list[Feed] = []
-    alone: _Alone | None = None
-    copies = tee(feeds, 5)  # advanced in step: one sample is held
-    runs = zip(
-        copies[0],
-        observe(own, wanted, copies[1]),
-        observe(other, [found.found[t] for t in names], copies[2], optimize=False),
-        run(source, copies[3]),
-        run(other, copies[4]),
-        strict=True,
-    )
-    for feed, exact, written, outs, fused in runs:
-        sums.samples += 1
-        if alone is None:
-            alone = _Alone(found, {n: exact[n].dtype for n in wanted})
-        rounded = {t: _rounded(exact[t], found, t) for t in wanted if t in found.coded}
-        for tensor in names:
-            _add_tensor(sums, found, tensor, exact[tensor], rounded.get(tensor), written)
-        alone.add(sums, exact, rounded)
-        outs = {name: value for name, value in outs.items() if isinstance(value, np.ndarray)}
-        for name, value in outs.items():
-            _add_output(sums, name, value, fused[name])
-        if len(kept) < keep:
-            kept.append({n: np.array(v) for n, v in feed.items()})  # readers may reuse arrays
-            outputs.append(outs)
-    return sums, kept, outputs
-
-
-def _add_output(sums: Sums, name: str, exact: Array, found: Array) -> None:
-    if exact.dtype.kind == "f" and exact.shape == found.shape:
-        sums.outputs.setdefault(name, OutputSums()).add(exact, found)
-
-
-def _rounded(x: Array, found: Match, tensor: str) -> Array:
-    return fake_quantize(x, found.coded[tensor].params).astype(x.dtype)
-
-
-def _add_tensor(
-    sums: Sums, found: Match, tensor: str, exact: Array, rounded: Array | None, written: Feed
-) -> None:
-    if exact.dtype.kind != "f":
-        return
-    pair = found.coded.get(tensor)
-    entry = sums.tensors.setdefault(tensor, TensorSums(pair.params if pair else None))
-    value: Array = written[found.found[tensor]]
-    if value.shape != exact.shape:
-        raise ModelError(
-            f"tensor '{tensor}' has shape {exact.shape} in the float model and {value.shape} in "
-            "the quantized one; compare wants two forms of one model",
-            tensor=tensor,
-        )
-    entry.add(exact, rounded, value)
-
-
-class _Alone:
-    """Runs the integer nodes on their own and sums up what arises in each."""
-
-    def __init__(self, found: Match, types: Mapping[str, np.dtype[Any]]) -> None:
-        self.found = found
-        self.alone: Alone = build_alone(found, types)
-        model = self.alone.model
-        self.session: Session | None = None
-        if model.graph.node:
-            self.session = open_session(model, optimize=False)
-
-    def add(self, sums: Sums, exact: Mapping[str, Array], rounded: Mapping[str, Array]) -> None:
-        """Add a sample, given the float model's tensors."""
-        results: Feed = {}
-        if self.session is not None:
-            feed = {n: (rounded if r else exact)[t] for n, (t, r) in self.alone.inputs.items()}
-            results = self.session.run(feed)
-        coded_inputs = [t for t in self.found.coded if t in self.found.float_graph.inputs]
-        for tensor in coded_inputs:
-            self._note(sums, tensor, exact[tensor], rounded[tensor])
-        for site in self.found.sites:
-            for own, tensor in site.outputs:
-                if tensor in sums.tensors:
-                    self._site(sums, site, own, tensor, results, exact, rounded)
-
-    def _site(
-        self,
-        sums: Sums,
-        site: Site,
-        own: str,
-        tensor: str,
-        results: Feed,
-        exact: Mapping[str, Array],
-        rounded: Mapping[str, Array],
-    ) -> None:
-        names = self.alone.pairs.get(own)
-        if names is None:
-            if site.rounds:
-                sums.local[tensor] = None
-            else:
-                self._note(sums, tensor, exact[tensor], rounded.get(tensor, exact[tensor]))
-            return
-        quantized, ideal = (_clamped(results[n], site) for n in names)
-        if tensor in self.found.coded:
-            quantized = _rounded(quantized, self.found, tensor)
-        self._note(sums, tensor, ideal, quantized)
-
-    @staticmethod
-    def _note(sums: Sums, tensor: str, ideal: Array, found: Array) -> None:
-        sums.local[tensor] = (sums.local.get(tensor) or 0.0) + sum_of_squares(ideal, found)
-
-
-def _clamped(x: Array, site: Site) -> Array:
-    return x if site.limits is None else np.clip(x, *site.limits)

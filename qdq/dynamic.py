@@ -7,11 +7,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from qdq.affine import params_from_range, quantize
 from qdq.borrowed import RUNTIME, import_runtime
-from qdq.graph import Graph
-from qdq.ranges import TensorRange
-from qdq.spec import INT8, QuantSpec
+from qdq.graph import Graph, drop_attributes
+from qdq.tables import codes_of
 
 __all__ = ["FLOAT_FORMS", "make_dynamic", "with_dynamic"]
 
@@ -20,7 +18,6 @@ FLOAT_FORMS = {dynamic: float_form for float_form, dynamic in _FORMS.items()}
 """Operator that rounds by itself → the float one, whose inputs it has, and more behind them."""
 
 _PLAIN_INPUTS = 8  # of an LSTM; scales and zero points of its two weights come behind them
-_ROWS = QuantSpec(dtype=INT8, symmetric=True, axis=0)
 
 
 def make_dynamic(node: onnx.NodeProto, graph: Graph) -> list[onnx.TensorProto]:
@@ -53,19 +50,14 @@ def make_dynamic(node: onnx.NodeProto, graph: Graph) -> list[onnx.TensorProto]:
     del node.input[:]
     node.input.extend(inputs)
     node.op_type, node.domain = _FORMS[node.op_type], RUNTIME
-    kept = [a for a in node.attribute if a.name != "layout"]  # 0, which this one does not know
-    del node.attribute[:]
-    node.attribute.extend(kept)
+    drop_attributes(node, "layout")  # 0, which this one does not know
     return made
 
 
-def _codes(weight: NDArray[np.float32]) -> tuple[NDArray[np.integer], NDArray[np.floating]]:
+def _codes(weight: NDArray[np.floating]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """Of a weight (D, 4H, K): codes (D, K, 4H), scales (D, 4H)."""
-    rows = weight.reshape(-1, weight.shape[2])
-    largest = np.abs(rows).max(1, initial=0)
-    params = params_from_range(TensorRange(-largest, largest), _ROWS)
-    codes = quantize(rows, params).reshape(weight.shape)
-    return codes.transpose(0, 2, 1), params.scale.reshape(weight.shape[:2])
+    codes, scale = codes_of(weight.reshape(-1, weight.shape[2]))
+    return codes.reshape(weight.shape).transpose(0, 2, 1), scale.reshape(weight.shape[:2])
 
 
 def with_dynamic(model: onnx.ModelProto, names: Collection[str]) -> onnx.ModelProto:

@@ -20,6 +20,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from qdq.absorbed import clamps_to_drop
 from qdq.affine import quantize
 from qdq.bias_scale import quantize_bias
 from qdq.borrowed import import_runtime
@@ -38,7 +39,7 @@ from qdq.spec import INT8, QuantParams
 from qdq.subpixel import Subpixel
 from qdq.upsampling import Writer
 from qdq.weights import copy_into
-from qdq.wiring import clamps_to_drop, wire
+from qdq.wiring import wire
 
 __all__ = ["emit"]
 

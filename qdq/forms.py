@@ -195,10 +195,9 @@ def _residuals(graph: Graph, integer: Container[str]) -> dict[str, Rewrite]:
     """
     found = {}
     for node in graph.nodes:
-        maker = graph.producer.get(node.input[0]) if node.op_type == "LayerNormalization" else None
-        if maker is None or node.name in integer:
+        before = graph.maker(node.input[0]) if node.op_type == "LayerNormalization" else None
+        if before is None or node.name in integer:
             continue
-        before = graph.nodes[maker]
         if before.op_type == "Add" and before.name not in integer:
             found[before.name] = SUM
     return found
@@ -216,8 +215,7 @@ def _denormal_softmax(graph: Graph, index: int) -> bool:
     if not any(graph.nodes[use.node].op_type == "MatMul" for use in graph.uses(node.output[0])):
         return False
     name = node.input[0]
-    while (maker := graph.producer.get(name)) is not None:
-        before = graph.nodes[maker]
+    while (before := graph.maker(name)) is not None:
         constants = [n for n in before.input if n in graph.constants]
         open_ends = [n for n in before.input if n not in graph.constants]
         if before.op_type not in _UNMASKING or len(open_ends) != 1:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from qdq.nested import all_graphs, captured_names
 from qdq.weights import read
 
-__all__ = ["Graph", "Use", "attributes"]
+__all__ = ["Graph", "Use", "attributes", "drop_attributes", "shape_of"]
 
 
 class Use(NamedTuple):
@@ -30,6 +30,21 @@ def attributes(node: onnx.NodeProto) -> dict[str, object]:
     return {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
 
 
+def drop_attributes(node: onnx.NodeProto, *names: str) -> None:
+    """Drop a node's attributes of these names, in place."""
+    kept = [a for a in node.attribute if a.name not in names]
+    del node.attribute[:]
+    node.attribute.extend(kept)
+
+
+def shape_of(kind: onnx.TypeProto) -> tuple[int | None, ...] | None:
+    """The shape that a type tells, None for unknown dimensions; None if not even the rank."""
+    if not kind.tensor_type.HasField("shape"):
+        return None
+    dims = kind.tensor_type.shape.dim
+    return tuple(d.dim_value if d.HasField("dim_value") else None for d in dims)
+
+
 @dataclass(frozen=True)
 class Graph:
     """Index of ``model.graph``; the model must not change while the index is in use.
@@ -42,14 +57,12 @@ class Graph:
     types: onnx.ModelProto | None = field(default=None)
     views: dict[int, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
     _shapes: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
-
-    @property
-    def nodes(self) -> list[onnx.NodeProto]:
-        """The nodes in graph order; Use.node and producer hold indices into it."""
-        return self._nodes
+    # name → the first suffix that may be free
+    _next: dict[str, int] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @cached_property
-    def _nodes(self) -> list[onnx.NodeProto]:
+    def nodes(self) -> list[onnx.NodeProto]:
+        """The nodes in graph order; Use.node and producer hold indices into it."""
         return list(self.model.graph.node)
 
     @cached_property
@@ -77,19 +90,24 @@ class Graph:
     @cached_property
     def producer(self) -> Mapping[str, int]:
         """Tensor name → index of the node that makes it."""
-        return {o: i for i, n in enumerate(self._nodes) for o in n.output if o}
+        return {o: i for i, n in enumerate(self.nodes) for o in n.output if o}
 
     @cached_property
     def consumers(self) -> Mapping[str, tuple[Use, ...]]:
         """Tensor name → its uses, captures by subgraphs included; graph outputs are not uses."""
         uses: dict[str, list[Use]] = {}
-        for i, n in enumerate(self._nodes):
+        for i, n in enumerate(self.nodes):
             for slot, name in enumerate(n.input):
                 if name:
                     uses.setdefault(name, []).append(Use(i, slot))
             for name in sorted(captured_names(n)):
                 uses.setdefault(name, []).append(Use(i, -1))
         return {k: tuple(v) for k, v in uses.items()}
+
+    def maker(self, name: str) -> onnx.NodeProto | None:
+        """The node that makes a tensor; None for inputs and constants."""
+        index = self.producer.get(name)
+        return None if index is None else self.nodes[index]
 
     def uses(self, name: str) -> tuple[Use, ...]:
         """The uses of a tensor; empty if nothing reads it."""
@@ -133,10 +151,7 @@ class Graph:
         if name in self.constants:
             return tuple(self.constants[name].dims)
         info = self._infos.get(name)
-        if info is None or not info.tensor_type.HasField("shape"):
-            return None
-        dims = info.tensor_type.shape.dim
-        return tuple(d.dim_value if d.HasField("dim_value") else None for d in dims)
+        return None if info is None else shape_of(info)
 
     @cached_property
     def names(self) -> set[str]:
@@ -153,9 +168,9 @@ class Graph:
 
     def fresh(self, name: str) -> str:
         """``name`` if it is free, else name_2, name_3, …; the result is then taken."""
-        found, k = name, 1
-        while found in self.names:
+        k = self._next.get(name, 1)
+        while (found := name if k == 1 else f"{name}_{k}") in self.names:
             k += 1
-            found = f"{name}_{k}"
         self.names.add(found)
+        self._next[name] = k + 1
         return found

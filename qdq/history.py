@@ -56,7 +56,7 @@ def equalization_history(found: Sequence[tuple[Group, Equalization]]) -> list[di
     ]
 
 
-def planned_counts(plan: Plan, floats: Collection[str] = ()) -> dict[str, int]:
+def planned_counts(plan: Plan, floats: Collection[str]) -> dict[str, int]:
     """Operator → number of nodes that the plan has on integers, less those in ``floats``."""
     integer = plan.placement.integer.difference(floats)
     types = (u.view.op_type for u in plan.placement.units if u.view.name in integer)

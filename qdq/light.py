@@ -59,7 +59,7 @@ def detached(
     model: onnx.ModelProto,
     limit: int,
     kinds: Container[np.dtype[Any]],
-    more: Iterable[onnx.TensorProto] = (),
+    more: Iterable[onnx.TensorProto],
 ) -> tuple[onnx.ModelProto, dict[str, NDArray[Any]]]:
     """A copy of the model that names its large initializers as external data, and their values.
 

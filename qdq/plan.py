@@ -109,7 +109,7 @@ def planner(
     scheme = scheme or Scheme()
     _check_types(scheme, target)
     graph = Graph(model)
-    rules = read_rules(graph, scheme.rules, Graph(source) if source is not None else None)
+    rules = read_rules(graph, scheme.rules, Graph(source) if source is not None else graph)
     sizes = nominal_graph(model, seen)
     if scheme.activation.symmetric:
         # a range around 0 does not saturate at a Relu's 0, so the kernel cannot do its work

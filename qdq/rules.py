@@ -6,14 +6,13 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-import onnx
 
-from qdq.borrowed import RUNTIME
 from qdq.errors import ConfigError
 from qdq.graph import Graph
 from qdq.problem import Derived, Fixed, Given, Shared, Source
-from qdq.scheme import Rule
+from qdq.scheme import Rule, changes
 from qdq.spec import QuantParams, QuantSpec
+from qdq.successors import Successors
 
 __all__ = ["Overrides", "read_rules"]
 
@@ -46,7 +45,7 @@ class Overrides:
     @property
     def changed(self) -> frozenset[str]:
         """Tensors whose parameters a rule sets or changes, planned or not."""
-        return frozenset(n for n, rules in self.tensors.items() if any(map(_changes, rules)))
+        return frozenset(n for n, rules in self.tensors.items() if any(map(changes, rules)))
 
     def check_used(self, planned: Collection[str], left_float: Mapping[str, str]) -> None:
         """Every overridden tensor must be one that gets parameters.
@@ -66,17 +65,13 @@ class Overrides:
                 )
 
 
-# nodes that prepare removes without putting anything in their place
-_IDLE = frozenset({"Constant", "Dropout", "Identity", "Cast", "Shape"})
-
-
-def read_rules(graph: Graph, rules: Iterable[Rule], source: Graph | None = None) -> Overrides:
+def read_rules(graph: Graph, rules: Iterable[Rule], source: Graph) -> Overrides:
     """Resolve patterns to names.
 
     Args:
         graph: the prepared model.
         rules: the user's rules, which name nodes of the user's model.
-        source: the user's model; default: the prepared one.
+        source: the user's model, or the prepared one.
 
     Raises:
         ConfigError: a pattern that is no regular expression, or that matches nothing (with the
@@ -86,7 +81,7 @@ def read_rules(graph: Graph, rules: Iterable[Rule], source: Graph | None = None)
     chosen: set[str] | None = None
     tensors: dict[str, tuple[Rule, ...]] = {}
     names = _tensor_names(graph)
-    follow = _Successors(graph, source or graph)
+    follow = Successors(graph, source)
     for rule in rules:
         if rule.tensors is not None:
             found = _matching(rule.tensors, names, "tensor")
@@ -105,16 +100,11 @@ def read_rules(graph: Graph, rules: Iterable[Rule], source: Graph | None = None)
     return Overrides(pinned, tensors, shapes)
 
 
-def _changes(rule: Rule) -> bool:
-    effects = (rule.dtype, rule.symmetric, rule.per_channel, rule.range, rule.scale)
-    return any(e is not None for e in effects)
-
-
 def _tensor_names(graph: Graph) -> list[str]:
     return list(dict.fromkeys([*graph.inputs, *graph.constants, *graph.producer]))
 
 
-def _nodes(follow: "_Successors", rule: Rule) -> set[str]:
+def _nodes(follow: Successors, rule: Rule) -> set[str]:
     """What became of the nodes that match both the name pattern and the operator types."""
     graph, source = follow.graph, follow.source
     pattern = _compile(rule.nodes) if rule.nodes is not None else None
@@ -147,69 +137,11 @@ def _others(graph: Graph, chosen: set[str]) -> dict[str, str]:
         node.name
         for node in graph.nodes
         if node.op_type in ("Relu", "Clip")
-        and node.input[0] in graph.producer
-        and graph.nodes[graph.producer[node.input[0]]].name in chosen
+        and (maker := graph.maker(node.input[0])) is not None
+        and maker.name in chosen
     }
     names = [n.name for n in graph.nodes if n.name not in chosen and n.name not in behind]
     return dict.fromkeys(names, "no rule with only=True names it")
-
-
-class _Successors:
-    """Which prepared nodes stand for a node of the user's model.
-
-    The one that makes the same tensor; else the one of the same name; else, where the node became
-    part of another (the Add inside a hard-swish), what became of the nodes behind it. A node that
-    is simply gone (Identity, a folded constant) has none. Of one of the runtime's own, which may
-    have been taken apart: all its parts.
-    """
-
-    def __init__(self, graph: Graph, source: Graph) -> None:
-        self.graph, self.source = graph, source
-        self._ops = {n.name: n.op_type for n in graph.nodes}
-        self._own = {*source.inputs, *source.producer}
-        self._names = {n.name for n in source.nodes}
-
-    def of(self, index: int) -> set[str]:
-        nodes = self.source.nodes
-        found: set[str] = set()
-        seen, todo = {index}, [index]
-        while todo:
-            node = nodes[todo.pop()]
-            here = {
-                self.graph.nodes[self.graph.producer[o]].name
-                for o in node.output
-                if o in self.graph.producer
-            }
-            if not here and node.name in self._ops:
-                here = {node.name}
-            if node.domain == RUNTIME:
-                here |= self._parts(node)
-            found |= here
-            if here or node.op_type in _IDLE:
-                continue
-            behind = {use.node for o in node.output for use in self.source.uses(o)}
-            # a node that kept its name but not its operator took others in
-            gone = {i for i in behind if self._ops.get(nodes[i].name) != nodes[i].op_type}
-            todo += sorted(gone - seen)
-            seen |= gone
-        return found
-
-    def _parts(self, node: onnx.NodeProto) -> set[str]:
-        """What makes its results, back to the tensors and nodes that the user's model has too.
-
-        Such a node may have taken a part in: the product before it, its bias.
-        """
-        found: set[str] = set()
-        todo = list(node.output)
-        while todo:
-            index = self.graph.producer.get(todo.pop())
-            part = None if index is None else self.graph.nodes[index]
-            if part is None or part.name in found:
-                continue
-            if part.name == node.name or part.name not in self._names:
-                found.add(part.name)
-                todo += [i for i in part.input if i not in self._own]
-        return found
 
 
 def _nearest(near: list[str]) -> str:
@@ -249,7 +181,7 @@ def _around(graph: Graph, name: str, pattern: str) -> dict[str, str]:
 def _apply(
     rule: Rule, name: str, spec: QuantSpec, source: Source, shape: tuple[int, ...] | None
 ) -> tuple[QuantSpec, Source]:
-    if not _changes(rule):
+    if not changes(rule):
         return spec, source
     _want_own(name, source)
     dtype = rule.dtype or spec.dtype

@@ -10,7 +10,7 @@ from qdq.checks import is_flag, want
 from qdq.errors import ConfigError
 from qdq.spec import INT8, UINT8, IntType, QuantSpec
 
-__all__ = ["Rule", "Scheme"]
+__all__ = ["Rule", "Scheme", "changes"]
 
 _FLAG = "True or False"
 
@@ -70,15 +70,14 @@ class Rule:
             raise ConfigError(
                 f"a Rule wants either nodes/op_types or tensors, not both and not neither: {self}"
             )
-        effects = (self.dtype, self.symmetric, self.per_channel, self.range, self.scale)
-        if about_nodes and any(e is not None for e in effects):
+        if about_nodes and changes(self):
             raise ConfigError(
                 "a Rule about nodes can only keep_float; to set a type, range or scale name the "
                 f"tensor with Rule(tensors=...): {self}"
             )
         if self.only and (self.keep_float or not about_nodes):
             raise ConfigError(f"only=True is about nodes, and without keep_float: {self}")
-        if not (self.keep_float or self.only) and all(e is None for e in effects):
+        if not (self.keep_float or self.only or changes(self)):
             raise ConfigError(
                 f"this Rule changes nothing; set keep_float, only, dtype, ...: {self}"
             )
@@ -88,6 +87,12 @@ class Rule:
             raise ConfigError(f"give scale or range, not both: {self}")
         if self.range is not None and not self.range[0] < self.range[1]:
             raise ConfigError(f"range wants low < high; found {self.range}")
+
+
+def changes(rule: Rule) -> bool:
+    """Whether a rule sets or changes the parameters of tensors."""
+    effects = (rule.dtype, rule.symmetric, rule.per_channel, rule.range, rule.scale)
+    return any(e is not None for e in effects)
 
 
 def _check_kinds(rule: Rule) -> None:

@@ -152,9 +152,7 @@ def open_session(
 
 
 def _options(
-    optimize: bool = True,
-    threads: int | None = None,
-    optimized_model_path: str | os.PathLike[str] | None = None,
+    optimize: bool, threads: int | None, optimized_model_path: str | os.PathLike[str] | None
 ) -> Any:
     options = ort.SessionOptions()
     options.log_severity_level = 4
@@ -174,11 +172,11 @@ def _options(
 def _open_proto(
     model: onnx.ModelProto,
     options: Any,
-    outputs: Sequence[str] = (),
-    added: onnx.GraphProto | None = None,
+    outputs: Sequence[str],
+    added: onnx.GraphProto | None,
     *,
-    lean: bool = False,
-    few: bool = False,
+    lean: bool,
+    few: bool,
 ) -> Session:
     """Load a ModelProto of any size; ``outputs``, where given, take the place of its own."""
     more = () if added is None else added.initializer

@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from qdq.bias_scale import INT32_MAX, bias_scale
+from qdq.bias_scale import INT32_MAX, bias_scale, largest_ratio
 from qdq.errors import QdqError, SolveError
 from qdq.kernel import Kernel
 from qdq.problem import Derived, Given, Linear, Problem, Shared, TensorPlan
@@ -210,13 +210,9 @@ def _changes(step: str, before: State, after: State) -> Iterator[Change]:
         old, new = before.params.get(tensor), after.params.get(tensor)
         values = after.constants.get(tensor) is not before.constants.get(tensor)
         note = after.notes.get(tensor)
-        if old is new and not values and note is None:
+        if (old is new or old == new) and not values and note is None:
             continue
-        if old == new and not values and note is None:
-            continue
-        ratio = None
-        if old is not None and new is not None:
-            ratio = float(np.max(new.scale.astype(np.float64) / old.scale, initial=0))
+        ratio = None if old is None or new is None else largest_ratio(old, new)
         yield Change(step=step, tensor=tensor, before=old, after=new, ratio=ratio, note=note)
 
 

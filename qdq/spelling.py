@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from qdq.ops.demand import NodeView
 
-__all__ = ["MISH", "POWERS", "Step", "cubic_matrix", "neighbours", "steps_of"]
+__all__ = ["MISH", "POWERS", "Step", "neighbours", "steps_of"]
 
 _MOST = 1 << 22  # elements of a matrix
 _AXES_AS_INPUT = 18  # the first opset whose ReduceMax has them so
@@ -181,7 +181,7 @@ def _cubic(
             return ()
         a = float(kept.get("cubic_coeff_a", -0.75))  # type: ignore[arg-type]
         outside = not kept.get("exclude_outside")
-        matrices.append(cubic_matrix(places, size, a, outside=outside))
+        matrices.append(_cubic_matrix(places, size, a, outside=outside))
     rows, columns = matrices
     return Step("MatMul", (0, np.ascontiguousarray(columns.T))), Step("MatMul", (rows, 1))
 
@@ -201,8 +201,8 @@ def _places(mode: object, size: int, wanted: int, scale: float) -> NDArray[np.fl
     return None
 
 
-def cubic_matrix(
-    places: NDArray[np.float64], size: int, a: float, *, outside: bool = True
+def _cubic_matrix(
+    places: NDArray[np.float64], size: int, a: float, *, outside: bool
 ) -> NDArray[np.float32]:
     """Weights of cubic convolution (Keys, 1981): (results, size).
 

@@ -1,7 +1,7 @@
 """What happens before the solver: read, prepare, plan, gather statistics, learn from them."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -165,11 +165,7 @@ def begin(
         observed=observed,
         readers=readers,
         groups=groups,
-        axes={
-            **_mean_axes(plan, steps),
-            **dict.fromkeys(readers, -1),
-            **{name: AXIS for group in groups for name in group.rounded},
-        },
+        axes=_axes(plan, steps, readers, groups),
         layouts=moment_layouts(prepared, plan) if "moments" in needs_of(steps) else {},
         scores=weighing_scores(prepared) if plan.quantized else {},
         shapes=data.shapes,
@@ -225,11 +221,16 @@ def _sizes(
     return found
 
 
-def _mean_axes(plan: Plan, steps: Sequence[Step]) -> dict[str, int]:
-    if "means" not in needs_of(steps):
-        return {}
-    with_bias = [n for n in plan.linears if n.bias is not None]
-    return {n.input: -1 if n.kind == "matmul" else 1 for n in with_bias}
+def _axes(
+    plan: Plan, steps: Sequence[Step], readers: Iterable[str], groups: Iterable[Group]
+) -> dict[str, int]:
+    """The ``axes`` of a start."""
+    found: dict[str, int] = {}
+    if "means" in needs_of(steps):
+        with_bias = (n for n in plan.linears if n.bias is not None)
+        found = {n.input: -1 if n.kind == "matmul" else 1 for n in with_bias}
+    found |= dict.fromkeys(readers, -1)
+    return found | {name: AXIS for group in groups for name in group.rounded}
 
 
 def gather(

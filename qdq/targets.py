@@ -6,7 +6,7 @@ QDQ graph themselves and for looking at the numerics of an operator.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from qdq.ops.demand import Demand, NodeView
 from qdq.spec import INT8, INT16, UINT8, UINT16, IntType
@@ -46,13 +46,16 @@ class Kernel:
     condition: Condition = _always
 
 
+_ANY = Kernel(fused="")  # of a target that names no operators
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
     """A runtime's integer abilities.
 
     Attributes:
         name: as shown to users.
-        kernels: operator → row; an operator without a row stays float.
+        kernels: operator → row; an operator without a row stays float. None: all have the same.
         activations: integer types that activations may have.
         weights: integer types that weights may have.
         absorbs_clamps: a Relu or Clip behind an integer kernel costs nothing.
@@ -75,11 +78,10 @@ class Target:
     signed_right: bool = False
     saturates: bool = False
     tunes_float: bool = False
-    _portable: Kernel = field(default=Kernel(fused=""), repr=False)
 
     def kernel(self, op_type: str) -> Kernel | None:
         """The row of an operator."""
-        return self._portable if self.kernels is None else self.kernels.get(op_type)
+        return _ANY if self.kernels is None else self.kernels.get(op_type)
 
     def subpixel(self, op_type: str) -> bool:
         """Whether nodes of an operator are written as another one, and movements."""
@@ -177,7 +179,6 @@ PORTABLE = Target(
     activations=frozenset({UINT8, INT8, UINT16, INT16}),
     weights=frozenset({INT8, UINT8, INT16, UINT16}),
     kernels=None,
-    absorbs_clamps=True,
     weighs_costs=False,
     one_type=False,
 )

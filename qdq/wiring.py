@@ -3,8 +3,6 @@
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
 from qdq.forms import IDENTITY, SUM, Follower, Forms, Rewrite, tuned
 from qdq.graph import Graph
 from qdq.nested import captured_names
@@ -13,12 +11,12 @@ from qdq.ops.demand import Demand, SameAs
 from qdq.placement import Unit
 from qdq.placement.weighing import kind_of
 from qdq.plan import Plan
-from qdq.spec import INT8, QuantParams
+from qdq.spec import INT8
 from qdq.spelling import Step
 from qdq.subpixel import Subpixel, form_of
 from qdq.views import node_view
 
-__all__ = ["Wiring", "clamps_that_stay", "clamps_to_drop", "wire"]
+__all__ = ["Wiring", "wire"]
 
 # onnxruntime quantizes these itself when a session loads, if they stand between a DQ and a Q:
 # Conv, ConvTranspose and Gemm from float constants, without any guard of the bias; AveragePool
@@ -32,7 +30,6 @@ SLOWED_BETWEEN = frozenset({"Softmax", "Where"})
 SLOWED_BY_Q = frozenset({"MaxPool"})
 # It moves them over a Transpose as well, and one of this kind is slow with codes.
 _SLOW_TRANSPOSE = "Transpose.runs"
-_HALF = 0.501  # of a code; a bound in the middle between two is not cut, however it is rounded
 
 # It moves a DQ forward over these too, and writes the type of the codes into the Q that it puts
 # behind them. Of int8 it makes uint8 afterwards, and then refuses that Q.
@@ -153,8 +150,7 @@ def _clipped_products(
     waiting = [n.input[0] for n in graph.nodes if n.name in floors]
     found = set()
     for tensor in waiting:
-        maker = graph.producer.get(tensor)
-        node = graph.nodes[maker] if maker is not None else None
+        node = graph.maker(tensor)
         if node is None:
             continue
         if node.name in units and made.isdisjoint(units[node.name].outputs):
@@ -250,77 +246,3 @@ def _shielded(graph: Graph, plan: Plan, made: set[str], units: Mapping[str, Unit
 def _moves(graph: Graph, index: int) -> bool:
     demand = demand_of(node_view(graph, index))
     return isinstance(demand, Demand) and isinstance(demand.output, SameAs)
-
-
-def clamps_that_stay(plan: Plan, params: Mapping[str, QuantParams]) -> dict[str, str]:
-    """Absorbed clamps that cut inside the range of their codes, with what follows from that.
-
-    A calibrated range ends at the clamp's bounds, so that saturation does the clamp's work. A
-    range or scale that a rule set may go beyond; then the runtime keeps the clamp, and the kernel
-    before it, in float. The results are right, but slow. Before that of a subpixel unit stands the
-    last of its movements, so its kernel runs on integers; the clamp does not.
-    """
-    found: dict[str, str] = {}
-    for unit, known, limits in _clamped(plan, params):
-        if not _cuts(known, limits):
-            continue
-        apart = plan.target.subpixel(unit.view.op_type)
-        found[unit.clamp if apart and unit.clamp else unit.view.name] = (
-            f"the range of '{unit.outputs[0]}' goes beyond the bounds of '{unit.clamp}', so "
-            f"the runtime has to run {'that' if apart else 'both'} in float; "
-            f"set a range within {unit.limits}"
-        )
-    return found
-
-
-def clamps_to_drop(
-    plan: Plan, params: Mapping[str, QuantParams], made: Container[str]
-) -> dict[str, str]:
-    """Absorbed clamps that the runtime would keep for less than half a code.
-
-    0 has a code of its own, so codes for [-1, 1] begin at -1.004 or end at 1.004. Saturation is as
-    good a clamp as that, but the runtime compares exactly, and would run the kernel in float. Nor
-    does it always take in a clamp behind the movements of a subpixel unit. What is handed out as
-    float in the end, since the solver left the node or its readers float, has nothing else that
-    clamps it.
-
-    Args:
-        plan: what is integer.
-        params: parameters of the tensors.
-        made: the tensors that are handed out as codes.
-
-    Returns:
-        Tensor before the clamp → tensor behind it.
-    """
-    return {
-        unit.view.outputs[0]: unit.outputs[0]
-        for unit, found, limits in _clamped(plan, params)
-        if unit.outputs[0] in made
-        and not _cuts(found, limits)
-        and (_reaches_beyond(found, limits) or plan.target.subpixel(unit.view.op_type))
-    }
-
-
-def _clamped(
-    plan: Plan, params: Mapping[str, QuantParams]
-) -> Iterator[tuple[Unit, QuantParams, tuple[float, float]]]:
-    """Integer units that absorb a clamp and hand out codes: parameters of the codes, bounds."""
-    for unit in plan.placement.units:
-        known = params.get(unit.outputs[0]) if unit.outputs else None
-        integer = unit.view.name in plan.placement.integer
-        if integer and unit.limits is not None and known is not None:
-            yield unit, known, unit.limits
-
-
-def _cuts(params: QuantParams, limits: tuple[float, float]) -> bool:
-    """Whether a bound is more than half a code inside of the range of the codes."""
-    dtype = params.spec.dtype
-    low, high = (np.float64(b) / params.scale + params.zero_point for b in limits)
-    return bool(low > dtype.min + _HALF or high < dtype.max - _HALF)
-
-
-def _reaches_beyond(params: QuantParams, limits: tuple[float, float]) -> bool:
-    """Whether the first or last code stands for a value out of bounds."""
-    dtype = params.spec.dtype
-    first, last = (np.float32(q - params.zero_point) * params.scale for q in (dtype.min, dtype.max))
-    return bool(first < limits[0] or last > limits[1])

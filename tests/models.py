@@ -10,6 +10,14 @@ from onnx import TensorProto, helper, numpy_helper
 F = TensorProto.FLOAT
 
 
+def ints(*values: int) -> NDArray[np.int64]:
+    return np.array(values, np.int64)
+
+
+def vec(*values: float) -> NDArray[np.float32]:
+    return np.array(values, np.float32)
+
+
 def rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 

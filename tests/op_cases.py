@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
-from models import model, node, rng, weights
+from models import ints, model, node, rng, vec, weights
 from numpy.typing import NDArray
 
 __all__ = ["CASES", "Case", "alone", "island"]
@@ -13,14 +13,6 @@ __all__ = ["CASES", "Case", "alone", "island"]
 OPSET = 21
 IMAGE = (1, 8, 6, 6)
 ROWS = (4, 8)
-
-
-def ints(*values: int) -> NDArray[np.int64]:
-    return np.array(values, np.int64)
-
-
-def vec(*values: float) -> NDArray[np.float32]:
-    return np.array(values, np.float32)
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from models import detector, feeds, model, node, weights
 import qdq
 from qdq import choice
 from qdq.api import run
-from qdq.choice import Wish
 from qdq.placement.frontier import Candidate
 from qdq.plan import make_plan
 from qdq.timing import Latency
+from qdq.wish import Wish
 
 SHAPE = {"x": [1, 32, 40, 40]}
 

@@ -79,20 +79,12 @@ def test_no_integer_kernel_costs_infinity_and_no_float_kernel_the_default():
     f = Features(inputs=1000, outputs=1000)
     assert int8_cost("Tanh", f) == math.inf
     assert int8_cost("Relu", f) == math.inf
-    assert int8_cost("Relu.fused", f) == 0 == float_cost("Relu.fused", f)
     assert int8_cost("NoSuchOperator", f) == math.inf
     assert 0 < float_cost("NoSuchOperator", f) < math.inf
 
 
 def test_every_integer_kernel_has_a_float_twin():
-    assert {k.removesuffix(".float") for k in INT8} <= set(FLOAT)
-
-
-@pytest.mark.parametrize("kind", ["Gemm", "MatMul", "MatMul.dynamic"])
-def test_float_output_is_the_same_float_kernel_and_a_cheaper_integer_one(kind):
-    f = Features(inputs=128 * 384, outputs=128 * 384, channels_in=384, channels_out=384)
-    assert float_cost(kind + ".float", f) == float_cost(kind, f)
-    assert int8_cost(kind + ".float", f) < int8_cost(kind, f)
+    assert set(INT8) <= set(FLOAT)
 
 
 @pytest.mark.parametrize(
@@ -270,14 +262,14 @@ def test_a_convolution_that_does_not_pay_alone(cin, cout, side, k, groups):
     assert saves(cin, cout, side, k, groups) < 0
 
 
-@pytest.mark.parametrize("kind", ["Add", "Silu", "Sigmoid", "Mul", "Concat", "Softmax"])
+@pytest.mark.parametrize("kind", ["Add", "Sigmoid", "Mul", "Concat", "Softmax"])
 @pytest.mark.parametrize("n", [1000, 50_000, 1_000_000])
 def test_an_elementwise_island_never_pays(kind, n):
     f = Features(inputs=n, outputs=n)
     assert int8_cost(kind, f) + quantize_cost(n) + dequantize_cost(n) > float_cost(kind, f)
 
 
-@pytest.mark.parametrize("kind", ["Add", "Silu", "Concat", "MaxPool"])
+@pytest.mark.parametrize("kind", ["Add", "Concat", "MaxPool"])
 def test_between_integer_convolutions_it_stays_on_integers(kind):
     n = 400_000
     f = Features(inputs=n, outputs=n, taps=25 if kind == "MaxPool" else 1, beside_conv=True)

@@ -3,17 +3,15 @@
 import os
 from collections.abc import Iterator
 from concurrent.futures import Executor
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+from deadly import Deadly
 from models import conv_chain, feeds
-from numpy.typing import NDArray
 
-from qdq.calibrate import MSE, MinMax
+from qdq.calibrate import MSE
 from qdq.errors import CalibrationError
-from qdq.ranges import TensorRange
 from qdq.statistics.sharding import collect
 
 distributed = pytest.importorskip("distributed")
@@ -61,20 +59,6 @@ def test_a_bad_sample_is_named(cluster: Executor) -> None:
     assert (e.value.sample, e.value.tensor) == (7, "x")
     # and the cluster goes on working
     assert collect(NET, TENSORS, AXES, DATA, MSE(), executor=cluster).samples == 12
-
-
-@dataclass(frozen=True)
-class Deadly(MinMax):
-    """Ends a worker process at the sample that holds the value 7, once."""
-
-    marker: str = ""
-    parent: int = 0
-
-    def summarize(self, x: NDArray[np.floating]) -> TensorRange:
-        if os.getpid() != self.parent and (x == 7).any() and not Path(self.marker).exists():
-            Path(self.marker).touch()
-            os._exit(1)
-        return MinMax.summarize(self, x)
 
 
 def test_a_worker_that_dies(cluster: Executor, tmp_path: Path) -> None:

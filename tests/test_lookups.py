@@ -617,6 +617,7 @@ def test_where_kernels_are_no_better_a_table_is_left(
 def test_a_table_that_is_left_is_measured_too(few: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is foretold of it knows nothing of a value that a norm takes out of each row."""
     exaggerated(monkeypatch)
+    monkeypatch.setattr(network, "_SMALLER", 0.05)  # of a product that is large enough
     own = stages.table_noise
     monkeypatch.setattr(
         stages, "table_noise", lambda *args: {k: 1e-6 * v for k, v in own(*args).items()}

@@ -5,7 +5,7 @@ import time
 import numpy as np
 import onnx
 import pytest
-from models import conv_chain, mlp, model, node, retyped, weights
+from models import conv_chain, ints, mlp, model, node, retyped, vec, weights
 from onnx import TensorProto, helper, numpy_helper
 from prepared import check, constant, only, ops, run
 
@@ -13,14 +13,6 @@ from qdq.errors import ModelError
 from qdq.plan import make_plan
 from qdq.prepare import PASSES, prepare
 from qdq.prepare.opset import OPSET
-
-
-def vec(*values: float) -> np.ndarray:
-    return np.array(values, np.float32)
-
-
-def ints(*values: int) -> np.ndarray:
-    return np.array(values, np.int64)
 
 
 def opset_of(net: onnx.ModelProto) -> int:

@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import pytest
 from harness import FORCED, compare, older
-from models import feeds, model, node, weights
+from models import feeds, ints, model, node, vec, weights
 from onnx import TensorProto, helper
 from prepared import check, constant, only, ops
 
@@ -13,14 +13,6 @@ from qdq.calibrate import MinMax
 
 X = [1, 4, 6, 10]
 OPEN = ["n", 4, "h", "w"]
-
-
-def vec(*values: float) -> np.ndarray:
-    return np.array(values, np.float32)
-
-
-def ints(*values: int) -> np.ndarray:
-    return np.array(values, np.int64)
 
 
 def net(inputs: str, shape=X, opset=21, constants=None, **attributes) -> onnx.ModelProto:

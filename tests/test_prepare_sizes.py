@@ -6,17 +6,13 @@ import numpy as np
 import onnx
 import pytest
 from harness import quantized
-from models import feeds, model, node, weights
+from models import feeds, model, node, vec, weights
 from onnx import helper, numpy_helper
 from prepared import check, only, ops, random_feed, run
 
 from qdq.errors import ModelError
 from qdq.prepare import prepare
 from qdq.statistics.observe import Readout
-
-
-def vec(*values: float) -> np.ndarray:
-    return np.array(values, np.float32)
 
 
 def sizes_of(net: onnx.ModelProto) -> list[int]:

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from deadly import Deadly
 from models import conv_chain, feeds, model, node
 from numpy.typing import NDArray
 
@@ -384,20 +385,6 @@ def test_a_fault_of_the_calibrator_is_not_tried_again(inline: type[Inline]) -> N
 
 
 # ---- lost workers ----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Deadly(MinMax):
-    """Ends a worker process at the sample that holds the value 7, once per marker file."""
-
-    marker: str = ""
-    parent: int = 0
-
-    def summarize(self, x: NDArray[np.floating]) -> TensorRange:
-        if os.getpid() != self.parent and (x == 7).any() and not Path(self.marker).exists():
-            Path(self.marker).touch()
-            os._exit(1)
-        return MinMax.summarize(self, x)
 
 
 def test_a_worker_that_dies(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -222,9 +222,7 @@ def _crops(node: onnx.NodeProto) -> bool:
 def _gated(graph: Graph, node: onnx.NodeProto) -> str | None:
     """The x of ``x * gate``, where the gate is a constant, or a Sigmoid of what has no factor."""
     for gate, x in (tuple(node.input), tuple(node.input)[::-1]):
-        maker = graph.producer.get(gate)
-        if gate in graph.constants:
-            return str(x)
-        if maker is not None and graph.nodes[maker].op_type in _GATES:
+        maker = graph.maker(gate)
+        if gate in graph.constants or (maker is not None and maker.op_type in _GATES):
             return str(x)
     return None

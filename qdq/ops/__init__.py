@@ -1,7 +1,5 @@
 """One row or small handler per operator. An operator without a row stays float by rule."""
 
-from collections.abc import Mapping
-
 from qdq.errors import ConfigError
 from qdq.ops import (
     bounded,
@@ -49,13 +47,9 @@ def register(op_type: str, row: Demand | Handler) -> None:
     TABLE[op_type] = row
 
 
-def _merge(rows: Mapping[str, Demand | Handler]) -> None:
-    for op_type, row in rows.items():
-        register(op_type, row)
-
-
 for _module in _MODULES:
-    _merge(_module.ROWS)
+    for _op_type, _row in _module.ROWS.items():
+        register(_op_type, _row)
 
 
 def demand_of(node: NodeView) -> Demand | str:

@@ -7,22 +7,14 @@ from qdq.ops.demand import Demand, Handler, NodeView, Weight
 __all__ = ["ROWS"]
 
 
-def _bias(node: NodeView, slot: int) -> int | str | None:
-    if not node.has(slot):
-        return None
-    if not node.inputs[slot].constant:
-        return f"its bias '{node.inputs[slot].name}' is computed at run time"
-    return slot
-
-
 def _linear(node: NodeView, weight: Weight) -> Demand | str:
     if not node.inputs[weight.slot].constant:
         return f"its weight '{node.inputs[weight.slot].name}' is computed at run time"
     if node.inputs[0].constant:
         return "its data input is a constant"
-    bias = _bias(node, 2)
-    if isinstance(bias, str):
-        return bias
+    bias = 2 if node.has(2) else None
+    if bias is not None and not node.inputs[bias].constant:
+        return f"its bias '{node.inputs[bias].name}' is computed at run time"
     return Demand(activations=(0,), weight=weight, bias=bias)
 
 
@@ -53,10 +45,8 @@ def matmul(node: NodeView) -> Demand | str:
     left, right = node.inputs
     if left.constant:
         return "its left side is a constant"
-    if not right.constant:
-        return Demand(activations=(0, 1))
-    if right.shape is None or len(right.shape) != 2:
-        # a batched constant has no single axis of output channels: one scale
+    if not right.constant or right.shape is None or len(right.shape) != 2:
+        # a batched constant has no single axis of output channels: one scale, as an activation
         return Demand(activations=(0, 1))
     return Demand(activations=(0,), weight=Weight(1, 1, "matmul"))
 

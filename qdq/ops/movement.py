@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from math import prod
 
-from qdq.ops.demand import Demand, Handler, NodeView, Own, SameAs
+from qdq.ops.demand import Demand, Handler, NodeView, SameAs
 from qdq.tables import bytes_saved
 
 __all__ = ["ROWS"]
@@ -25,7 +25,7 @@ def pad(node: NodeView) -> Demand:
     """Padding with own values, or with zeros (which every range holds), keeps the parameters."""
     if node.text("mode", "constant") != "constant" or not node.has(2):
         return SAME
-    return SAME if node.scalars.get(2) == 0 else Demand(output=Own())
+    return SAME if node.scalars.get(2) == 0 else Demand()
 
 
 def max_pool(node: NodeView) -> Demand | str:

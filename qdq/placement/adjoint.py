@@ -124,11 +124,11 @@ def _shown(graph: Graph, heads: Iterable[str]) -> set[str]:
 
 def _before_cast(graph: Graph, output: str) -> str:
     """The tensor that an output of another floating-point type is cast from, where that is all."""
-    maker = graph.producer.get(output)
-    if maker is None or graph.nodes[maker].op_type != "Cast" or output not in graph.outputs:
+    maker = graph.maker(output)
+    if maker is None or maker.op_type != "Cast" or output not in graph.outputs:
         return output
     other = graph.elem_type(output) in _OTHER_FLOATS and not graph.uses(output)
-    return str(graph.nodes[maker].input[0]) if other else output
+    return str(maker.input[0]) if other else output
 
 
 def _is_other(graph: Graph, name: str) -> bool:

@@ -106,7 +106,6 @@ def _each(coefficients: Coefficients, *kinds: str) -> dict[str, Coefficients]:
     return dict.fromkeys(kinds, coefficients)
 
 
-_FREE = Coefficients(fixed=0.0)
 UNKNOWN = _elementwise(0.1)  #: a kind that is not in FLOAT
 
 _MOVEMENT = _each(
@@ -150,7 +149,7 @@ FLOAT: Mapping[str, Coefficients] = {
     "PRelu": _serial(2.0),
     "HardSigmoid": _elementwise(0.09, fixed=800),
     "HardSwish": _elementwise(0.19, fixed=1600),
-    **_each(_elementwise(0.18, fixed=800), "Sigmoid", "Silu", "Silu.fused", "Erf"),
+    **_each(_elementwise(0.18, fixed=800), "Sigmoid", "Erf"),
     "Tanh": _elementwise(0.17, fixed=800),
     "Gelu": _elementwise(0.35, fixed=800),
     # as ``qdq.spelling`` writes them
@@ -173,16 +172,13 @@ FLOAT: Mapping[str, Coefficients] = {
     "Resize.last": _serial(0.6),
     **_each(Coefficients(tap=0.013, input=0.037), "MaxPool", "AveragePool"),
     "GlobalAveragePool": Coefficients(input=0.049),
-    "Relu.fused": _FREE,
-    "Clip.fused": Coefficients(fixed=0, output=0.05),
     "LeakyRelu.fused": Coefficients(fixed=0, output=0.075),
     "HardSigmoid.fused": Coefficients(fixed=0, output=0.07),
     "HardSwish.fused": Coefficients(fixed=0, output=0.08),
     "Sigmoid.fused": Coefficients(fixed=0, output=0.14),
-    "Add.fused": Coefficients(fixed=0, output=0.09),
 } | _MOVEMENT
 
-#: Integer kernels; a kind that is not here has none. ``.float``: float output, no Q behind.
+#: Integer kernels; a kind that is not here has none.
 INT8: Mapping[str, Coefficients] = {
     **_each(
         Coefficients(fixed=2200, mac=0.0019, window=0.43, output=0.045, weight=0.019, serial=2000),
@@ -217,18 +213,10 @@ INT8: Mapping[str, Coefficients] = {
         fixed=800, mac=0.0019, gather=7.1, output=0.012, weight=0.02, serial=2000
     ),
     "Gemm": Coefficients(fixed=1100, mac=0.0019, output=0.125, weight=0.01, serial=2000),
-    "Gemm.float": Coefficients(fixed=1100, mac=0.0019, output=0.088, weight=0.01, serial=2000),
     "MatMul": Coefficients(fixed=900, mac=0.0018, output=0.09, weight=0.01, serial=2000),
-    "MatMul.float": Coefficients(fixed=900, mac=0.0017, output=0.065, weight=0.01, serial=2000),
     "MatMul.dynamic": Coefficients(fixed=1700, mac=0.0042, input=0.08, output=0.26, serial=2000),
-    "MatMul.dynamic.float": Coefficients(
-        fixed=1700, mac=0.0042, input=0.08, output=0.19, serial=2000
-    ),
     "MatMul.signed": Coefficients(
         fixed=4500, mac=0.0016, input=0.05, output=0.18, weight=0.25, serial=2000
-    ),
-    "MatMul.signed.float": Coefficients(
-        fixed=4500, mac=0.0016, input=0.05, output=0.13, weight=0.25, serial=2000
     ),
     "Add": _elementwise(0.1, fixed=1000),
     "Mul": _elementwise(0.155, fixed=1000),
@@ -238,7 +226,6 @@ INT8: Mapping[str, Coefficients] = {
     "Mul.scalar": _elementwise(0.135, fixed=1000),
     "LeakyRelu": _elementwise(0.16, fixed=1000),
     "Sigmoid": _elementwise(0.16, fixed=1000),
-    "Silu": _elementwise(0.315, fixed=2000),
     "Softmax": Coefficients(output=1.35, serial=70000),
     "Where": _serial(4.0),
     "Split": _serial(0.045),
@@ -256,7 +243,6 @@ INT8: Mapping[str, Coefficients] = {
     "GlobalAveragePool": Coefficients(input=0.047),
     "LSTM": Coefficients(fixed=4000, mac=0.0065, position=300, row=11, output=2.3),
     **_each(_serial(0.1), "ReduceMax", "ReduceMin"),
-    **_each(_FREE, "Relu.fused", "Clip.fused"),
 } | _MOVEMENT
 
 INT8_BESIDE_CONV: Mapping[str, Coefficients] = {

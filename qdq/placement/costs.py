@@ -150,14 +150,14 @@ def float_cost(kind: str, features: Features) -> float:
         kind: the operator type, with a suffix where the tables have one: see ``conv_kind``;
             ``MatMul.dynamic`` and ``MatMul.signed`` (see ``signed_pays``) have two activations;
             Add and Mul have ``.channel`` (one operand is (N, C, 1, 1)) and ``.scalar``;
-            ``Silu`` is x * Sigmoid(x); ``.fused`` follows a Conv.
+            ``.fused`` follows a Conv.
         features: the node's counts.
 
     Returns:
         The cost; that of ``UNKNOWN`` for a kind that the table does not have.
     """
     base = kind.partition(".")[0]
-    found = FLOAT.get(kind) or FLOAT.get(kind.removesuffix(".float")) or FLOAT.get(base, UNKNOWN)
+    found = FLOAT.get(kind) or FLOAT.get(base, UNKNOWN)
     # Blocked float convolutions work on whole blocks of input channels, too, but where there is
     # less than one they read the plain layout.
     blocked = base == "Conv" and kind not in _UNBLOCKED and features.groups == 1
@@ -179,9 +179,8 @@ def int8_cost(kind: str, features: Features) -> float:
     """Cost of the integer kernel, in ns; infinity where there is none.
 
     Args:
-        kind: as in ``float_cost``; the suffix ``.float`` on Gemm and the kinds of MatMul is
-            the kernel with float output. ``Relu`` and ``Clip`` have none but
-            behind an integer kernel, where they are free (``.fused``).
+        kind: as in ``float_cost``; ``Relu`` and ``Clip`` have none, but are free behind an integer
+            kernel.
         features: the node's counts.
     """
     if kind.startswith("ConvTranspose."):
@@ -192,7 +191,7 @@ def int8_cost(kind: str, features: Features) -> float:
     if kind == "Conv.narrow" and _reads_in_place(features.channels_in, features.channels_out):
         kind = "Conv.dense"
     found = INT8_BESIDE_CONV.get(kind) if features.beside_conv else None
-    found = found or INT8.get(kind) or INT8.get(kind.removesuffix(".fused"))
+    found = found or INT8.get(kind)
     if found is None:
         return math.inf
     macs, more = _int8_work(kind, features)

@@ -18,7 +18,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from qdq.affine import dequantize
-from qdq.checks import is_number, want
 from qdq.placement.weighing import Weighing
 from qdq.plan import Plan
 from qdq.problem import Constant, Derived, Fixed, Given, Shared
@@ -32,8 +31,6 @@ __all__ = [
     "Candidate",
     "Frontier",
     "Planner",
-    "check_worth",
-    "explained",
     "moved",
     "rounded_by",
 ]
@@ -55,17 +52,6 @@ _LOST = 0.5
 _FIRST, _LAST = -3, 20  # worths, as powers of two; from the last on all that does harm is float
 
 log: logging.Logger = logging.getLogger(__name__)
-
-
-def check_worth(worth: float | None) -> None:
-    """Refuse a worth that is not one.
-
-    Raises:
-        ConfigError: it is negative, or not finite.
-    """
-    right = worth is None or (is_number(worth) and 0 <= worth < math.inf)
-    wanted = "a finite number from 0 (the fastest model) up; leave it out to have it chosen"
-    want("worth", worth, right, wanted)
 
 
 def rounded_by(plan: Plan) -> frozenset[str]:
@@ -124,7 +110,7 @@ class Frontier:
         if not lost:
             return widest
         weighing = replace(WIDEST, price=float(self._whole), harm=lost)
-        return explained(widest, self._plan_for(weighing))
+        return _explained(widest, self._plan_for(weighing))
 
     def _candidate(self, plan: Plan, worth: float) -> Candidate:
         harm = math.fsum(self._harm.get(t, 0.0) for t in rounded_by(plan))
@@ -141,7 +127,7 @@ class Frontier:
             return self.widest
         price = min(worth, 2.0**_LAST) * self._whole  # capacities stay below INFINITE
         plan = self._plan_for(replace(WIDEST, price=price, harm=self._harm))
-        return self._candidate(explained(self._given, plan), worth)
+        return self._candidate(_explained(self._given, plan), worth)
 
     def best(self) -> Candidate:
         """The candidate of the least cost.
@@ -176,7 +162,7 @@ class Frontier:
         return tuple(found.values())
 
 
-def explained(widest: Plan, chosen: Plan) -> Plan:
+def _explained(widest: Plan, chosen: Plan) -> Plan:
     """The chosen plan, whose reasons tell what is float for accuracy's sake and not for speed."""
     given_up = dict.fromkeys(widest.placement.integer - chosen.placement.integer, HARMS)
     given_up |= {u.view.name: COARSE for u in widest.lookups}

@@ -12,7 +12,7 @@ import onnx
 from qdq.graph import attributes
 from qdq.placement.tape import Tape, UnknownWayError
 
-__all__ = ["RULES", "Grads", "Rule", "rule"]
+__all__ = ["RULES", "Grads", "Rule", "one", "rule", "sigmoid_slope", "tanh_slope"]
 
 Grads = Sequence[str | None]
 Rule = Callable[[Tape, onnx.NodeProto, Grads], Mapping[int, str]]
@@ -90,14 +90,22 @@ def _hard_sigmoid(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int
 
 @rule("Sigmoid")
 def _sigmoid(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
-    y = node.output[0]
-    return {0: tape.times(one(grads), tape.node("Sub", y, tape.times(y, y)))}
+    return {0: tape.times(one(grads), sigmoid_slope(tape, node.output[0]))}
+
+
+def sigmoid_slope(tape: Tape, y: str) -> str:
+    """The slope of a Sigmoid, from its values."""
+    return tape.node("Sub", y, tape.times(y, y))
 
 
 @rule("Tanh")
 def _tanh(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
-    y = node.output[0]
-    return {0: tape.times(one(grads), tape.node("Sub", tape.real(1), tape.times(y, y)))}
+    return {0: tape.times(one(grads), tanh_slope(tape, node.output[0]))}
+
+
+def tanh_slope(tape: Tape, y: str) -> str:
+    """The slope of a Tanh, from its values."""
+    return tape.node("Sub", tape.real(1), tape.times(y, y))
 
 
 @rule("Exp")

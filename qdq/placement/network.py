@@ -67,7 +67,7 @@ def plain_network(
     for name in graph.outputs:
         readers.setdefault(name, []).append(SINK)
     layouts = layouts_of(units, sizes.shape, graph.outputs)
-    _borders(net, target, units, readers, sizes, weighing, layouts)
+    _borders(net, target, units, producer, readers, sizes, weighing, layouts)
     _reorders(net, units, layouts, sizes, weighing)
     _smaller(net, graph, units)
     return net
@@ -222,6 +222,7 @@ def _borders(
     net: Network,
     target: Target,
     units: tuple[Unit, ...],
+    producer: Mapping[str, int],
     readers: Mapping[str, list[int]],
     sizes: Graph,
     weighing: Weighing,
@@ -231,7 +232,6 @@ def _borders(
 
     A change of layout is part of the border only where there would be none without it.
     """
-    producer = _makers(units)
     convolved = {t.name for u in units if u.view.op_type == "Conv" for t in u.view.inputs[:1]}
     for name, vertices in readers.items():
         maker = producer.get(name, SINK)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from qdq.graph import attributes
-from qdq.placement.gradients import Grads, rule
+from qdq.placement.gradients import Grads, rule, sigmoid_slope, tanh_slope
 from qdq.placement.tape import Tape, UnknownWayError
 
 __all__: list[str] = []  # the rules register themselves
@@ -38,9 +38,8 @@ class _Run:
 
     Attributes:
         x: (T, N, I).
-        h: what it hands out, (T, N, H).
-        before: that of the step before, (T, N, H).
-        grad: of ``h``, (T, N, H).
+        before: what the step before hands out, (T, N, H).
+        grad: of what it hands out, (T, N, H).
         states: at the start, (N, H) each.
         ends: gradients of those at the end.
         w: (gates * H, I).
@@ -49,7 +48,6 @@ class _Run:
     """
 
     x: str
-    h: str
     before: str
     grad: str
     states: Sequence[str]
@@ -125,7 +123,6 @@ def _run(tape: Tape, given: Sequence[str], made: str, grads: Grads, d: int, turn
     )
     return _Run(
         x=ordered(given[0]),
-        h=h,
         before=_delayed(tape, states[0], h),
         grad=tape.times(h, tape.real(0)) if first is None else ordered(first),
         states=states,
@@ -162,15 +159,6 @@ def _of_state(tape: Tape, run: _Run, count: int) -> list[str]:
     return _split(tape, tape.node("Add", product, tape.constant(run.b[1])), count)
 
 
-def _slope(tape: Tape, gate: str) -> str:
-    """That of a Sigmoid, from its values."""
-    return tape.node("Sub", gate, tape.times(gate, gate))
-
-
-def _slope_of_tanh(tape: Tape, value: str) -> str:
-    return tape.node("Sub", tape.real(1), tape.times(value, value))
-
-
 def _lstm_back(tape: Tape, run: _Run) -> tuple[str, list[str]]:
     """The gates are i, o, f and c: C' = f C + i c, H' = o tanh(C')."""
     parts = zip(_gates(tape, run, 4), _of_state(tape, run, 4), strict=True)
@@ -181,12 +169,12 @@ def _lstm_back(tape: Tape, run: _Run) -> tuple[str, list[str]]:
     shown = tape.node("Tanh", cells)
     before = _delayed(tape, run.states[1], cells)
     slopes = [
-        tape.times(c, _slope(tape, i)),
-        tape.times(shown, _slope(tape, o)),
-        tape.times(before, _slope(tape, f)),
-        tape.times(i, _slope_of_tanh(tape, c)),
+        tape.times(c, sigmoid_slope(tape, i)),
+        tape.times(shown, sigmoid_slope(tape, o)),
+        tape.times(before, sigmoid_slope(tape, f)),
+        tape.times(i, tanh_slope(tape, c)),
     ]
-    of_cell = tape.times(o, _slope_of_tanh(tape, shown))
+    of_cell = tape.times(o, tanh_slope(tape, shown))
     given = [run.grad, of_cell, f, tape.node("Concat", *slopes, axis=-1)]
     starts, gates = _scan(tape, _lstm_step, run.ends, given, tape.constant(run.r), back=True)
     return gates, starts
@@ -213,9 +201,9 @@ def _gru_back(tape: Tape, run: _Run) -> tuple[str, list[str]]:
     z = tape.node("Sigmoid", tape.node("Add", z, of_z))
     r = tape.node("Sigmoid", tape.node("Add", r, of_r))
     h = tape.node("Tanh", tape.node("Add", h, tape.times(r, of_h)))
-    slope = tape.times(tape.node("Sub", tape.real(1), z), _slope_of_tanh(tape, h))
-    of_old = tape.times(tape.node("Sub", run.before, h), _slope(tape, z))
-    reset = tape.times(tape.times(slope, of_h), _slope(tape, r))
+    slope = tape.times(tape.node("Sub", tape.real(1), z), tanh_slope(tape, h))
+    of_old = tape.times(tape.node("Sub", run.before, h), sigmoid_slope(tape, z))
+    reset = tape.times(tape.times(slope, of_h), sigmoid_slope(tape, r))
     slopes = tape.node("Concat", of_old, reset, slope, axis=-1)
     behind = tape.node("Concat", of_old, reset, tape.times(slope, r), axis=-1)
     given = [run.grad, z, slopes, behind]

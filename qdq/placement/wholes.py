@@ -5,7 +5,7 @@ from onnx import TensorProto
 from qdq.graph import Graph, attributes
 from qdq.placement.harm import Judged
 
-__all__ = ["PASSED", "gate_of", "inside_whole", "judged", "logits_of", "softmax_input"]
+__all__ = ["PASSED", "gate_of", "inside_whole", "judged", "logits_of"]
 
 # on the way back from an output to the Softmax or Sigmoid that made its values
 PASSED = frozenset({"Cast", "Concat", "Flatten", "Identity", "Reshape", "Slice", "Split",
@@ -52,24 +52,23 @@ def _inside_softmax(graph: Graph, index: int) -> bool:
     if node.op_type == "ReduceMax":
         return any(_shifts(graph, use.node) for use in graph.uses(node.output[0]))
     if node.op_type == "Exp":
-        return any(softmax_input(graph, use.node) for use in graph.uses(node.output[0]))
+        return any(_softmax_input(graph, use.node) for use in graph.uses(node.output[0]))
     if node.op_type == "Div":
-        return softmax_input(graph, index) is not None
+        return _softmax_input(graph, index) is not None
     return node.op_type == "Sub" and _shifts(graph, index)
 
 
-def softmax_input(graph: Graph, index: int) -> str | None:
+def _softmax_input(graph: Graph, index: int) -> str | None:
     """The tensor of which a Div makes a softmax, up to a shift; None if it does not."""
     node = graph.nodes[index]
     if node.op_type != "Div":
         return None
-    top, bottom = (graph.producer.get(name) for name in node.input)
-    if top is None or bottom is None or graph.nodes[top].op_type != "Exp":
+    top, bottom = map(graph.maker, node.input)
+    if top is None or bottom is None or top.op_type != "Exp":
         return None
-    sums = graph.nodes[bottom].op_type == "ReduceSum"
-    if not sums or graph.nodes[bottom].input[0] != graph.nodes[top].output[0]:
+    if bottom.op_type != "ReduceSum" or bottom.input[0] != top.output[0]:
         return None
-    shifted = str(graph.nodes[top].input[0])
+    shifted = str(top.input[0])
     shift = graph.producer.get(shifted)
     if shift is not None and _shifts(graph, shift):
         return str(graph.nodes[shift].input[0])
@@ -81,11 +80,11 @@ def _shifts(graph: Graph, index: int) -> bool:
     node = graph.nodes[index]
     if node.op_type != "Sub":
         return False
-    highest, use = graph.producer.get(node.input[1]), graph.only_use(node.output[0])
+    highest, use = graph.maker(node.input[1]), graph.only_use(node.output[0])
     return (
         highest is not None
-        and graph.nodes[highest].op_type == "ReduceMax"
-        and graph.nodes[highest].input[0] == node.input[0]
+        and highest.op_type == "ReduceMax"
+        and highest.input[0] == node.input[0]
         and use is not None
         and graph.nodes[use.node].op_type == "Exp"
     )
@@ -100,7 +99,7 @@ def logits_of(graph: Graph) -> tuple[str, ...]:
         if index is None:
             continue
         node = graph.nodes[index]
-        made_of = node.input[0] if node.op_type in _SATURATING else softmax_input(graph, index)
+        made_of = node.input[0] if node.op_type in _SATURATING else _softmax_input(graph, index)
         if made_of is not None and made_of not in graph.constants:
             found[made_of] = None
         elif node.op_type in PASSED:
@@ -155,11 +154,8 @@ def _lone_logit(graph: Graph, output: str) -> str | None:
     """The logit of an output that is one probability for each entry of the batch, or None."""
     name = output
     while _is_lone(graph, name):
-        index = graph.producer.get(name)
-        if index is None:
-            return None
-        node = graph.nodes[index]
-        if not node.input:
+        node = graph.maker(name)
+        if node is None or not node.input:
             return None
         name = node.input[0]
         if node.op_type in _GATES:

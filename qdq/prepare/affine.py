@@ -6,7 +6,7 @@ import numpy as np
 
 from qdq.prepare.editing import Array, Editor, Node
 
-__all__ = ["Affine", "affine_of", "batchnorm_affine", "is_moderate"]
+__all__ = ["Affine", "affine_of", "is_moderate"]
 
 _HUGE = 1e18  # weights of up to 1e20 times that are finite in float32
 
@@ -41,7 +41,7 @@ def affine_of(
 
 def _map(ed: Editor, node: Node, x: str, channels: int, axis: int, rank: int) -> Affine | None:
     if node.op == "BatchNormalization":
-        bn = batchnorm_affine(ed, node) if axis == 1 and node.input(0) == x else None
+        bn = _batchnorm_affine(ed, node) if axis == 1 and node.input(0) == x else None
         return bn if bn is not None and bn.scale.shape == (channels,) else None
     if node.op not in ("Add", "Sub", "Mul", "Div"):
         return None
@@ -69,7 +69,7 @@ def is_moderate(affine: Affine) -> bool:
     return all(bool((np.abs(a) < _HUGE).all()) for a in affine)
 
 
-def batchnorm_affine(ed: Editor, node: Node) -> Affine | None:
+def _batchnorm_affine(ed: Editor, node: Node) -> Affine | None:
     """BatchNormalization at inference, over constants.
 
     ``y = scale (x - mean) / sqrt(var + epsilon) + bias``, from the ONNX operator's definition.

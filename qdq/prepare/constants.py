@@ -2,7 +2,6 @@
 
 import logging
 import math
-from typing import Any
 
 import numpy as np
 import onnx
@@ -158,15 +157,10 @@ def _by_batch_statistics(ed: Editor, node: Node) -> onnx.NodeProto | None:
 
 def _expected_bytes(ed: Editor, name: str) -> int:
     """A lower bound of a tensor's size, from its inferred shape; small inputs can make much."""
-    shape, elem_type = ed.shape(name), ed.elem_type(name)
-    if shape is None or not elem_type:
+    shape, dtype = ed.shape(name), ed.dtype(name)
+    if shape is None or dtype is None:
         return 0
-    return math.prod(d or 1 for d in shape) * _dtype(elem_type).itemsize
-
-
-def _dtype(elem_type: int) -> np.dtype[Any]:
-    dtype: np.dtype[Any] = onnx.helper.tensor_dtype_to_np_dtype(elem_type)
-    return dtype
+    return math.prod(d or 1 for d in shape) * dtype.itemsize
 
 
 def _settle_reshape(ed: Editor, node: Node, target: list[int | None]) -> bool:

@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from qdq.graph import Graph
+from qdq.graph import Graph, shape_of
 from qdq.nested import topological_order
 from qdq.prepare.node import Node, drop_absent
 from qdq.weights import read, turned
@@ -49,7 +49,6 @@ class Editor:
         self.types: dict[str, onnx.TypeProto] = {}
         self.derived: dict[tuple[str, str], str] = {}
         self._names = Graph(model)
-        self._next: dict[str, int] = {}  # name → first suffix that may be free
         self._slots: list[list[Node]] = []
         self._slot_of: dict[Node, int] = {}
         self._maker: dict[str, Node] = {}
@@ -129,10 +128,7 @@ class Editor:
         if name in self.constants:
             return tuple(self.constants[name].dims)
         t = self.types.get(name)
-        if t is None or not t.tensor_type.HasField("shape"):
-            return None
-        dims = t.tensor_type.shape.dim
-        return tuple(d.dim_value if d.HasField("dim_value") else None for d in dims)
+        return None if t is None else shape_of(t)
 
     def rank(self, name: str) -> int | None:
         """The rank of a tensor; None if unknown."""
@@ -147,14 +143,7 @@ class Editor:
 
     def fresh(self, name: str) -> str:
         """A name that nothing in the model has: ``name``, else name_2, name_3, …."""
-        taken, k = self._names.names, self._next.get(name, 1)
-        found = name if k == 1 else f"{name}_{k}"
-        while found in taken:
-            k += 1
-            found = f"{name}_{k}"
-        taken.add(found)
-        self._next[name] = k + 1
-        return found
+        return self._names.fresh(name)
 
     def add_constant(self, name: str, value: Array) -> str:
         """Add an initializer under a fresh name like ``name``; returns its name."""

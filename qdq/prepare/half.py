@@ -113,8 +113,7 @@ def _cast_output(ed: Editor, name: str) -> None:
     wide = ed.fresh(f"{name}_float32")
     for user in users:
         _read_instead(ed, user, name, wide)
-    made = onnx.NodeProto()
-    made.CopyFrom(maker.proto)
+    made = maker.copied()
     made.output[list(made.output).index(name)] = wide
     cast = ed.new_node("Cast", [wide], [name], ed.fresh(f"{name}_to_float16"), to=_HALF)
     ed.replace([maker], [made, cast])
@@ -135,8 +134,7 @@ def _read_instead(ed: Editor, user: Node, old: str, new: str) -> None:
         if name == old:
             ed.set_input(user, slot, new)
     if old in user.captures:
-        proto = onnx.NodeProto()
-        proto.CopyFrom(user.proto)
+        proto = user.copied()
         _capture_instead(proto, old, new)
         ed.replace([user], [proto])
 

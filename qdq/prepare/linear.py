@@ -1,7 +1,6 @@
 """What scales and shifts the channels behind a linear operator, folded into it."""
 
 import numpy as np
-import onnx
 
 from qdq.prepare.affine import Affine, affine_of, is_moderate
 from qdq.prepare.editing import Array, Editor, Node
@@ -108,8 +107,7 @@ def _fold(
     if turn is None:
         new.output[0] = nodes[-1].output
     else:
-        back = onnx.NodeProto()
-        back.CopyFrom(turn.proto)
+        back = turn.copied()
         back.output[0] = nodes[-1].output
         made.append(back)
     new.input[1] = scaled_weight(ed, node, affine.scale)

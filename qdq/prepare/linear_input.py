@@ -1,9 +1,6 @@
 """What scales and shifts the channels in front of a linear operator, folded into it."""
 
-from typing import Any
-
 import numpy as np
-import onnx
 
 from qdq.prepare.affine import Affine, affine_of, is_moderate
 from qdq.prepare.editing import Array, Editor, Node
@@ -31,13 +28,13 @@ def fold_affine_before(ed: Editor) -> None:
         if found is None:
             continue
         chain, x, affine = found
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(ed.constants[node.input(1)].data_type)
         scale, shift = affine
         if _is_unpadded(node) or not shift.any():
             _take_in(ed, node, x, affine)
         elif len(chain) > 1 and scale[0] != 0 and (scale == scale[0]).all():
-            ratio = Affine(scale, np.zeros_like(shift))
-            _take_in(ed, node, _shifted(ed, chain[0], x, shift / scale, dtype), ratio)
+            dtype = ed.dtype(node.input(1))
+            shifted = _shifted(ed, chain[0], x, (shift / scale).astype(dtype))
+            _take_in(ed, node, shifted, Affine(scale, np.zeros_like(shift)))
         ed.prune(chain)
 
 
@@ -76,12 +73,11 @@ def _is_unpadded(node: Node) -> bool:
     return node.attr("auto_pad", "NOTSET") in ("NOTSET", "VALID") and not any(node.attr("pads", ()))
 
 
-def _shifted(ed: Editor, old: Node, x: str, shift: Array, dtype: Any) -> str:
+def _shifted(ed: Editor, old: Node, x: str, shift: Array) -> str:
     """An Add of a per-channel constant after x, in the place of an old node; its output."""
     rank = ed.rank(x) or 0
     one = bool((shift == shift[0]).all())
     value = shift[:1].reshape(()) if one else shift.reshape(1, -1, *(1,) * (rank - 2))
-    value = value.astype(dtype)
     y = ed.fresh(f"{old.output}_shifted")
     ed.set_type_like(y, x)
     addend = ed.add_constant(f"{old.name}_shift", value)

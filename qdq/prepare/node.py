@@ -6,6 +6,7 @@ from typing import Any
 
 import onnx
 
+from qdq.graph import drop_attributes
 from qdq.nested import captured_names
 
 __all__ = ["Node", "drop_absent"]
@@ -82,8 +83,6 @@ class Node:
 
     def set_attr(self, name: str, value: Any) -> None:
         """Set an attribute; None removes it."""
-        kept = [a for a in self.proto.attribute if a.name != name]
+        drop_attributes(self.proto, name)
         if value is not None:
-            kept.append(onnx.helper.make_attribute(name, value))
-        del self.proto.attribute[:]
-        self.proto.attribute.extend(kept)
+            self.proto.attribute.append(onnx.helper.make_attribute(name, value))

@@ -9,7 +9,7 @@ from typing import Any
 import onnx
 from onnx import helper
 
-from qdq.graph import attributes
+from qdq.graph import attributes, drop_attributes
 from qdq.nested import all_graphs
 
 __all__ = ["after_raising", "before_raising"]
@@ -34,7 +34,7 @@ def before_raising(model: onnx.ModelProto, have: int) -> None:
             elif node.op_type == "BatchNormalization" and attributes(node).get("spatial", 1) == 0:
                 _spell_out_batchnorm(nodes, node, taken)
             elif node.op_type == "Pad" and have < 11 and not _pads_constant(node):
-                _drop(node, "value")
+                drop_attributes(node, "value")
 
 
 def after_raising(model: onnx.ModelProto, had: int) -> None:
@@ -68,7 +68,7 @@ def _count_from_corner(node: onnx.NodeProto, constants: dict[str, Any]) -> None:
     The nearest value is that before it ("floor"); onnxruntime takes the one behind it ("ceil")
     along axes that shrink, which one node cannot do beside axes that grow.
     """
-    _drop(node, "coordinate_transformation_mode", "nearest_mode")
+    drop_attributes(node, "coordinate_transformation_mode", "nearest_mode")
     mode = {"coordinate_transformation_mode": "asymmetric"}
     if attributes(node).get("mode", b"nearest") == b"nearest":
         shrinks = _shrinks(constants.get(node.input[2]))
@@ -157,9 +157,3 @@ def _fresh(name: str, taken: set[str]) -> str:
     found = next(n for n in chain([name], (f"{name}_{k}" for k in count(1))) if n not in taken)
     taken.add(found)
     return found
-
-
-def _drop(node: onnx.NodeProto, *names: str) -> None:
-    kept = [a for a in node.attribute if a.name not in names]
-    del node.attribute[:]
-    node.attribute.extend(kept)

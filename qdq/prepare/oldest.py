@@ -12,7 +12,7 @@ import onnx
 from onnx import helper
 
 from qdq.errors import ModelError
-from qdq.graph import Graph, attributes
+from qdq.graph import Graph, attributes, drop_attributes
 from qdq.nested import all_graphs
 
 __all__ = ["SEVEN", "raise_to_seven"]
@@ -77,9 +77,7 @@ def _rename(node: onnx.NodeProto) -> None:
         case "Upsample" if "height_scale" in values:
             changed["scales"] = [1.0, 1.0, values["height_scale"], values["width_scale"]]
             dropped += ["height_scale", "width_scale"]
-    kept = [a for a in node.attribute if a.name not in (*dropped, *changed)]
-    del node.attribute[:]
-    node.attribute.extend(kept)
+    drop_attributes(node, *dropped, *changed)
     node.attribute.extend(helper.make_attribute(k, v) for k, v in changed.items())
 
 
@@ -127,9 +125,7 @@ def _before(graph: Graph, node: onnx.NodeProto, ranks: Mapping[str, int]) -> lis
 def _widen(graph: Graph, node: onnx.NodeProto, ranks: Mapping[str, int]) -> list[onnx.NodeProto]:
     """The second operand gets the axes that follow the ones that it has, from ``axis`` on."""
     values = attributes(node)
-    kept = [a for a in node.attribute if a.name not in ("axis", "broadcast")]
-    del node.attribute[:]
-    node.attribute.extend(kept)
+    drop_attributes(node, "axis", "broadcast")
     if not values.get("broadcast", 0) or "axis" not in values:
         return []  # equal shapes, or the last axes, as numpy has it
     own, other = _rank(node, 0, ranks), _rank(node, 1, ranks)
@@ -205,7 +201,7 @@ def _integers(graph: Graph, node: onnx.NodeProto, slot: int) -> list[int]:
     name = node.input[slot]
     if name in graph.constants:
         return [int(v) for v in graph.array(name).reshape(-1)]
-    maker = graph.nodes[graph.producer[name]] if name in graph.producer else None
+    maker = graph.maker(name)
     value: Any = attributes(maker).get("value") if maker is not None else None
     if value is None:
         raise _not_known(node, f"the values of '{name}' are")

@@ -16,7 +16,7 @@ from qdq.session import run
 from qdq.sqnr import decibels
 from qdq.timing import paired_latency
 
-__all__ = ["Candidate", "candidates", "mean_sqnr", "measure", "without"]
+__all__ = ["Candidate", "candidates", "measure", "without"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,7 +202,7 @@ def _hide(match: Match, node: onnx.NodeProto) -> onnx.NodeProto:
     return onnx.helper.make_node("LeakyRelu", [inner], [outer], name=f"{inner}_same", alpha=1.0)
 
 
-def mean_sqnr(exact: Sequence[Feed], found: Iterable[Feed]) -> float:
+def _mean_sqnr(exact: Sequence[Feed], found: Iterable[Feed]) -> float:
     """Mean over the float outputs of their SQNR in dB; an output without error counts as 120."""
     signal: dict[str, float] = {}
     noise: dict[str, float] = {}
@@ -238,10 +238,10 @@ def measure(
     """
     model = match.graph.model
     found = []
-    now = mean_sqnr(exact, run(model, feeds, threads=threads))
+    now = _mean_sqnr(exact, run(model, feeds, threads=threads))
     for candidate in tried:
         variant = without(match, candidate.nodes)
-        gain = mean_sqnr(exact, run(variant, feeds, threads=threads)) - now
+        gain = _mean_sqnr(exact, run(variant, feeds, threads=threads)) - now
         slower = None
         if repeats:
             timing = paired_latency(model, variant, feeds[0], repeats=repeats, threads=threads)

@@ -1,10 +1,12 @@
 """Scale and zero point of a DequantizeLinear, whatever tool wrote it."""
 
+from typing import Any
+
 import numpy as np
 import onnx
 
 from qdq.errors import ConfigError
-from qdq.graph import Graph
+from qdq.graph import Graph, attributes
 from qdq.spec import INT8, INT16, INT32, UINT8, UINT16, QuantParams, QuantSpec
 
 __all__ = ["params_of"]
@@ -18,8 +20,8 @@ def params_of(graph: Graph, node: onnx.NodeProto) -> QuantParams:
     Raises:
         ConfigError: if they are not constants, or of a kind that qdq has no arithmetic for.
     """
-    attributes = {a.name: a for a in node.attribute}
-    if "block_size" in attributes and attributes["block_size"].i:
+    given: dict[str, Any] = attributes(node)
+    if given.get("block_size"):
         raise ConfigError("it is quantized in blocks")
     names = [n for n in node.input[1:] if n]
     if not all(n in graph.constants for n in names):
@@ -32,7 +34,7 @@ def params_of(graph: Graph, node: onnx.NodeProto) -> QuantParams:
         zero = np.zeros(scale.shape, onnx.helper.tensor_dtype_to_np_dtype(kind))
     if zero.dtype.name not in TYPES:
         raise ConfigError(f"codes of type {zero.dtype.name} are not known")
-    axis: int | None = attributes["axis"].i if "axis" in attributes else 1
+    axis: int | None = given.get("axis", 1)
     if scale.size == 1:
         scale, zero, axis = scale.reshape(()), zero.reshape(()), None
     return QuantParams(QuantSpec(dtype=TYPES[zero.dtype.name], axis=axis), scale, zero.astype(int))

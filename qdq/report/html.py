@@ -150,7 +150,7 @@ def _node_row(n: NodeError, largest: float) -> tuple[str, ...]:
     reason = f'<br><span class="soft">{escape(n.reason)}</span>' if n.reason else ""
     width = 100 * n.share / largest
     bar = f'<span class="share"><span class="bar" style="width:{width:.1f}%"></span></span>'
-    levels = tuple("-" if v is None else db(v) for v in (n.local_db, n.accumulated_db))
+    levels = db(n.local_db), db(n.accumulated_db)
     return (f"{n.share:.1%}", bar, *levels, mark(n), escape(n.op_type), _words(n.name) + reason)
 
 

@@ -128,9 +128,9 @@ class _Matcher:
 
     def _dequantize(self, node: onnx.NodeProto) -> None:
         codes, real = node.input[0], node.output[0]
-        quantizer = _maker(self.graph, codes)
+        quantizer = self.graph.maker(codes)
         if quantizer is not None and self._keeps_shape(quantizer):
-            quantizer = _maker(self.graph, quantizer.input[0])
+            quantizer = self.graph.maker(quantizer.input[0])
         if quantizer is not None and quantizer.op_type != "QuantizeLinear":
             return
         try:
@@ -181,33 +181,48 @@ class _Matcher:
                 continue
             has_kernel = ORT_CPU.kernel(node.op_type) is not None
             to_codes = has_kernel and all(e in self.before_q for e in ends)
-            moved = not picked and (bool(behind) or (coded and self._alone(node, outputs[0][1])))
-            other = MOVED[node.op_type] if moved else FLOAT_FORMS.get(node.op_type)
-            other = "Gather" if picked else other
-            own = self._source_node(outputs[0][1], other or node.op_type)
-            if own is not None and not moved:
-                self._link_constants(node, own)
-            same = node if own is not None else self._namesake(node, outputs[0][1])
-            op_type = MOVED[node.op_type] if moved else same.op_type
-            again = relaid(node, own, self.float_graph, self.constants) if moved else ()
-            name = (own or same).name
             fits = coded and (to_codes or node.op_type in MATRIX)
-            yield Site(
-                index=index,
-                name=name,
-                op_type=op_type,
-                outputs=tuple(outputs),
-                limits=limits or self._limits_of(outputs[0][1], op_type),
-                integer=fits and name not in self.left_float,
-                reads_codes=coded or any(n in self.constants for n in node.input),
-                exact=own if other else None,
-                behind=tuple(behind),
-                relaid=tuple(again),
-            )
+            moved = not picked and (bool(behind) or (coded and self._alone(node, outputs[0][1])))
+            site = self._site(index, outputs, picked=bool(picked), moved=moved, fits=fits)
+            limits = limits or self._limits_of(outputs[0][1], site.op_type)
+            yield replace(site, limits=limits, behind=tuple(behind))
+
+    def _site(
+        self, index: int, outputs: list[tuple[str, str]], *, picked: bool, moved: bool, fits: bool
+    ) -> Site:
+        """A node, without what is known of the nodes behind it.
+
+        Args:
+            index: of the node.
+            outputs: as in ``Site``.
+            picked: it picks rows of codes.
+            moved: it is written as movements.
+            fits: it would be integer if nobody said that it is float.
+        """
+        node, tensor = self.graph.nodes[index], outputs[0][1]
+        other = MOVED[node.op_type] if moved else FLOAT_FORMS.get(node.op_type)
+        other = "Gather" if picked else other
+        own = self._source_node(tensor, other or node.op_type)
+        if own is not None and not moved:
+            self._link_constants(node, own)
+        same = node if own is not None else self._namesake(node, tensor)
+        name = (own or same).name
+        again = relaid(node, own, self.float_graph, self.constants) if moved else ()
+        return Site(
+            index=index,
+            name=name,
+            op_type=MOVED[node.op_type] if moved else same.op_type,
+            outputs=tuple(outputs),
+            limits=None,
+            integer=fits and name not in self.left_float,
+            reads_codes=any(n in self.pairs or n in self.constants for n in node.input),
+            exact=own if other else None,
+            relaid=tuple(again),
+        )
 
     def _in_steps(self, form: list[int], outputs: list[tuple[str, str]]) -> Site:
         """A float node that is written as several."""
-        own = _maker(self.float_graph, outputs[0][1]) or self.graph.nodes[form[-1]]
+        own = self.float_graph.maker(outputs[0][1]) or self.graph.nodes[form[-1]]
         return Site(
             index=form[0],
             name=own.name,
@@ -221,7 +236,7 @@ class _Matcher:
 
     def _namesake(self, node: onnx.NodeProto, tensor: str) -> onnx.NodeProto:
         """The float model's node of that name that makes a tensor; the node itself without one."""
-        maker = _maker(self.float_graph, tensor)
+        maker = self.float_graph.maker(tensor)
         return maker if maker is not None and maker.name == node.name else node
 
     def _movements(self, node: onnx.NodeProto) -> list[int]:
@@ -288,11 +303,6 @@ class _Matcher:
                 continue
             if tuple(proto.dims) == self.graph.shape(entry.stored):
                 self.constants[name] = Constant(entry.real, entry.stored, entry.params, source)
-
-
-def _maker(graph: Graph, name: str) -> onnx.NodeProto | None:
-    index = graph.producer.get(name)
-    return None if index is None else graph.nodes[index]
 
 
 def _is_identity(view: NodeView) -> bool:

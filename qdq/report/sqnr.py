@@ -68,12 +68,11 @@ class TensorSums:
     count: int = 0
     histogram: Histogram | None = None
 
-    def add(self, exact: Array, rounded: Array | None, found: Array | None) -> None:
+    def add(self, exact: Array, rounded: Array | None, found: Array) -> None:
         """Add a sample: the float model's values, these as codes hold them, and what came out."""
         self.signal += sum_of_squares(exact)
         self.count += exact.size
-        if found is not None:
-            self.accumulated += sum_of_squares(exact, found)
+        self.accumulated += sum_of_squares(exact, found)
         if rounded is not None and self.params is not None:
             self.rounding += sum_of_squares(exact, rounded)
             self.clipped += _clipped(exact, self.params)

@@ -97,11 +97,11 @@ class _Axis:
         return self.start + (value - self.low) * self.slope
 
 
-def histogram(bars: Bars, clips: tuple[float, float] | None, width: int = 300) -> str:
+def histogram(bars: Bars, clips: tuple[float, float], width: int = 300) -> str:
     """Counts on a logarithmic scale, with a line where the codes begin and end."""
     height, floor = 110, 92
     first, last = bars.start, bars.start + bars.width * len(bars.counts)
-    low, high = (first, last) if clips is None else (min(first, clips[0]), max(last, clips[1]))
+    low, high = min(first, clips[0]), max(last, clips[1])
     x_of = _Axis(low, high, 4, width - 4)
     y_of = _Axis(0, math.log1p(max(bars.counts)), floor, 8)
     shape = []
@@ -117,7 +117,7 @@ def histogram(bars: Bars, clips: tuple[float, float] | None, width: int = 300) -
         parts.append(_line(x_of(0), floor, x_of(0), floor + 4, "axis"))
         if 44 < x_of(0) < width - 44:  # else it would lie on the numbers at the ends
             parts.append(_text(x_of(0), height - 4, "0"))
-    for edge in clips or ():
+    for edge in clips:
         parts.append(_line(x_of(edge), 4, x_of(edge), floor, "clip"))
     parts.append(_text(4, height - 4, f"{low:.3g}", "start"))
     parts.append(_text(width - 4, height - 4, f"{high:.3g}", "end"))

@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,14 +11,14 @@ import onnx
 
 from qdq.ranges import Histogram
 from qdq.report import Bars, KernelCount, NodeError, OutputError, ScaleChange, TensorError
-from qdq.report.matched import Match
-from qdq.report.sqnr import OutputSums, TensorSums, representable, sum_of_squares
+from qdq.report.matched import Match, Site
+from qdq.report.sqnr import TensorSums, representable
+from qdq.report.sums import Sums
 from qdq.session import optimized_op_counts
 from qdq.sqnr import decibels
 from qdq.targets import ORT_CPU
 
 __all__ = [
-    "Sums",
     "history_of",
     "kernel_counts",
     "node_errors",
@@ -29,23 +29,6 @@ __all__ = [
 
 BARS = 64
 KINDS = {"int32": "bias"}
-
-
-@dataclass(slots=True)
-class Sums:
-    """What is summed up over the samples.
-
-    Attributes:
-        tensors: by float tensor.
-        local: noise that arises at the node that makes a float tensor; None if it is not known.
-        outputs: by output of the model.
-        samples: how many were run.
-    """
-
-    tensors: dict[str, TensorSums] = field(default_factory=dict)
-    local: dict[str, float | None] = field(default_factory=dict)
-    outputs: dict[str, OutputSums] = field(default_factory=dict)
-    samples: int = 0
 
 
 def properties(model: onnx.ModelProto) -> dict[str, Any]:
@@ -113,26 +96,29 @@ def tensor_errors(match: Match, sums: Sums) -> tuple[TensorError, ...]:
         inside = match.graph.producer.get(match.found[tensor], -1)
         position = makers.get(tensor, places.get(inside, -1))
         site = match.sites[position] if position >= 0 else None
-        params = entry.params
-        drawn = entry.histogram
-        rows.append(
-            TensorError(
-                name=tensor,
-                kind="activation",
-                node=site.name if site is not None else tensor,
-                op_type=site.op_type if site is not None else "input",
-                position=position,
-                dtype=None if params is None else params.spec.dtype.name,
-                rounding_db=None if params is None else decibels(entry.signal, entry.rounding),
-                accumulated_db=decibels(entry.signal, entry.accumulated),
-                clipped=None if params is None else entry.clipped / max(entry.count, 1),
-                used=None if drawn is None else (drawn.low, drawn.high),
-                represented=None if params is None else representable(params),
-                histogram=None if drawn is None else bars(drawn),
-            )
-        )
+        rows.append(_tensor_row(tensor, "activation", entry, site, position))
     rows += _constants(match)
     return tuple(sorted(rows, key=lambda r: r.position))
+
+
+def _tensor_row(
+    name: str, kind: str, entry: TensorSums, site: Site | None, position: int
+) -> TensorError:
+    params, drawn = entry.params, entry.histogram
+    return TensorError(
+        name=name,
+        kind=kind,
+        node=site.name if site is not None else name,
+        op_type=site.op_type if site is not None else "input",
+        position=position,
+        dtype=None if params is None else params.spec.dtype.name,
+        rounding_db=None if params is None else decibels(entry.signal, entry.rounding),
+        accumulated_db=decibels(entry.signal, entry.accumulated),
+        clipped=None if params is None else entry.clipped / max(entry.count, 1),
+        used=None if drawn is None else (drawn.low, drawn.high),
+        represented=None if params is None else representable(params),
+        histogram=None if drawn is None else bars(drawn),
+    )
 
 
 def _constants(match: Match) -> list[TensorError]:
@@ -147,28 +133,10 @@ def _constants(match: Match) -> list[TensorError]:
             exact = match.float_graph.floats(constant.source).astype(np.float32)
             if not exact.size or not np.isfinite(exact).all():
                 continue
-            value = constant.value(match.graph)
-            noise = sum_of_squares(exact, value)
-            sums = TensorSums(constant.params)
+            value, sums = constant.value(match.graph), TensorSums(constant.params)
             sums.add(exact, value, value)
-            drawn = Histogram.of(exact)
-            level = decibels(sum_of_squares(exact), noise)
-            rows.append(
-                TensorError(
-                    name=constant.source,
-                    kind=KINDS.get(constant.params.spec.dtype.name, "weight"),
-                    node=site.name,
-                    op_type=site.op_type,
-                    position=position,
-                    dtype=constant.params.spec.dtype.name,
-                    rounding_db=level,
-                    accumulated_db=level,
-                    clipped=sums.clipped / exact.size,
-                    used=(drawn.low, drawn.high),
-                    represented=representable(constant.params),
-                    histogram=bars(drawn),
-                )
-            )
+            kind = KINDS.get(constant.params.spec.dtype.name, "weight")
+            rows.append(_tensor_row(constant.source, kind, sums, site, position))
     return rows
 
 

@@ -6,14 +6,11 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from qdq.data import Feed
-from qdq.statistics.few import SAMPLES
 
 __all__ = ["keep_few"]
 
 
-def keep_few(
-    feeds: Iterable[Feed], kept: dict[bytes, Feed], count: int = SAMPLES
-) -> Iterator[Feed]:
+def keep_few(feeds: Iterable[Feed], kept: dict[bytes, Feed], count: int) -> Iterator[Feed]:
     """Pass the feeds on, and keep a few of them: those with the smallest digests of their content.
 
     So the choice is like a random one, but it depends neither on the order of the samples nor on

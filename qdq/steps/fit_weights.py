@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qdq.affine import fake_quantize, quantize
-from qdq.bias_scale import INT32_MAX, with_scale
+from qdq.bias_scale import INT32_MAX, largest_ratio, with_scale
 from qdq.errors import ConfigError, SolveError
 from qdq.kernel import Kernel, raise_scale
 from qdq.problem import Constant, Fixed, Linear, Problem
@@ -98,7 +98,7 @@ class FitWeightsToBias:
         if all(p is start for _, p in demands):
             return start, kernels
         possible = [(k, p) for k, p in demands if p is not None]
-        possible.sort(key=lambda d: _ratio(start, d[1]))
+        possible.sort(key=lambda d: largest_ratio(start, d[1]))
         # The longest run of least demands that harms none of its nodes. Harm grows with the
         # run, so halving finds it: log(n) looks at n nodes that share one weight.
         low, high = 0, len(possible)
@@ -115,7 +115,7 @@ class FitWeightsToBias:
         bias, weight = kernel.linear.bias, kernel.linear.weight
         if needed is None:
             return f"no {start.scale.dtype} scale of weight {weight!r} can hold bias {bias!r}"
-        ratio = _ratio(start, needed)
+        ratio = largest_ratio(start, needed)
         added = _added_error(kernel, start, needed)
         visible = visible_error(kernel, _output(kernel, state))
         worst = int(np.argmax(added / np.maximum(visible, np.finfo(np.float64).tiny)))
@@ -159,11 +159,6 @@ def _is_blank(problem: Problem, state: State, tensor: str) -> bool:
 
 def _has_bias(problem: Problem, state: State, linear: Linear) -> bool:
     return linear.bias is not None and bool(state.constant(problem, linear.bias).any())
-
-
-def _ratio(before: QuantParams, after: QuantParams) -> float:
-    """The largest factor by which a scale grows."""
-    return float(np.max(after.scale.astype(np.float64) / before.scale, initial=0))
 
 
 def _output(kernel: Kernel, state: State) -> QuantParams | None:
