@@ -17,8 +17,9 @@ def drop_absent_slots(ed: Editor) -> None:
     that is not there too, and then misses it.
     """
     for node in ed.nodes():
-        for names in (node.proto.input, node.proto.output):
-            drop_absent(names)
+        drop_absent(node.proto.output)
+        if node.op != "Loop":  # whose first two inputs have their places even where they are absent
+            drop_absent(node.proto.input)
 
 
 def drop_idle_nodes(ed: Editor) -> None:

@@ -11,6 +11,7 @@ import onnx.reference
 from qdq.prepare.editing import Array, Editor, Node
 from qdq.prepare.opset import infer_types
 from qdq.prepare.sizes import settle_sizes
+from qdq.prepare.sparse import dense
 
 __all__ = ["constant_nodes", "fold_constants"]
 
@@ -39,20 +40,18 @@ _FOLDABLE = frozenset({
 def constant_nodes(ed: Editor) -> None:
     """Constant nodes become initializers, whatever attribute holds the value."""
     for node in ed.nodes("Constant"):
-        tensor = _constant_value(node)
-        if tensor is not None:
-            _settle(ed, node, [tensor])
+        _settle(ed, node, [_constant_value(node)])
 
 
-def _constant_value(node: Node) -> onnx.TensorProto | None:
-    """The value as a tensor; None for a sparse one, which stays a node."""
+def _constant_value(node: Node) -> onnx.TensorProto:
+    """The value as a tensor."""
     (a,) = node.proto.attribute
     value = onnx.helper.get_attribute_value(a)
     if a.name == "value":
         tensor: onnx.TensorProto = value
         return tensor
     if a.name == "sparse_value":
-        return None
+        return dense(value, node.output)
     if a.name in ("value_string", "value_strings"):
         array: Array = np.array(value, dtype=object)
     else:

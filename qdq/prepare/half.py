@@ -47,7 +47,6 @@ def widen_float16(ed: Editor) -> None:
     # not any(...) of a generator: every one of them has to be widened
     widened = [_widen_node(n.proto) for n in ed.nodes() if n not in borders]
     widened += [_widen_tensor(t) for n, t in ed.constants.items() if n not in ed.outputs]
-    widened += [_widen_tensor(t.values) for t in graph.sparse_initializer]
     widened += [_widen_type(v.type) for v in graph.value_info]
     inputs = [v.name for v in graph.input if _is_half(v)]
     if any(widened) or inputs or outputs:
