@@ -234,6 +234,15 @@ class TestConstants:
         assert list(constant(made, "p")) == [0, 5, 0]
         assert ops(made)["Constant"] == 0
 
+    def test_a_sparse_constant_of_an_old_opset_does_not_hinder_raising_it(self, caplog) -> None:
+        values = numpy_helper.from_array(vec(5), "values")
+        sparse = helper.make_sparse_tensor(values, numpy_helper.from_array(ints(1), "at"), [3])
+        nodes = [helper.make_node("Constant", [], ["p"], sparse_value=sparse)]
+        nodes.append(node("Add", ["x", "p"], "y"))
+        made = check(model(nodes, {"x": [3]}, {"y": [3]}, opset=17))
+        assert opset_of(made) == OPSET
+        assert not caplog.records
+
     @pytest.mark.parametrize("places", [[[1, 2], [3, 0]], [6, 12]], ids=["per axis", "flat"])
     def test_sparse_weights_are_dense(self, places) -> None:
         values = numpy_helper.from_array(vec(5, -3), "w")

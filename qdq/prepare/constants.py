@@ -11,7 +11,6 @@ import onnx.reference
 from qdq.prepare.editing import Array, Editor, Node
 from qdq.prepare.opset import infer_types
 from qdq.prepare.sizes import settle_sizes
-from qdq.prepare.sparse import dense
 
 __all__ = ["constant_nodes", "fold_constants"]
 
@@ -50,8 +49,6 @@ def _constant_value(node: Node) -> onnx.TensorProto:
     if a.name == "value":
         tensor: onnx.TensorProto = value
         return tensor
-    if a.name == "sparse_value":
-        return dense(value, node.output)
     if a.name in ("value_string", "value_strings"):
         array: Array = np.array(value, dtype=object)
     else:

@@ -2,19 +2,27 @@
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
-__all__ = ["dense", "dense_constants"]
+from qdq.nested import all_graphs
+
+__all__ = ["dense_constants"]
 
 
 def dense_constants(model: onnx.ModelProto) -> None:
-    """Sparse initializers become ordinary ones; those of subgraphs stay as they are."""
-    graph = model.graph
-    graph.initializer.extend(dense(t, t.values.name) for t in graph.sparse_initializer)
-    del graph.sparse_initializer[:]
+    """Sparse initializers, and Constant nodes with sparse values, become ordinary ones.
+
+    Before the opset is raised: the converter knows none.
+    """
+    for graph in all_graphs(model.graph):
+        graph.initializer.extend(_dense(t, t.values.name) for t in graph.sparse_initializer)
+        del graph.sparse_initializer[:]
+        for a in (a for n in graph.node if n.op_type == "Constant" for a in n.attribute):
+            if a.type == onnx.AttributeProto.SPARSE_TENSOR:
+                a.CopyFrom(helper.make_attribute("value", _dense(a.sparse_tensor, "")))
 
 
-def dense(sparse: onnx.SparseTensorProto, name: str) -> onnx.TensorProto:
+def _dense(sparse: onnx.SparseTensorProto, name: str) -> onnx.TensorProto:
     """All values of a sparse tensor, zeros included.
 
     The index of a value is one number, into the values in order, or has one number per axis.
