@@ -49,6 +49,7 @@ _FLOATS = frozenset(
         onnx.TensorProto.DOUBLE,
     }
 )
+_TENSORS = (onnx.AttributeProto.TENSOR, onnx.AttributeProto.SPARSE_TENSOR)
 
 
 def load(model: Any, *, quantized: bool = False, lazy: bool = False) -> onnx.ModelProto:
@@ -271,10 +272,13 @@ def _refuse_non_finite(graph: onnx.GraphProto, where: str) -> None:
         weights = {i for n in g.node if n.op_type in _LINEAR_OPS for i in n.input}
         for t in g.initializer:
             _want_finite(t, t.name, where, t.name in weights)
+        for s in g.sparse_initializer:
+            _want_finite(s.values, s.values.name, where, s.values.name in weights)
         for n in g.node:
             for a in n.attribute:
-                if n.op_type == "Constant" and a.type == onnx.AttributeProto.TENSOR:
-                    _want_finite(a.t, n.output[0], where, n.output[0] in weights)
+                if n.op_type == "Constant" and a.type in _TENSORS:
+                    t = a.t if a.type == onnx.AttributeProto.TENSOR else a.sparse_tensor.values
+                    _want_finite(t, n.output[0], where, n.output[0] in weights)
 
 
 def _want_finite(tensor: onnx.TensorProto, name: str, where: str, is_weight: bool) -> None:

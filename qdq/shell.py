@@ -23,7 +23,6 @@ def shell(model: onnx.ModelProto) -> onnx.ModelProto:
     made.graph.input.extend(model.graph.input)
     made.graph.output.extend(model.graph.output)
     made.graph.value_info.extend(model.graph.value_info)
-    made.graph.sparse_initializer.extend(model.graph.sparse_initializer)
     return made
 
 

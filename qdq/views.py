@@ -18,7 +18,7 @@ __all__ = ["node_view", "nominal_graph"]
 
 BATCH, IMAGE, SEQUENCE = 1, 224, 64  # what an unknown dimension is taken to be, for costs only
 # operators that may hold the values of an attention mask; weights are not looked through
-MASKED = frozenset({"Add", "Max", "Min", "Mul", "Sub", "Sum", "Where"})
+MASKED = frozenset({"Add", "Expand", "Max", "Min", "Mul", "Sub", "Sum", "Tile", "Where"})
 BIG = 1 << 12  # bytes; larger constants travel without their data through shape inference
 
 

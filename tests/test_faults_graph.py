@@ -195,6 +195,41 @@ def test_what_reads_a_masked_tensor_stays_float(kind: str, mask: float) -> None:
     assert outcome.ops["MatMulIntegerToFloat"] + outcome.ops["QLinearMatMul"] == 3
 
 
+MAKERS: dict[str, list[onnx.NodeProto]] = {
+    "filled": [
+        node("ConstantOfShape", ["size"], "f",
+             value=numpy_helper.from_array(np.array([-3.4e38], np.float32))),
+        node("Trilu", ["f", "one"], "masks", upper=1),
+    ],
+    "widened": [node("Expand", ["mask", "size"], "f"), node("Trilu", ["f", "one"], "masks")],
+    "clamped": [
+        node("Mul", ["hidden", "mask"], "f"),
+        node("Max", ["f", "mask"], "masks"),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_masks_that_are_made_at_run_time(kind: str) -> None:
+    """As decoders for any number of tokens are exported."""
+    nodes = [
+        node("Shape", ["hidden"], "size"),
+        *MAKERS[kind],
+        node("MatMul", ["x", "wq"], "q"),
+        node("MatMul", ["q", "k"], "s"),
+        node("Add", ["s", "masks"], "m"),
+        node("Softmax", ["m"], "p"),
+        node("MatMul", ["p", "x"], "y"),
+    ]
+    constants = {"mask": np.float32(-3.4e38), "one": np.int64(1), "wq": weights(8, 8)}
+    inputs = {"x": ["b", "n", 8], "k": ["b", 8, "n"], "hidden": ["n", "n"]}
+    net = model(nodes, inputs, {"y": ["b", "n", 8]}, constants)
+    data = feeds({"x": [2, 16, 8], "k": [2, 8, 16]}, 4)
+    hidden = np.triu(np.ones((16, 16), np.float32), 1)
+    _, outcome = quantized(net, [{**feed, "hidden": hidden} for feed in data], target=PORTABLE)
+    assert outcome.sqnr > 25
+
+
 def test_a_pool_whose_second_output_is_absent() -> None:
     """onnxruntime would transpose it all the same, and miss it."""
     pool = node("MaxPool", ["a"], ["p", ""], kernel_shape=[2, 2], strides=[2, 2])

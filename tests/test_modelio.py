@@ -391,6 +391,19 @@ class TestFinite:
         with pytest.raises(ModelError, match="'k'"):
             load(model(nodes, {"x": [4]}, {"y": [4]}))
 
+    @pytest.mark.parametrize("kept_as", ["node", "initializer"])
+    def test_sparse_values(self, kept_as: str) -> None:
+        value = numpy_helper.from_array(np.array([np.nan], np.float32), "k")
+        at = numpy_helper.from_array(np.array([2]))
+        sparse = helper.make_sparse_tensor(value, at, [4])
+        nodes = [helper.make_node("Constant", [], ["k"], sparse_value=sparse)]
+        net = model([*nodes, node("Add", ["x", "k"], "y")], {"x": [4]}, {"y": [4]})
+        if kept_as == "initializer":
+            del net.graph.node[0]
+            net.graph.sparse_initializer.append(sparse)
+        with pytest.raises(ModelError, match="'k'"):
+            load(net)
+
 
 @pytest.mark.parametrize("kind", [np.float32, np.int64])
 def test_data_that_does_not_fit_its_shape(net, kind) -> None:

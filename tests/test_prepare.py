@@ -223,7 +223,30 @@ class TestConstants:
         ]
         made = prepare(model(nodes, {"x": [3]}, {"y": [5]}))
         assert list(constant(made, "s")) == ["a", "b"]
-        assert ops(made)["Constant"] == 1
+        assert list(constant(made, "p")) == [0, 5, 0]
+        assert ops(made)["Constant"] == 0
+
+    def test_a_sparse_constant_of_an_old_opset_does_not_hinder_raising_it(self, caplog) -> None:
+        values = numpy_helper.from_array(vec(5), "values")
+        sparse = helper.make_sparse_tensor(values, numpy_helper.from_array(ints(1), "at"), [3])
+        nodes = [helper.make_node("Constant", [], ["p"], sparse_value=sparse)]
+        nodes.append(node("Add", ["x", "p"], "y"))
+        made = check(model(nodes, {"x": [3]}, {"y": [3]}, opset=17))
+        assert opset_of(made) == OPSET
+        assert not caplog.records
+
+    @pytest.mark.parametrize("places", [[[1, 2], [3, 0]], [6, 12]], ids=["per axis", "flat"])
+    def test_sparse_weights_are_dense(self, places) -> None:
+        values = numpy_helper.from_array(vec(5, -3), "w")
+        at = numpy_helper.from_array(np.array(places, np.int64))
+        wanted = np.zeros((4, 4), np.float32)
+        wanted[1, 2], wanted[3, 0] = 5, -3
+        net = model([node("MatMul", ["x", "w"], "y")], {"x": [2, 4]}, {"y": [2, 4]}, {"w": wanted})
+        del net.graph.initializer[:]
+        net.graph.sparse_initializer.append(helper.make_sparse_tensor(values, at, [4, 4]))
+        made = check(net)
+        np.testing.assert_array_equal(constant(made, "w"), wanted)
+        assert not made.graph.sparse_initializer
 
     def test_large_results_stay_computed(self) -> None:
         nodes = [node("Expand", ["k", "big"], "e"), node("Add", ["x", "e"], "y")]
@@ -342,6 +365,21 @@ class TestIdle:
         assert [(n.op_type, n.input[0], n.output[0]) for n in made.graph.node] == [
             ("Relu", "x", "y")
         ]
+
+    def test_a_loop_without_a_condition_keeps_the_place_of_it(self) -> None:
+        """As bags of embeddings are exported: so many rounds, and no state."""
+        inner = [node("Identity", ["go"], "on"), node("Add", ["x", "x"], "s")]
+        of = helper.make_tensor_value_info
+        flags = [of(n, TensorProto.BOOL, []) for n in ("go", "on")]
+        body = helper.make_graph(
+            inner,
+            "body",
+            [of("i", TensorProto.INT64, []), flags[0]],
+            [flags[1], of("s", TensorProto.FLOAT, [3])],
+        )
+        nodes = [node("Loop", ["rounds", ""], "y", body=body)]
+        made = check(model(nodes, {"x": [3]}, {"y": [2, 3]}, {"rounds": np.int64(2)}))
+        assert list(only(made, "Loop").input) == ["rounds", ""]
 
     def test_near_misses_stay(self) -> None:
         nodes = [

@@ -943,6 +943,18 @@ class TestScaleQueries:
         assert ops(made) == {"Add": 1, "Reshape": 1, "Mul": 1}
 
 
+def test_what_is_behind_a_transpose_folds_after_what_is_in_front_of_it() -> None:
+    constants = {"w": weights(6, 4, 1, 1), "k": np.float32(3), "b": weights(6)}
+    nodes = [
+        node("Conv", ["x", "w"], "c"),
+        node("Mul", ["c", "k"], "m"),
+        node("Transpose", ["m"], "t", perm=[0, 2, 3, 1]),
+        node("Add", ["t", "b"], "y"),
+    ]
+    made = check(model(nodes, {"x": [2, 4, 5, 5]}, {"y": [2, 5, 5, 6]}, constants))
+    assert ops(made) == {"Conv": 1, "Transpose": 1}
+
+
 @pytest.mark.parametrize("perm", [[0, 2, 3, 1], [0, 2, 1, 3], [1, 0, 2, 3]])
 def test_batch_normalization_with_the_channels_last(perm: list[int]) -> None:
     """As exporters from channels last write it: a Transpose on both sides of each Conv."""

@@ -57,6 +57,19 @@ class TestBehindAReshape:
         made = check(net)
         assert [n.op_type for n in made.graph.node][:2] == ["MatMul", "Clip"]
 
+    def test_nothing_is_left_between_the_products_of_a_feed_forward_layer(self) -> None:
+        """Which stands on 3 axes: the Relu goes before the Reshape back, which meets the next."""
+        nodes = [
+            node("MatMul", ["x", "w"], "p"),
+            node("Add", ["p", "b"], "h"),
+            node("Relu", ["h"], "r"),
+            node("MatMul", ["r", "v"], "q"),
+            node("Add", ["q", "c"], "y"),
+        ]
+        constants = {"w": weights(8, 24), "b": weights(24), "v": weights(24, 8), "c": weights(8)}
+        made = check(model(nodes, {"x": [2, 3, 8]}, {"y": [2, 3, 8]}, constants))
+        assert ops(made) == {"Gemm": 2, "Relu": 1, "Reshape": 2}
+
     def test_what_others_read_stays(self) -> None:
         net = matrix(node("Relu", ["r"], "q"), node("Mul", ["r", "q"], "y"), shape=[6, 8],
                      s=np.array([2, 3, 24]))  # fmt: skip

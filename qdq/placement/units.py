@@ -172,8 +172,8 @@ def _is_size(graph: Graph, index: int, slot: int) -> bool:
 
 
 # operators whose result holds a mask's values where an input does
-_CARRY_MASKS = frozenset({"Add", "Cast", "Concat", "Div", "Max", "Min", "Mul", "Neg", "Sub",
-                          "Sum", "Where"})  # fmt: skip
+_CARRY_MASKS = frozenset({"Add", "Cast", "Clip", "Concat", "Div", "Expand", "Max", "Min", "Mul",
+                          "Neg", "Sub", "Sum", "Tile", "Trilu", "Where"})  # fmt: skip
 
 
 def _reads_mask(view: NodeView, demand: Demand | str, masked: set[str]) -> str | None:
@@ -184,13 +184,23 @@ def _reads_mask(view: NodeView, demand: Demand | str, masked: set[str]) -> str |
     """
     found = next((t for t in view.inputs if t.name in masked or not t.largest < MASK), None)
     if found is None:
+        masked.update(view.outputs if _fills_with_mask(view) else ())
         return None
     moves = isinstance(demand, Demand) and isinstance(demand.output, SameAs)
-    if moves or view.op_type in _CARRY_MASKS:
+    low, high = bounds(view) or (-np.inf, np.inf)
+    if (moves or view.op_type in _CARRY_MASKS) and max(-low, high) >= MASK:
         masked.update(o for o in view.outputs if o)
     if found.name not in masked:
         return None  # the mask itself, a constant: demand_of says so
     return f"it reads '{found.name}', which holds the huge values of a mask"
+
+
+def _fills_with_mask(view: NodeView) -> bool:
+    """Whether a tensor is made of a mask's value, as a causal mask of any size begins."""
+    value = view.attributes.get("value") if view.op_type == "ConstantOfShape" else None
+    if not isinstance(value, onnx.TensorProto) or value.data_type != onnx.TensorProto.FLOAT:
+        return False
+    return bool(np.abs(onnx.numpy_helper.to_array(value)).max(initial=0) >= MASK)
 
 
 def _clamp_behind(graph: Graph, tensor: str, pinned: Mapping[str, str]) -> int | None:

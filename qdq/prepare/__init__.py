@@ -35,6 +35,7 @@ from qdq.prepare.scores import scale_queries
 from qdq.prepare.shifts import affine_behind_transposes, affine_in_blocks, affine_in_one
 from qdq.prepare.shuffle import channel_shuffles
 from qdq.prepare.softmax import split_softmax
+from qdq.prepare.sparse import dense_constants
 from qdq.prepare.sums import plain_sums
 from qdq.prepare.tiny import drop_tiny_weights
 
@@ -109,6 +110,7 @@ def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     own, large = _without_data(model)
     sort_nodes(own.graph)
+    dense_constants(own)
     open_dimensions(own)
     plain_constants(own)
     raise_opset(own)

@@ -7,7 +7,7 @@ import numpy as np
 from qdq.prepare.editing import Editor, Node
 from qdq.prepare.node import drop_absent
 
-__all__ = ["bypass", "drop_absent_slots", "drop_idle_nodes"]
+__all__ = ["bypass", "drop_absent_slots", "drop_idle_nodes", "keeps_shape"]
 
 
 def drop_absent_slots(ed: Editor) -> None:
@@ -17,8 +17,9 @@ def drop_absent_slots(ed: Editor) -> None:
     that is not there too, and then misses it.
     """
     for node in ed.nodes():
-        for names in (node.proto.input, node.proto.output):
-            drop_absent(names)
+        drop_absent(node.proto.output)
+        if node.op != "Loop":  # whose first two inputs have their places even where they are absent
+            drop_absent(node.proto.input)
 
 
 def drop_idle_nodes(ed: Editor) -> None:
@@ -100,7 +101,8 @@ def _neutral_slot(ed: Editor, node: Node) -> int | None:
     return None
 
 
-def _keeps_shape(ed: Editor, node: Node) -> bool:
+def keeps_shape(ed: Editor, node: Node) -> bool:
+    """Whether a Reshape does nothing."""
     shape, wanted = ed.shape(node.input(0)), ed.array(node.input(1))
     if shape is None or wanted is None or len(shape) != wanted.size:
         return False
@@ -121,7 +123,7 @@ _IDLE: dict[str, Callable[[Editor, Node], bool]] = {
     "Mean": _is_single,
     "Pad": _pads_nothing,
     "Transpose": _keeps_order,
-    "Reshape": _keeps_shape,
+    "Reshape": keeps_shape,
     "Flatten": _is_flat,
     "Expand": _widens_nothing,
 }

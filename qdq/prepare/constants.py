@@ -38,20 +38,16 @@ _FOLDABLE = frozenset({
 def constant_nodes(ed: Editor) -> None:
     """Constant nodes become initializers, whatever attribute holds the value."""
     for node in ed.nodes("Constant"):
-        tensor = _constant_value(node)
-        if tensor is not None:
-            _settle(ed, node, [tensor])
+        _settle(ed, node, [_constant_value(node)])
 
 
-def _constant_value(node: Node) -> onnx.TensorProto | None:
-    """The value as a tensor; None for a sparse one, which stays a node."""
+def _constant_value(node: Node) -> onnx.TensorProto:
+    """The value as a tensor."""
     (a,) = node.proto.attribute
     value = onnx.helper.get_attribute_value(a)
     if a.name == "value":
         tensor: onnx.TensorProto = value
         return tensor
-    if a.name == "sparse_value":
-        return None
     if a.name in ("value_string", "value_strings"):
         array: Array = np.array(value, dtype=object)
     else:

@@ -47,7 +47,6 @@ def widen_float16(ed: Editor) -> None:
     # not any(...) of a generator: every one of them has to be widened
     widened = [_widen_node(n.proto) for n in ed.nodes() if n not in borders]
     widened += [_widen_tensor(t) for n, t in ed.constants.items() if n not in ed.outputs]
-    widened += [_widen_tensor(t.values) for t in graph.sparse_initializer]
     widened += [_widen_type(v.type) for v in graph.value_info]
     inputs = [v.name for v in graph.input if _is_half(v)]
     if any(widened) or inputs or outputs:
@@ -142,7 +141,6 @@ def _read_instead(ed: Editor, user: Node, old: str, new: str) -> None:
 def _capture_instead(node: onnx.NodeProto, old: str, new: str) -> None:
     for g in subgraphs(node):
         own = {v.name for v in g.input} | {t.name for t in g.initializer}
-        own |= {t.values.name for t in g.sparse_initializer}
         own |= {o for n in g.node for o in n.output}
         if old in own:
             continue
@@ -183,7 +181,7 @@ def _widen_node(node: onnx.NodeProto) -> bool:
     default = node.domain in ("", "ai.onnx") and node.op_type != "BitCast"
     widened = []
     for a in node.attribute:
-        widened += [_widen_tensor(t) for t in (a.t, *a.tensors, a.sparse_tensor.values)]
+        widened += [_widen_tensor(t) for t in (a.t, *a.tensors)]
         widened += [_widen_type(t) for t in (a.tp, *a.type_protos)]
         if default and a.name in _TYPE_ATTRIBUTES and a.i == _HALF:
             a.i = _FLOAT
@@ -194,7 +192,6 @@ def _widen_node(node: onnx.NodeProto) -> bool:
 def _widen_graph(graph: onnx.GraphProto) -> bool:
     """Widen all of a subgraph."""
     widened = [_widen_tensor(t) for t in graph.initializer]
-    widened += [_widen_tensor(t.values) for t in graph.sparse_initializer]
     widened += [_widen_type(v.type) for v in (*graph.input, *graph.output, *graph.value_info)]
     return any([*widened, *[_widen_node(n) for n in graph.node]])
 

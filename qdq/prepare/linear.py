@@ -14,20 +14,28 @@ def fold_affine(ed: Editor) -> None:
     With y = W x + b and z = s y + t for each output channel, ``z = (s W) x + (s b + t)``.
     BatchNormalization is s = scale / sqrt(var + epsilon), t = bias - mean s; Add, Sub, Mul and
     Div with a constant that is one value, or one per output channel, are the others. A whole
-    chain of them folds at once, as long as nothing else reads what lies between.
+    chain of them folds at once, as long as nothing else reads what lies between; then what is
+    behind the Transpose behind that.
     """
     for node in ed.nodes("Conv", "ConvTranspose", "Gemm"):
-        weight = ed.constants.get(node.input(1))
-        if weight is None or (node.op == "Gemm" and not is_plain(ed, node)):
-            continue
-        if node.input(2) and node.input(2) not in ed.constants:
-            continue
-        rank = len(weight.dims)
-        chain = follow(ed, node, axis=1, rank=rank)
-        if chain is not None:
-            _fold(ed, node, *chain)
-        elif (turn := _turned(ed, node, rank)) is not None:
-            _fold(ed, node, *turn)
+        last: Node | None = node
+        while last is not None:
+            last = _fold_next(ed, last)
+
+
+def _fold_next(ed: Editor, node: Node) -> Node | None:
+    """Fold the chain behind a linear node; the node that it became, if there was one."""
+    weight = ed.constants.get(node.input(1))
+    if weight is None or (node.op == "Gemm" and not is_plain(ed, node)):
+        return None
+    if node.input(2) and node.input(2) not in ed.constants:
+        return None
+    rank = len(weight.dims)
+    chain = follow(ed, node, axis=1, rank=rank)
+    if chain is not None:
+        return _fold(ed, node, *chain)
+    turn = _turned(ed, node, rank)
+    return None if turn is None else _fold(ed, node, *turn)
 
 
 def _turned(ed: Editor, node: Node, rank: int) -> tuple[list[Node], Affine, Node] | None:
@@ -99,7 +107,7 @@ def _scale_channels(node: Node, weight: Array, scale: Array) -> Array:
 
 def _fold(
     ed: Editor, node: Node, nodes: list[Node], affine: Affine, turn: Node | None = None
-) -> None:
+) -> Node | None:
     bias = ed.array(node.input(2))
     shift = affine.shift if bias is None else bias * affine.scale + affine.shift
     new = node.copied()
@@ -117,3 +125,4 @@ def _fold(
             ed.add_constant(f"{node.name}_bias", shift.astype(ed.dtype(node.input(1))))
         )
     ed.replace([node, *([turn] if turn is not None else []), *nodes], made)
+    return ed.maker(new.output[0])

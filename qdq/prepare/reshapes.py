@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from qdq.prepare.cleanup import bypass
+from qdq.prepare.cleanup import bypass, keeps_shape
 from qdq.prepare.editing import Array, Editor, Node
 
 __all__ = ["cancel_squeezes", "merge_reshapes", "whole_softmax"]
@@ -30,7 +30,7 @@ def whole_softmax(ed: Editor) -> None:
 
 
 def merge_reshapes(ed: Editor) -> None:
-    """Of two Reshape in a row only the second is needed.
+    """Of two Reshape in a row only the second is needed, and none if that brings the shape back.
 
     The elements keep their order in both. A 0 in the second shape stands for a dimension of
     the first one's result; it is replaced by that dimension, which must be known.
@@ -49,6 +49,8 @@ def merge_reshapes(ed: Editor) -> None:
             ed.set_input(node, 1, ed.add_constant(f"{node.name}_shape", plain))
         ed.set_input(node, 0, before.input(0))
         ed.prune([before])
+        if keeps_shape(ed, node):
+            bypass(ed, node, node.input(0))
 
 
 def cancel_squeezes(ed: Editor) -> None:
