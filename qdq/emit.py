@@ -37,6 +37,7 @@ from qdq.shell import shell, stamp
 from qdq.solve import Solution
 from qdq.spec import INT8, QuantParams
 from qdq.subpixel import Subpixel
+from qdq.twins import turned_back
 from qdq.upsampling import Writer
 from qdq.weights import copy_into
 from qdq.wiring import wire
@@ -88,14 +89,15 @@ class _Emitter:
             self._after(name)
         for node in self.graph.nodes:
             self._node(node)
-        result = onnx.ModelProto()
-        result.CopyFrom(shell(self.model))
-        result.graph.node.extend(self.nodes)
-        import_runtime(result)
         read = {name for node in self.nodes for name in node.input}
         read |= {name for node in self.graph.nodes for name in captured_names(node)}
         read |= self.graph.outputs
-        kept = [t for t in self.model.graph.initializer if t.name in read]
+        turned = turned_back(self.graph, read)
+        result = onnx.ModelProto()
+        result.CopyFrom(shell(self.model))
+        result.graph.node.extend((*turned.values(), *self.nodes))
+        import_runtime(result)
+        kept = [t for t in self.model.graph.initializer if t.name in read.difference(turned)]
         for tensor in (*kept, *self.constants, *self.lookups.constants):
             # extend() would serialize and parse each one
             copy_into(result.graph.initializer.add(), tensor)

@@ -30,6 +30,7 @@ __all__ = [
     "Weights",
     "copy_into",
     "is_reference",
+    "is_turned",
     "load_light",
     "raw_bytes",
     "read",
@@ -114,6 +115,15 @@ def _refer(tensor: onnx.TensorProto, path: Path, offset: int, mark: str) -> None
 def is_reference(tensor: onnx.TensorProto) -> bool:
     """Whether the tensor's data is in a file that ``read`` knows."""
     return tensor.data_location == onnx.TensorProto.EXTERNAL and _MARK in _notes(tensor)
+
+
+def is_turned(tensor: onnx.TensorProto, other: onnx.TensorProto) -> bool:
+    """Whether both are references to one matrix, and just one of them to its transpose."""
+    if not (is_reference(tensor) and is_reference(other)):
+        return False
+    notes, others = _notes(tensor), _notes(other)
+    differ = notes.pop(_TURNED, None) != others.pop(_TURNED, None)
+    return differ and notes == others
 
 
 def read(tensor: onnx.TensorProto) -> NDArray[Any]:

@@ -20,7 +20,7 @@ FLOORS = (
     {"affine", "borrowed", "calibrate", "data", "dynamic", "equation", "excerpt", "extent",
      "external", "files", "forms", "graph", "light", "lookups", "lowering", "modelio", "nested",
      "ops", "outputs", "prepare", "problem", "ranges", "rules", "scheme", "session", "shell",
-     "spelling", "statistics", "subpixel", "successors", "tables", "targets", "timing",
+     "spelling", "statistics", "subpixel", "successors", "tables", "targets", "timing", "twins",
      "upsampling", "views", "weights", "wire", "wish", "balancing.dividing", "balancing.equalizing",
      "balancing.smoothing", "placement.cost_table", "placement.costs", "placement.harm",
      "placement.mincut",

@@ -15,6 +15,7 @@ from qdq.placement.weighing import Weighing, features_of, kind_of
 from qdq.placement.wholes import gate_of
 from qdq.tables import bytes_saved
 from qdq.targets import Target
+from qdq.twins import turned_twins
 
 __all__ = ["FIRST", "SINK", "SOURCE", "harm_edges", "plain_network"]
 
@@ -190,7 +191,8 @@ def _turned(
 def _smaller(net: Network, graph: Graph, units: tuple[Unit, ...]) -> None:
     """Charge float tables for their bytes, by their share of the model's.
 
-    A table is codes for all that read it, or for none: else both would be in the file.
+    A table is codes for all that read it, or for none: else both would be in the file. Its codes
+    save nothing where a float product wants it transposed (see ``twins``).
     """
     readers: dict[str, list[int]] = {}
     for k, unit in enumerate(units):
@@ -200,9 +202,15 @@ def _smaller(net: Network, graph: Graph, units: tuple[Unit, ...]) -> None:
         return
     price = _SMALLER * net.capacity({SOURCE})
     price /= sum(tensor_bytes(t) for t in graph.constants.values())
+    twins = turned_twins(graph)
+    vertices = {u.view.name: FIRST + k for k, u in enumerate(units)}
     for table, (first, *others) in readers.items():
         saved = bytes_saved(graph.constants[table].dims)
-        net.edge(SOURCE, first, max(1, round(price * saved)))
+        gone = net.vertex()  # integer if all are that read the table, or its transpose
+        net.edge(SOURCE, gone, max(1, round(price * saved)))
+        net.edge(gone, first, INFINITE)
+        for use in (use for twin in twins.get(table, ()) for use in graph.uses(twin)):
+            net.edge(gone, vertices.get(graph.nodes[use.node].name, SINK), INFINITE)
         for other in others:
             net.edge(first, other, INFINITE, back=INFINITE)
 
