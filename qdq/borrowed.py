@@ -8,12 +8,12 @@ and the converter of onnx refuse what they do not know, but take what is of anot
 
 import onnx
 
+from qdq.facts import DEFAULT, RUNTIME
 from qdq.graph import Graph
 from qdq.nested import all_nodes
 
-__all__ = ["RUNTIME", "give_back", "import_runtime", "lend"]
+__all__ = ["give_back", "import_runtime", "lend"]
 
-RUNTIME = "com.microsoft"
 _NEVER = 1 << 30
 _SINCE = {  # opset of onnx
     "LayerNormalization": 17,
@@ -38,7 +38,7 @@ def lend(model: onnx.ModelProto) -> None:
     """Put the operators into the runtime's own domain, in place; no runtime would load that."""
     opset = Graph(model).opset
     for node in all_nodes(model.graph.node):
-        if node.domain in ("", "ai.onnx") and opset < _SINCE.get(node.op_type, 0):
+        if node.domain in DEFAULT and opset < _SINCE.get(node.op_type, 0):
             node.domain = RUNTIME
     import_runtime(model)
 

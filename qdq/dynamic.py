@@ -7,7 +7,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from qdq.borrowed import RUNTIME, import_runtime
+from qdq.borrowed import import_runtime
+from qdq.facts import RUNTIME
 from qdq.graph import Graph, drop_attributes
 from qdq.tables import codes_of
 

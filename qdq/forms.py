@@ -8,7 +8,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from qdq.borrowed import RUNTIME
+from qdq.facts import RUNTIME
 from qdq.graph import Graph
 from qdq.placement.wholes import PASSED, gate_of
 from qdq.spelling import Step, steps_of

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from qdq.facts import DEFAULT
 from qdq.nested import all_graphs, captured_names
 from qdq.weights import read
 
@@ -68,7 +69,7 @@ class Graph:
     @cached_property
     def opset(self) -> int:
         """The version of the default operator set."""
-        return next((o.version for o in self.model.opset_import if o.domain in ("", "ai.onnx")), 1)
+        return next((o.version for o in self.model.opset_import if o.domain in DEFAULT), 1)
 
     @cached_property
     def constants(self) -> Mapping[str, onnx.TensorProto]:

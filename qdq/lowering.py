@@ -15,6 +15,7 @@ from typing import Any
 import onnx
 from onnx import TensorProto
 
+from qdq.facts import BLOCK, DEFAULT
 from qdq.graph import Graph, attributes
 from qdq.nested import all_graphs, subgraphs
 from qdq.prepare.opset import OPSET, opset_of
@@ -22,7 +23,6 @@ from qdq.prepare.opset import OPSET, opset_of
 __all__ = ["lower_for_pools", "lower_to_usual"]
 
 _OPSET = 18
-_BLOCK = 16
 _NEW_TYPES_ONLY = frozenset(
     {"AveragePool", "Cast", "Constant", "ConstantOfShape", "DequantizeLinear", "Equal", "Flatten",
      "Identity", "Pad", "QuantizeLinear", "ReduceMax", "ReduceMin", "Reshape", "Resize", "Shape",
@@ -63,7 +63,7 @@ def _is_usual(kind: int) -> bool:
 
 def _is_known(node: onnx.NodeProto) -> bool:
     """Whether opset 21 has the operator, with the attributes and types that the node names."""
-    if node.domain not in ("", "ai.onnx"):
+    if node.domain not in DEFAULT:
         return True
     if not onnx.defs.has(node.op_type, OPSET):
         return False
@@ -76,7 +76,7 @@ def _is_known(node: onnx.NodeProto) -> bool:
 
 def _declare(model: onnx.ModelProto, opset: int) -> None:
     for o in model.opset_import:
-        if o.domain in ("", "ai.onnx"):
+        if o.domain in DEFAULT:
             o.version = opset
 
 
@@ -101,7 +101,7 @@ def lower_for_pools(model: onnx.ModelProto, graph: Graph, integer: Container[str
 
 def _is_slow(graph: Graph, pool: onnx.NodeProto) -> bool:
     shape = graph.shape(pool.input[0])
-    return shape is not None and (len(shape) != 4 or (shape[1] or 0) % _BLOCK != 0)
+    return shape is not None and (len(shape) != 4 or (shape[1] or 0) % BLOCK != 0)
 
 
 def _is_plain(pool: onnx.NodeProto) -> bool:
@@ -116,7 +116,7 @@ def _is_plain(pool: onnx.NodeProto) -> bool:
 
 def _is_old(node: onnx.NodeProto, opset: int) -> bool:
     """Whether the node means the same in the older operator set."""
-    if node.domain not in ("", "ai.onnx"):
+    if node.domain not in DEFAULT:
         return True
     if any(True for _ in subgraphs(node)):
         return False

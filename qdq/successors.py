@@ -2,7 +2,7 @@
 
 import onnx
 
-from qdq.borrowed import RUNTIME
+from qdq.facts import RUNTIME
 from qdq.graph import Graph
 
 __all__ = ["Successors"]

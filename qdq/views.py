@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 
 from qdq.errors import ModelError
+from qdq.facts import DEFAULT
 from qdq.graph import Graph, attributes
 from qdq.light import without_large
 from qdq.ops.demand import NodeView, TensorView
@@ -33,7 +34,7 @@ def node_view(graph: Graph, index: int) -> NodeView:
 def _new_view(graph: Graph, node: onnx.NodeProto) -> NodeView:
     return NodeView(
         name=node.name,
-        op_type=node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}",
+        op_type=node.op_type if node.domain in DEFAULT else f"{node.domain}.{node.op_type}",
         inputs=tuple(_tensor_view(graph, name, node.op_type in MASKED) for name in node.input),
         outputs=tuple(node.output),
         attributes=attributes(node),

@@ -15,7 +15,7 @@ FILES = sorted(p for p in ROOT.rglob("*.py") if "demo" not in p.parts or p.name 
 # of SPREAD, whose files are on several floors
 SPREAD = frozenset({"balancing", "placement"})
 FLOORS = (
-    {"checks", "errors", "sqnr", "version", "balancing"},
+    {"checks", "errors", "facts", "sqnr", "version", "balancing"},
     {"spec"},
     {"affine", "borrowed", "calibrate", "data", "dynamic", "equation", "excerpt", "extent",
      "external", "files", "forms", "graph", "light", "lookups", "lowering", "modelio", "nested",

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import onnx
 
 from qdq.balancing.dividing import Scaled
+from qdq.facts import DEFAULT
 from qdq.graph import Graph, attributes
 from qdq.nested import captured_names
 from qdq.plan import Plan
@@ -178,7 +179,7 @@ def _axes(graph: Graph, node: onnx.NodeProto) -> tuple[int, int] | None:
 
     Both are the same where each channel has one output of its own.
     """
-    if node.domain not in ("", "ai.onnx") or len(node.input) < 2:
+    if node.domain not in DEFAULT or len(node.input) < 2:
         return None
     shape, values = graph.shape(node.input[1]) or (), attributes(node)
     if node.op_type == "Gemm" and len(shape) == 2 and not values.get("transA", 0):
@@ -194,7 +195,7 @@ def _axes(graph: Graph, node: onnx.NodeProto) -> tuple[int, int] | None:
 def _tied(graph: Graph, index: int) -> list[str]:
     """Inputs and output of a node that want the same factors; empty if it allows none."""
     node = graph.nodes[index]
-    if node.domain not in ("", "ai.onnx") or len(node.output) != 1:
+    if node.domain not in DEFAULT or len(node.output) != 1:
         return []
     tied: list[str] = []
     if node.op_type in _SAME and not _crops(node):

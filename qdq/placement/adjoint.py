@@ -23,6 +23,7 @@ import qdq.placement.choosing
 import qdq.placement.normalizing
 import qdq.placement.recurrence
 import qdq.placement.transposes  # noqa: F401 -- these register their rules
+from qdq.facts import DEFAULT
 from qdq.graph import Graph
 from qdq.nested import captured_names
 from qdq.placement.gradients import RULES, Grads
@@ -178,7 +179,7 @@ def _walk(tape: Tape, grads: dict[str, list[str]]) -> set[str]:
 
 def _back(tape: Tape, node: onnx.NodeProto, grads: Grads) -> Mapping[int, str]:
     """The gradients of a node's inputs, by slot."""
-    if node.domain not in ("", "ai.onnx") or node.op_type not in RULES:
+    if node.domain not in DEFAULT or node.op_type not in RULES:
         raise UnknownWayError(node.op_type)
     return RULES[node.op_type](tape, node, grads)
 

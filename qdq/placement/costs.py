@@ -7,6 +7,7 @@ element and so on (``qdq.placement.cost_table``).
 import math
 from dataclasses import dataclass, replace
 
+from qdq.facts import BLOCK
 from qdq.placement.cost_table import (
     CACHED,
     DEQUANTIZE,
@@ -39,7 +40,6 @@ __all__ = [
 
 RECURRENT = frozenset({"GRU", "LSTM", "RNN"})
 SLOW_RUNS = frozenset({2, 4})  # codes that a Transpose keeps side by side, and moves slowly
-_BLOCK = 16  # channels that the convolution kernels work on at once
 RAGGED = 2.3  # integer depthwise kernels are this much slower where blocks are not full
 _FEW = 2.5  # and others per multiplication where not one block of outputs is full
 # The fast integer convolutions read windows where they lie. They want at least a block of outputs,
@@ -124,8 +124,8 @@ def conv_kind(*, channels_in: int, channels_out: int, groups: int, taps: int, ra
     if groups > 1:
         return "Conv.grouped" if rank == 4 else "Conv.grouped.plain"
     if taps == 1:
-        return "Conv.pointwise" if channels_out >= _BLOCK else "Conv.pointwise.few"
-    if channels_in < _BLOCK:
+        return "Conv.pointwise" if channels_out >= BLOCK else "Conv.pointwise.few"
+    if channels_in < BLOCK:
         return "Conv.narrow"
     return "Conv.dense" if rank == 4 and channels_in % _LANES == 0 else "Conv.dense.plain"
 
@@ -140,7 +140,7 @@ def _copy_cost(f: Features) -> float:
 def _reads_in_place(channels_in: int, channels_out: int) -> bool:
     """Whether the fast integer kernels take a convolution of one group."""
     in_fours = channels_in % _LANES == 0 and channels_out % _LANES == 0
-    return in_fours and channels_out >= _BLOCK
+    return in_fours and channels_out >= BLOCK
 
 
 def float_cost(kind: str, features: Features) -> float:
@@ -161,7 +161,7 @@ def float_cost(kind: str, features: Features) -> float:
     # Blocked float convolutions work on whole blocks of input channels, too, but where there is
     # less than one they read the plain layout.
     blocked = base == "Conv" and kind not in _UNBLOCKED and features.groups == 1
-    few = blocked and features.channels_in < _BLOCK
+    few = blocked and features.channels_in < BLOCK
     padding = _padding(features.channels_in) if blocked and not few else 1.0
     if kind in _BLOCKED_DEPTHWISE and features.groups > 1:
         padding = _padding(features.groups)
@@ -170,7 +170,7 @@ def float_cost(kind: str, features: Features) -> float:
     elif few and features.taps <= 3 * features.rows:
         padding = _SHORT
     elif features.flat and kind == "Conv.dense":
-        padding *= _FLAT.get(-(-features.channels_out // _BLOCK), 1.0)
+        padding *= _FLAT.get(-(-features.channels_out // BLOCK), 1.0)
     more = _COLUMN * _columns(features) if base == "ConvTranspose" else 0.0
     return _evaluate(found, features, macs=_macs(kind, features) * padding, more=more)
 
@@ -205,7 +205,7 @@ def signed_pays(features: Features) -> bool:
     which pays where many rows are multiplied by them. Not where the rows of a large result end
     within a block: those of 1500 took twice as long as those of 1504.
     """
-    if features.channels_out > _LONG and features.channels_out % _BLOCK != 0:
+    if features.channels_out > _LONG and features.channels_out % BLOCK != 0:
         return False
     return int8_cost("MatMul.signed", features) < int8_cost("MatMul.dynamic", features)
 
@@ -214,11 +214,11 @@ def _int8_work(kind: str, f: Features) -> tuple[float, float]:
     """Multiply-accumulates of an integer kernel, slow ones counted more than once, and more ns."""
     macs = _macs(kind, f)
     if kind.startswith("Conv.depthwise"):
-        return macs * (RAGGED if f.channels_in % _BLOCK != 0 else 1.0), 0.0
+        return macs * (RAGGED if f.channels_in % BLOCK != 0 else 1.0), 0.0
     if kind in ("Conv.dense", "Conv.dense.plain"):
         return macs, _copy_cost(f)
     slow = kind.startswith("Conv.") and kind != "Conv.pointwise.few"  # that has a row of its own
-    few = f.channels_out // f.groups < _BLOCK
+    few = f.channels_out // f.groups < BLOCK
     return macs * (_FEW if slow and few else 1.0), 0.0
 
 
@@ -309,4 +309,4 @@ def _upsampling_cost(f: Features) -> float:
 
 def _padding(channels: int) -> float:
     """Channels rounded up to whole blocks, over channels."""
-    return -(-channels // _BLOCK) * _BLOCK / channels
+    return -(-channels // BLOCK) * BLOCK / channels

@@ -9,11 +9,11 @@ to be paid if a node is on one side; ``place`` puts that into the cut.
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from qdq.facts import BLOCK
 from qdq.placement.units import Unit
 
 __all__ = ["Layouts", "layouts_of"]
 
-_BLOCK = 16  # a convolution with fewer input channels, in one group, reads the plain layout itself
 _ALIGNED = 4  # channels that a blocked kernel wants a multiple of
 _ACTIVATIONS = frozenset({"Clip", "HardSigmoid", "LeakyRelu", "Relu", "Sigmoid", "Tanh"})
 _APART = frozenset({"AveragePool", "BatchNormalization", "GlobalAveragePool", "MaxPool"})
@@ -112,7 +112,8 @@ def _has_blocks(unit: Unit, shape: Callable[[str], Shape]) -> bool:
 
 
 def _reads_plain(unit: Unit, shape: Callable[[str], Shape]) -> bool:
-    return unit.view.integer("group", 1) == 1 and _channels(unit, shape) < _BLOCK
+    """Whether it has less than one block of input channels, in one group."""
+    return unit.view.integer("group", 1) == 1 and _channels(unit, shape) < BLOCK
 
 
 def _channels(unit: Unit, shape: Callable[[str], Shape]) -> int:

@@ -8,7 +8,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from qdq.borrowed import RUNTIME
+from qdq.facts import RUNTIME
 from qdq.graph import Graph
 
 __all__ = ["Tape", "UnknownWayError"]

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
+from qdq.facts import DEFAULT
 from qdq.graph import Graph, attributes
 from qdq.nested import all_graphs
 
@@ -29,9 +30,7 @@ def spell_out_experimental(model: onnx.ModelProto, have: int) -> None:
     for own in all_graphs(model.graph):
         made: list[onnx.NodeProto] = []
         for node in own.node:
-            known = node.domain not in ("", "ai.onnx") or have >= _STANDARD.get(
-                node.op_type, have + 1
-            )
+            known = node.domain not in DEFAULT or have >= _STANDARD.get(node.op_type, have + 1)
             form = None if known else _FORMS.get(node.op_type)
             made += [node] if form is None else _written(graph, node, form)
         del own.node[:]

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from qdq.borrowed import RUNTIME
+from qdq.facts import RUNTIME
 from qdq.prepare.constants import fold_constants
 from qdq.prepare.editing import Editor, Node
 from qdq.prepare.node import drop_absent

@@ -11,6 +11,7 @@ import onnx
 from onnx import numpy_helper
 
 from qdq.errors import ModelError
+from qdq.facts import DEFAULT
 from qdq.nested import all_nodes, subgraphs
 from qdq.prepare.editing import Editor, Node
 
@@ -178,7 +179,7 @@ def _widen_type(kind: onnx.TypeProto) -> bool:
 
 
 def _widen_node(node: onnx.NodeProto) -> bool:
-    default = node.domain in ("", "ai.onnx") and node.op_type != "BitCast"
+    default = node.domain in DEFAULT and node.op_type != "BitCast"
     widened = []
     for a in node.attribute:
         widened += [_widen_tensor(t) for t in (a.t, *a.tensors)]

@@ -6,6 +6,7 @@ from typing import Any
 
 import onnx
 
+from qdq.facts import DEFAULT
 from qdq.graph import drop_attributes
 from qdq.nested import captured_names
 
@@ -38,7 +39,7 @@ class Node:
         """Operator type; ``domain::type`` outside of the default domain."""
         domain = self.proto.domain
         op: str = self.proto.op_type
-        return op if domain in ("", "ai.onnx") else f"{domain}::{op}"
+        return op if domain in DEFAULT else f"{domain}::{op}"
 
     @property
     def name(self) -> str:

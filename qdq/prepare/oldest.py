@@ -12,6 +12,7 @@ import onnx
 from onnx import helper
 
 from qdq.errors import ModelError
+from qdq.facts import DEFAULT
 from qdq.graph import Graph, attributes, drop_attributes
 from qdq.nested import all_graphs
 
@@ -55,7 +56,7 @@ def raise_to_seven(model: onnx.ModelProto) -> None:
         del own.node[:]
         own.node.extend(made)
     for entry in model.opset_import:
-        if entry.domain in ("", "ai.onnx"):
+        if entry.domain in DEFAULT:
             entry.version = SEVEN
 
 
@@ -86,7 +87,7 @@ def _ranks(model: onnx.ModelProto) -> dict[str, int]:
     plain = onnx.ModelProto()
     plain.CopyFrom(model)
     for entry in plain.opset_import:
-        if entry.domain in ("", "ai.onnx"):
+        if entry.domain in DEFAULT:
             entry.version = SEVEN
     for own in all_graphs(plain.graph):
         for node in own.node:

@@ -6,8 +6,9 @@ from typing import Any
 import onnx
 import onnx.version_converter
 
-from qdq.borrowed import RUNTIME, give_back, lend
+from qdq.borrowed import give_back, lend
 from qdq.errors import ModelError
+from qdq.facts import DEFAULT, RUNTIME
 from qdq.light import without_large
 from qdq.nested import all_graphs
 from qdq.prepare.experimental import spell_out_experimental
@@ -60,7 +61,7 @@ def open_dimensions(model: onnx.ModelProto) -> None:
 
 def opset_of(model: onnx.ModelProto) -> int:
     """The version of the default operator set; 0 if the model does not import it."""
-    return max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
+    return max((o.version for o in model.opset_import if o.domain in DEFAULT), default=0)
 
 
 # operators that shape inference does not know → such with the same type and shape of the first
@@ -123,7 +124,7 @@ def raise_opset(model: onnx.ModelProto) -> None:
 def _put_back(model: onnx.ModelProto, converted: onnx.ModelProto) -> None:
     """Take the nodes and small constants of the converted model, keep the rest of the own."""
     for theirs in converted.opset_import:
-        if theirs.domain in ("", "ai.onnx"):
+        if theirs.domain in DEFAULT:
             for mine in model.opset_import:
                 if mine.domain == theirs.domain or {mine.domain, theirs.domain} == {"", "ai.onnx"}:
                     mine.version = theirs.version

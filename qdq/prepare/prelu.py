@@ -3,11 +3,10 @@
 import numpy as np
 import onnx
 
+from qdq.facts import BLOCK
 from qdq.prepare.editing import Editor, Node
 
 __all__ = ["spell_out_prelu"]
-
-_BLOCK = 16  # channels that the runtime's convolutions work on at once
 
 
 def spell_out_prelu(ed: Editor) -> None:
@@ -33,7 +32,7 @@ def spell_out_prelu(ed: Editor) -> None:
 
 def _fills_blocks(shape: tuple[int | None, ...] | None) -> bool:
     channels = shape[1] if shape is not None and len(shape) == 4 else None
-    return channels is not None and channels % _BLOCK == 0
+    return channels is not None and channels % BLOCK == 0
 
 
 def _spell_out(ed: Editor, node: Node, rest: np.typing.NDArray[np.generic]) -> None:

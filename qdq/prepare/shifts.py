@@ -3,13 +3,12 @@
 import numpy as np
 import onnx
 
+from qdq.facts import BLOCK
 from qdq.prepare.affine import Affine, affine_of
 from qdq.prepare.editing import Editor, Node
 from qdq.prepare.linear_input import precede
 
 __all__ = ["affine_behind_transposes", "affine_in_blocks", "affine_in_one"]
-
-_BLOCK = 16  # channels that the runtime's convolutions work on at once
 
 
 def affine_behind_transposes(ed: Editor) -> None:
@@ -87,7 +86,7 @@ def affine_in_blocks(ed: Editor) -> None:
         x = next((i for i in node.inputs if i not in ed.constants), "")
         shape = ed.shape(x)
         channels = shape[1] if shape is not None and len(shape) == 4 else None
-        if not channels or channels % _BLOCK or ed.elem_type(x) != onnx.TensorProto.FLOAT:
+        if not channels or channels % BLOCK or ed.elem_type(x) != onnx.TensorProto.FLOAT:
             continue
         chain, affine = _chain(ed, node, x, channels)
         readers = {u.op for u in ed.users(chain[-1].output)}
@@ -112,7 +111,7 @@ def affine_in_one(ed: Editor) -> None:
         single = all(len(set(v.tolist())) == 1 for v in (affine.scale, affine.shift))
         image = ed.rank(x) == 4 and ed.elem_type(x) == onnx.TensorProto.FLOAT
         done = [n.op for n in chain] == ["BatchNormalization"]
-        if image and not single and not done and affine.scale.size < _BLOCK:
+        if image and not single and not done and affine.scale.size < BLOCK:
             _replace(ed, chain[::-1], x, affine)
 
 
