@@ -634,6 +634,7 @@ def test_a_table_that_is_left_is_measured_too(few: int, monkeypatch: pytest.Monk
 def test_kernels_are_measured_before_only_a_table_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     float_net = wide_encoder()
     exaggerated(monkeypatch)
+    monkeypatch.setattr(network, "_SMALLER", 0.5)
     result = run(float_net, ids())
     assert len(result.plan.quantized) == 2
     assert picks(result.model) == ["Gather_e"]

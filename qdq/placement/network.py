@@ -189,7 +189,7 @@ def _turned(
 
 
 def _smaller(net: Network, graph: Graph, units: tuple[Unit, ...]) -> None:
-    """Charge float tables for their bytes, by their share of the model's.
+    """Charge float tables for their bytes, by their share of a file in which all else is codes.
 
     A table is codes for all that read it, or for none: else both would be in the file. Its codes
     save nothing where a float product wants it transposed (see ``twins``).
@@ -200,8 +200,9 @@ def _smaller(net: Network, graph: Graph, units: tuple[Unit, ...]) -> None:
             readers.setdefault(unit.table, []).append(FIRST + k)
     if not readers:
         return
-    price = _SMALLER * net.capacity({SOURCE})
-    price /= sum(tensor_bytes(t) for t in graph.constants.values())
+    tables = sum(tensor_bytes(graph.constants[table]) for table in readers)
+    rest = sum(map(tensor_bytes, graph.constants.values())) - tables
+    price = _SMALLER * net.capacity({SOURCE}) / (tables + rest / 4)
     twins = turned_twins(graph)
     vertices = {u.view.name: FIRST + k for k, u in enumerate(units)}
     for table, (first, *others) in readers.items():
