@@ -243,13 +243,15 @@ def quantize(
             Calibrators without a histogram (MinMax) have a fixed price per rounded element in
             place of all this.
         measured: as the default, but the error is measured, of few plans, with all their
-            roundings, on up to four samples. Takes some tenths longer.
+            roundings, on up to four samples. Takes some tenths of a second longer.
         target_sqnr: in dB; the fastest of some twenty plans whose worst output has it on up to
-            four samples; in the end the float model, with a warning.
+            four samples. If none has, the model stays float, with a warning.
         target_latency: over the given model's latency, as 0.5: the most accurate of these plans
             that is as fast on this machine, timed in turns with the given model on the first
-            sample; in the end the fastest, with a warning. As times vary, so may the plan. The
-            metadata ``qdq.recipe`` tell the worth that gives the same plan again.
+            sample. If none is, the fastest one is taken, with a warning. As times vary, so may
+            the plan. The metadata ``qdq.recipe`` tell the worth that gives the same plan again.
+            Of ``worth``, ``measured``, ``target_sqnr`` and ``target_latency`` give one at most;
+            all but the first need calib_reader, not statistics.
 
     Returns:
         A new model that onnxruntime loads. What stays float is listed with its reason in its
@@ -262,7 +264,7 @@ def quantize(
         CalibrationError: no samples; names, types or shapes that do not fit; NaN or Inf.
         ConfigError: an option, rule or pattern that is impossible or matches nothing.
         SolveError: parameters that were given cannot hold their tensor or its bias.
-        VerifyError: the result is not valid; a fault of qdq.
+        VerifyError: the result is not valid; a fault of qdq or of an old onnxruntime.
     """
     return run(
         model,

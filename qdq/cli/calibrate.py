@@ -33,7 +33,9 @@ def add(commands: Any) -> None:
         ),
     )
     command.add_argument("model", type=Path, metavar="IN", help="the float model")
-    command.add_argument("output", type=Path, metavar="STATS.npz", help="where to write them")
+    command.add_argument(
+        "output", type=Path, metavar="STATS.npz", help="where to write the statistics"
+    )
     add_calibration(command)
     add_scheme(command)
     add_common(command)
@@ -59,7 +61,12 @@ def add_calibration(command: argparse.ArgumentParser, data: Any = None) -> None:
         help="processes that run the samples; the result is the same; default: 1",
     )
     option("--calibrator", choices=sorted(CALIBRATORS), default="mse", help="default: mse")
-    option("--percentile", type=_percentile, metavar="P", help="of --calibrator percentile")
+    option(
+        "--percentile",
+        type=_percentile,
+        metavar="P",
+        help="share of the values to keep, with --calibrator percentile; default: 99.99 (percent)",
+    )
 
 
 def _calibrate(args: argparse.Namespace) -> None:
@@ -107,5 +114,7 @@ def calibrator_of(args: argparse.Namespace) -> Any:
     if args.percentile is None:
         return CALIBRATORS[args.calibrator]()
     if args.calibrator != "percentile":
-        raise ConfigError("--percentile is for --calibrator percentile; give both or neither")
+        raise ConfigError(
+            "--percentile is for --calibrator percentile; give that too, or leave --percentile out"
+        )
     return Percentile(percentile=args.percentile)

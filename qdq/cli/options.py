@@ -62,7 +62,12 @@ def add_scheme(command: argparse.ArgumentParser) -> None:
     add("--no-equalize", action="store_true", help="leave quiet channels as small as they are")
     add("--skip", type=_pattern, help="leave nodes of this name float", **_MANY)
     add("--skip-op", help="leave nodes of this operator type float", **{**_MANY, "metavar": "OP"})
-    add("--skip-tensor", type=_pattern, help="leave tensors of this name float", **_MANY)
+    add(
+        "--skip-tensor",
+        type=_pattern,
+        help="leave float what reads or writes tensors of this name",
+        **_MANY,
+    )
 
 
 def scheme_of(args: argparse.Namespace) -> Scheme:

@@ -30,7 +30,8 @@ def add(commands: Any) -> None:
         "quantize",
         "quantize a float ONNX model",
         "Quantize a float ONNX model on calibration data. PATTERN is a regular expression that "
-        "must match the whole name. The --skip options may be repeated.",
+        "must match the whole name. The --skip options may be repeated. --worth, --measured, "
+        "--target-sqnr and --target-latency exclude each other.",
         (
             "qdq quantize model.onnx model.int8.onnx --calib calib.npz",
             "qdq quantize model.onnx out.onnx --calib calib.npz --skip '/head.*' --skip-op Mul",
@@ -53,24 +54,26 @@ def add(commands: Any) -> None:
     option(
         "--worth",
         type=float,
-        help="what accuracy is worth in latency: 0 is the fastest; chosen by default",
+        help="what accuracy is worth in latency: 0 is the fastest model, more leaves more float; "
+        "default: chosen for the model",
     )
     option(
         "--measured",
         action="store_true",
-        help="measure the error of a few plans, and correct by that what is foretold; takes longer",
+        help="choose the plan by the error of a few plans that are run; takes longer",
     )
     option(
         "--target-sqnr",
         type=float,
         metavar="DB",
-        help="the fastest plan whose outputs have this SQNR on few of the samples",
+        help="the fastest plan whose worst output has this SQNR on up to four of the samples",
     )
     option(
         "--target-latency",
         type=float,
         metavar="RATIO",
-        help="over the float model's: the most accurate plan that is as fast on this machine",
+        help="the most accurate plan that takes at most this share of the float model's time on "
+        "this machine, as 0.6",
     )
     add_calibration(command, data)
     add_scheme(command)

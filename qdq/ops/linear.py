@@ -19,17 +19,17 @@ def _linear(node: NodeView, weight: Weight) -> Demand | str:
 
 
 def conv(node: NodeView) -> Demand | str:
-    """Weight (M, C/groups, ...): channels on axis 0."""
+    """Own range; the weight (M, C/groups, ...) has its output channels on axis 0."""
     return _linear(node, Weight(1, 0, "conv", node.integer("group", 1)))
 
 
 def conv_transpose(node: NodeView) -> Demand | str:
-    """Weight (C, M/groups, ...): channels on axis 1, shared by the groups."""
+    """Own range; the weight (C, M/groups, ...) has them on axis 1, shared by the groups."""
     return _linear(node, Weight(1, 1, "conv_transpose", node.integer("group", 1)))
 
 
 def gemm(node: NodeView) -> Demand | str:
-    """A (M, K) @ B (K, N) + C: prepare has folded alpha, beta and transB of a constant B."""
+    """Own range; alpha, beta and transB of a constant B (K, N) are folded by prepare."""
     a, b = node.attributes.get("alpha", 1.0), node.attributes.get("beta", 1.0)
     if a != 1.0 or (b != 1.0 and node.has(2)):
         return f"alpha={a} and beta={b} could not be folded into constants"
@@ -41,7 +41,7 @@ def gemm(node: NodeView) -> Demand | str:
 
 
 def matmul(node: NodeView) -> Demand | str:
-    """Two activations, or an activation and a constant right side (..., K, N)."""
+    """Own range; of two activations, or an activation and a constant right side (..., K, N)."""
     left, right = node.inputs
     if left.constant:
         return "its left side is a constant"

@@ -8,7 +8,7 @@ __all__ = ["ROWS"]
 
 
 def every_input(node: NodeView) -> Demand:
-    """All inputs are data."""
+    """Own range; every input is data."""
     return Demand(activations=tuple(i for i, t in enumerate(node.inputs) if t.name))
 
 

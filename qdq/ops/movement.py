@@ -13,7 +13,7 @@ SAME = Demand(activations=(0,), output=SameAs(0))
 
 
 def resize(node: NodeView) -> Demand:
-    """Only the nearest mode just copies values; the others interpolate, or overshoot (cubic).
+    """As its input in mode nearest; own range in others, which interpolate or overshoot.
 
     A crop fills what is outside of the input with a value of its own.
     """
@@ -22,21 +22,21 @@ def resize(node: NodeView) -> Demand:
 
 
 def pad(node: NodeView) -> Demand:
-    """Padding with own values, or with zeros (which every range holds), keeps the parameters."""
+    """As its input if padded with own values or zeros, which every range holds; else own range."""
     if node.text("mode", "constant") != "constant" or not node.has(2):
         return SAME
     return SAME if node.scalars.get(2) == 0 else Demand()
 
 
 def max_pool(node: NodeView) -> Demand | str:
-    """The largest code is the code of the largest value."""
+    """As its input: the largest code is the code of the largest value."""
     if len([o for o in node.outputs if o]) > 1:
         return "its Indices output has no integer kernel"
     return SAME
 
 
 def gather(node: NodeView) -> Demand:
-    """Rows of a large table are kept as int8 codes, with a scale for each; else as its input."""
+    """As its input; of a large constant table float, from int8 codes with a scale for each row."""
     data = node.inputs[0]
     shape = [d or 0 for d in data.shape or ()]
     rows = node.integer("axis", 0) in (0, -len(shape))

@@ -8,11 +8,11 @@ __all__ = ["ROWS"]
 
 
 def average_pool(node: NodeView) -> Demand | str:
-    """Not where onnxruntime's integer AveragePool, which it makes on its own, goes wrong.
+    """Own range; not where onnxruntime's integer AveragePool goes wrong.
 
-    It does not know the attribute dilations (opset 19), not even all ones. With ceil_mode and
-    count_include_pad it divides the windows at the far edges by another count than the float
-    operator does; measured with version 1.32.
+    onnxruntime makes that one on its own. It does not know the attribute dilations (opset 19), not
+    even all ones. With ceil_mode and count_include_pad it divides the windows at the far edges by
+    another count than the float operator does; measured with version 1.32.
     """
     if "dilations" in node.attributes:
         return "the integer AveragePool knows no dilations"

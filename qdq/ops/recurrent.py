@@ -10,7 +10,7 @@ _WEIGHTS = (1, 2)  # of the input and of the last step's result
 
 
 def lstm(node: NodeView) -> Demand | str:
-    """Its weights become int8; the kernel rounds the input and its own last result itself."""
+    """Float; its weights are int8, and the kernel rounds its input and its last result itself."""
     if not all(node.inputs[slot].constant for slot in _WEIGHTS):
         return "its weights are computed while the model runs"
     if node.integer("layout", 0):
