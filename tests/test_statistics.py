@@ -324,7 +324,7 @@ def test_another_version_is_refused() -> None:
 
 def test_tensors_that_were_not_observed() -> None:
     found = of(DATA, MSE())
-    with pytest.raises(CalibrationError, match=r"lack 1 tensors .* the first is 'c1'") as e:
+    with pytest.raises(CalibrationError, match=r"lack tensor 'c1', which .* \(missing in all: 1\)") as e:
         require(found, tensors=("c0", "c1"))
     assert e.value.tensor == "c1"
     with pytest.raises(CalibrationError, match="the first is 'r0'"):

@@ -200,8 +200,8 @@ class Statistics:
         lacking += [x.tensor for x in layouts if x not in self.layouts]
         if lacking:
             raise CalibrationError(
-                f"the statistics lack {len(lacking)} tensors that these options need, the first "
-                f"is {lacking[0]!r}; they were made with another scheme, target or steps: {again}",
+                f"the statistics lack tensor {lacking[0]!r}, which these options need (missing in "
+                f"all: {len(lacking)}); they were made with another scheme, target or steps: {again}",
                 tensor=lacking[0],
             )
 
