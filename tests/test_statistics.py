@@ -324,13 +324,13 @@ def test_another_version_is_refused() -> None:
 
 def test_tensors_that_were_not_observed() -> None:
     found = of(DATA, MSE())
-    with pytest.raises(CalibrationError, match=r"lack tensor 'c1', which .* \(missing in all: 1\)") as e:
+    with pytest.raises(CalibrationError, match=r"lack tensor 'c1', .* in all: 1\)") as e:
         require(found, tensors=("c0", "c1"))
     assert e.value.tensor == "c1"
-    with pytest.raises(CalibrationError, match="the first is 'r0'"):
+    with pytest.raises(CalibrationError, match="lack tensor 'r0'"):
         require(found, axes={"r0": -1})
     require(found, layouts=LAYOUTS[1:])
-    with pytest.raises(CalibrationError, match="the first is 'r0'"):
+    with pytest.raises(CalibrationError, match="lack tensor 'r0'"):
         require(found, layouts=[replace(LAYOUTS[0], pads=(0,) * 4)])
 
 

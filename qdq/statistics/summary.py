@@ -201,7 +201,8 @@ class Statistics:
         if lacking:
             raise CalibrationError(
                 f"the statistics lack tensor {lacking[0]!r}, which these options need (missing in "
-                f"all: {len(lacking)}); they were made with another scheme, target or steps: {again}",
+                f"all: {len(lacking)}); they were made with another scheme, target or steps: "
+                f"{again}",
                 tensor=lacking[0],
             )
 
