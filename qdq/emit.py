@@ -97,7 +97,8 @@ class _Emitter:
         result.CopyFrom(shell(self.model))
         result.graph.node.extend((*turned.values(), *self.nodes))
         import_runtime(result)
-        kept = [t for t in self.model.graph.initializer if t.name in read.difference(turned)]
+        read.difference_update(turned)
+        kept = [t for t in self.model.graph.initializer if t.name in read]
         for tensor in (*kept, *self.constants, *self.lookups.constants):
             # extend() would serialize and parse each one
             copy_into(result.graph.initializer.add(), tensor)

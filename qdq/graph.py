@@ -13,7 +13,7 @@ from qdq.facts import DEFAULT
 from qdq.nested import all_graphs, captured_names
 from qdq.weights import read
 
-__all__ = ["Graph", "Use", "attributes", "drop_attributes", "shape_of"]
+__all__ = ["Graph", "Use", "attributes", "declare_opset", "drop_attributes", "shape_of"]
 
 
 class Use(NamedTuple):
@@ -44,6 +44,13 @@ def shape_of(kind: onnx.TypeProto) -> tuple[int | None, ...] | None:
         return None
     dims = kind.tensor_type.shape.dim
     return tuple(d.dim_value if d.HasField("dim_value") else None for d in dims)
+
+
+def declare_opset(model: onnx.ModelProto, version: int) -> None:
+    """Say that a model is of that version of the default operator set, in place."""
+    for entry in model.opset_import:
+        if entry.domain in DEFAULT:
+            entry.version = version
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import onnx
 from onnx import TensorProto
 
 from qdq.facts import BLOCK, DEFAULT
-from qdq.graph import Graph, attributes
+from qdq.graph import Graph, attributes, declare_opset
 from qdq.nested import all_graphs, subgraphs
 from qdq.prepare.opset import OPSET, opset_of
 
@@ -50,7 +50,7 @@ def lower_to_usual(model: onnx.ModelProto) -> None:
     typed = all(_is_usual(t.data_type) for g in graphs for t in g.initializer)
     values = (v.type.tensor_type.elem_type for g in graphs for v in (*g.input, *g.output))
     if typed and all(map(_is_usual, values)) and all(_is_known(n) for g in graphs for n in g.node):
-        _declare(model, OPSET)
+        declare_opset(model, OPSET)
 
 
 def _is_usual(kind: int) -> bool:
@@ -74,12 +74,6 @@ def _is_known(node: onnx.NodeProto) -> bool:
     )
 
 
-def _declare(model: onnx.ModelProto, opset: int) -> None:
-    for o in model.opset_import:
-        if o.domain in DEFAULT:
-            o.version = opset
-
-
 def lower_for_pools(model: onnx.ModelProto, graph: Graph, integer: Container[str]) -> None:
     """Declare opset 18 for a later one, if a float AveragePool gains by that and nothing differs.
 
@@ -96,7 +90,7 @@ def lower_for_pools(model: onnx.ModelProto, graph: Graph, integer: Container[str
         return
     typed = all(t.data_type in _OLD_TYPES for t in model.graph.initializer)
     if typed and all(map(_is_plain, pools)) and all(_is_old(n, opset) for n in nodes):
-        _declare(model, _OPSET)
+        declare_opset(model, _OPSET)
 
 
 def _is_slow(graph: Graph, pool: onnx.NodeProto) -> bool:

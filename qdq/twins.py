@@ -5,53 +5,48 @@ reads, so that its codes can lie as its kernel wants them. Where both stay float
 in the file twice.
 """
 
-from collections.abc import Set
+from collections.abc import Iterable, Set
 from math import prod
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from qdq.graph import Graph
+from qdq.ops.movement import LEAST_TABLE
 from qdq.weights import is_turned
 
 __all__ = ["turned_back", "turned_twins"]
 
-_LEAST = 1 << 16  # values: as of tables that may become codes
 _ROWS = 1 << 10  # rows that are compared at a time; most matrices differ in the first
 
 
-def turned_twins(graph: Graph) -> dict[str, tuple[str, ...]]:
-    """Table from which rows are picked → the constants that are its transpose."""
+def turned_twins(
+    graph: Graph, tables: Iterable[str], others: Iterable[str]
+) -> dict[str, tuple[str, ...]]:
+    """Table → the constants among ``others`` that are its transpose, where there are any."""
     matrices: dict[tuple[int, ...], list[str]] = {}
-    for name, t in graph.constants.items():
-        if _is_large_matrix(t):
-            matrices.setdefault(tuple(t.dims), []).append(name)
-    picked = {n.input[0] for n in graph.nodes if n.op_type == "Gather"} if matrices else set()
+    for name in others:
+        if _is_large_matrix(graph.constants[name]):
+            matrices.setdefault(tuple(graph.constants[name].dims), []).append(name)
     found = {}
-    for dims, names in matrices.items():
-        others = matrices.get(dims[::-1], [])
-        for table in (n for n in names if n in picked):
-            twins = tuple(n for n in others if n != table and _is_twin(graph, table, n))
-            if twins:
-                found[table] = twins
+    for table in tables:
+        alike = matrices.get(tuple(graph.constants[table].dims)[::-1], [])
+        twins = tuple(n for n in alike if n != table and _is_twin(graph, table, n))
+        if twins:
+            found[table] = twins
     return found
 
 
 def _is_large_matrix(t: onnx.TensorProto) -> bool:
-    return t.data_type == TensorProto.FLOAT and len(t.dims) == 2 and prod(t.dims) >= _LEAST
+    return t.data_type == TensorProto.FLOAT and len(t.dims) == 2 and prod(t.dims) >= LEAST_TABLE
 
 
 def _is_twin(graph: Graph, table: str, other: str) -> bool:
     if is_turned(graph.constants[table], graph.constants[other]):
         return True
-    return _are_equal(graph.floats(table), graph.floats(other).T)
-
-
-def _are_equal(a: NDArray[np.floating], b: NDArray[np.floating]) -> bool:
-    starts = range(0, len(a), _ROWS)
-    return all(np.array_equal(a[k : k + _ROWS], b[k : k + _ROWS]) for k in starts)
+    a, b = graph.floats(table), graph.floats(other).T
+    return all(np.array_equal(a[k : k + _ROWS], b[k : k + _ROWS]) for k in range(0, len(a), _ROWS))
 
 
 def turned_back(graph: Graph, read: Set[str]) -> dict[str, onnx.NodeProto]:
@@ -61,12 +56,14 @@ def turned_back(graph: Graph, read: Set[str]) -> dict[str, onnx.NodeProto]:
 
     Args:
         graph: of the float model; has the names.
-        read: the constants that are read in float.
+        read: the tensors that are read in float.
     """
-    made = {}
-    for table, others in turned_twins(graph).items():
-        for other in others if table in read and table not in made else ():
-            if other in read and other not in graph.outputs:
-                label = graph.fresh(f"{other}_Transpose")
-                made[other] = helper.make_node("Transpose", [table], [other], label, perm=[1, 0])
+    picked = dict.fromkeys(n.input[0] for n in graph.nodes if n.op_type == "Gather")
+    tables = [name for name in picked if name in read and name in graph.constants]
+    others = [name for name in graph.constants if name in read and name not in graph.outputs]
+    made: dict[str, onnx.NodeProto] = {}
+    for table, twins in turned_twins(graph, tables, others).items():
+        for twin in twins if table not in made else ():
+            label = graph.fresh(f"{twin}_Transpose")
+            made[twin] = helper.make_node("Transpose", [table], [twin], label, perm=[1, 0])
     return made

@@ -74,6 +74,11 @@ def large(model: onnx.ModelProto) -> list[int]:
     return [t.data_type for t in model.graph.initializer if set(t.dims) == {WORDS, WIDTH}]
 
 
+def twins_of(model: onnx.ModelProto) -> dict[str, tuple[str, ...]]:
+    graph = Graph(model)
+    return turned_twins(graph, ["table"], graph.constants)
+
+
 HEADS = ("Gemm", "Transpose", "copy")
 
 
@@ -116,11 +121,11 @@ def test_compare_reads_such_a_model() -> None:
 def test_other_matrices_are_no_twins() -> None:
     given = tied("copy")
     turned = next(t for t in given.graph.initializer if t.name == "turned")
-    assert turned_twins(Graph(given)) == {"table": ("turned",)}
+    assert twins_of(given) == {"table": ("turned",)}
     near = table().T.copy()
     near[-1, -1] += 1
     turned.CopyFrom(numpy_helper.from_array(near, "turned"))
-    assert turned_twins(Graph(given)) == {}
+    assert twins_of(given) == {}
     assert large(run(given, ids(), scheme=ALL_FLOAT).model) == [TensorProto.FLOAT] * 2
 
 
@@ -142,4 +147,4 @@ def test_matrices_that_stay_in_their_file_are_not_read(tmp_path: Path, monkeypat
     onnx.save(given, path)
     prepared = prepare(qdq.modelio.load(path, lazy=True))
     monkeypatch.setattr(Graph, "floats", lambda *_: pytest.fail("read"))
-    assert turned_twins(Graph(prepared)) == {"table": ("table_folded",)}
+    assert twins_of(prepared) == {"table": ("table_folded",)}

@@ -66,7 +66,8 @@ class Features:
         inputs: elements of the activation input (of the largest one, if several).
         outputs: elements of the output (of all of them together: Split).
         channels_in: channels of a convolution's input; K of a Gemm or MatMul.
-        channels_out: channels of a convolution's output; N of a Gemm or MatMul.
+        channels_out: channels of a convolution's output; N of a Gemm or MatMul; values of a row
+            that a Gather picks.
         taps: elements of the kernel window of a convolution or pool (3x3: 9). Channels and taps
             of a ConvTranspose are those of the convolution that it is on integers.
         rows: rows of that window (3x3: 3; 1-D: 1), which are gathered as one piece each; values

@@ -52,7 +52,7 @@ def plain_network(
             unit.view, sizes.shape, silu=vertex in gates, signed_right=target.signed_right
         )
         features = features_of(unit.view, unit.outputs, sizes.shape)
-        time = weighing.time(kind, features, unit.demand)
+        time = weighing.time(kind, features)
         net.edge(vertex, SINK, time)
         price = weighing.integer(kind, features, unit.demand)
         net.edge(vertex, SINK, price - time, due=True)
@@ -203,15 +203,16 @@ def _smaller(net: Network, graph: Graph, units: tuple[Unit, ...]) -> None:
     tables = sum(tensor_bytes(graph.constants[table]) for table in readers)
     rest = sum(map(tensor_bytes, graph.constants.values())) - tables
     price = _SMALLER * net.capacity({SOURCE}) / (tables + rest / 4)
-    twins = turned_twins(graph)
+    twins = turned_twins(graph, readers, graph.constants)
     vertices = {u.view.name: FIRST + k for k, u in enumerate(units)}
     for table, (first, *others) in readers.items():
         saved = bytes_saved(graph.constants[table].dims)
         gone = net.vertex()  # integer if all are that read the table, or its transpose
         net.edge(SOURCE, gone, max(1, round(price * saved)))
         net.edge(gone, first, INFINITE)
-        for use in (use for twin in twins.get(table, ()) for use in graph.uses(twin)):
-            net.edge(gone, vertices.get(graph.nodes[use.node].name, SINK), INFINITE)
+        for twin in twins.get(table, ()):
+            for use in graph.uses(twin):
+                net.edge(gone, vertices.get(graph.nodes[use.node].name, SINK), INFINITE)
         for other in others:
             net.edge(first, other, INFINITE, back=INFINITE)
 

@@ -142,8 +142,7 @@ def features_of(view: NodeView, outputs: tuple[str, ...], shapes: Shapes) -> cos
         depth, width = right[-2:] if len(right) > 1 else (1, 1)
         return replace(sizes, channels_in=depth, channels_out=width, weights=prod(right))
     if view.op_type == "Gather":
-        width = prod(_known(view.inputs[0].shape or ())[1:])
-        return replace(sizes, channels_out=width, beside_conv=len(shape) == 4)
+        sizes = replace(sizes, channels_out=prod(_known(view.inputs[0].shape or ())[1:]))
     if view.op_type == "DepthToSpace":
         form = form_of(view)
         return replace(sizes, rows=1 if isinstance(form, str) else form.run)
@@ -256,7 +255,7 @@ class Weighing:
         alone = _int8_ns(kind, replace(features, beside_conv=False))
         return max(0, round(alone - _int8_ns(kind, features))) if isfinite(alone) else 0
 
-    def time(self, kind: str, features: costs.Features, demand: Demand) -> int:
+    def time(self, kind: str, features: costs.Features) -> int:
         """The time of a node on the integer side; INFINITE where there is no kernel."""
         price = _int8_ns(kind, features)
         return round(price) if isfinite(price) else INFINITE
@@ -267,7 +266,7 @@ class Weighing:
         if not isfinite(price) or (demand.dynamic and not self.dynamic):
             return INFINITE
         if demand.apart:
-            return self.time(kind, features, demand)
+            return self.time(kind, features)
         if demand.weight is None and not isinstance(demand.output, SameAs):
             price += self.least + self.noise * features.outputs
         return round(price)

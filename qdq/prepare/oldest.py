@@ -12,8 +12,7 @@ import onnx
 from onnx import helper
 
 from qdq.errors import ModelError
-from qdq.facts import DEFAULT
-from qdq.graph import Graph, attributes, drop_attributes
+from qdq.graph import Graph, attributes, declare_opset, drop_attributes
 from qdq.nested import all_graphs
 
 __all__ = ["SEVEN", "raise_to_seven"]
@@ -55,9 +54,7 @@ def raise_to_seven(model: onnx.ModelProto) -> None:
             made += [*_before(graph, node, ranks), node]
         del own.node[:]
         own.node.extend(made)
-    for entry in model.opset_import:
-        if entry.domain in DEFAULT:
-            entry.version = SEVEN
+    declare_opset(model, SEVEN)
 
 
 def _rename(node: onnx.NodeProto) -> None:
@@ -86,9 +83,7 @@ def _ranks(model: onnx.ModelProto) -> dict[str, int]:
     """Ranks of tensors by name; what widens an operand stands as what its result looks like."""
     plain = onnx.ModelProto()
     plain.CopyFrom(model)
-    for entry in plain.opset_import:
-        if entry.domain in DEFAULT:
-            entry.version = SEVEN
+    declare_opset(plain, SEVEN)
     for own in all_graphs(plain.graph):
         for node in own.node:
             _stand_in(plain, node)

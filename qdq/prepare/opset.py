@@ -9,6 +9,7 @@ import onnx.version_converter
 from qdq.borrowed import give_back, lend
 from qdq.errors import ModelError
 from qdq.facts import DEFAULT, RUNTIME
+from qdq.graph import declare_opset
 from qdq.light import without_large
 from qdq.nested import all_graphs
 from qdq.prepare.experimental import spell_out_experimental
@@ -123,11 +124,7 @@ def raise_opset(model: onnx.ModelProto) -> None:
 
 def _put_back(model: onnx.ModelProto, converted: onnx.ModelProto) -> None:
     """Take the nodes and small constants of the converted model, keep the rest of the own."""
-    for theirs in converted.opset_import:
-        if theirs.domain in DEFAULT:
-            for mine in model.opset_import:
-                if mine.domain == theirs.domain or {mine.domain, theirs.domain} == {"", "ai.onnx"}:
-                    mine.version = theirs.version
+    declare_opset(model, opset_of(converted))
     graph = model.graph
     del graph.node[:]
     graph.node.extend(converted.graph.node)
