@@ -33,7 +33,7 @@ from qdq.nested import captured_names
 from qdq.placement import Unit
 from qdq.plan import Plan
 from qdq.problem import Derived
-from qdq.shell import shell, stamp
+from qdq.shell import shell
 from qdq.solve import Solution
 from qdq.spec import INT8, QuantParams
 from qdq.subpixel import Subpixel
@@ -49,7 +49,6 @@ def emit(
     model: onnx.ModelProto,
     plan: Plan,
     solution: Solution,
-    metadata: Mapping[str, object] | None = None,
     *,
     floors: Mapping[str, float] | None = None,
 ) -> onnx.ModelProto:
@@ -59,10 +58,9 @@ def emit(
         model: the prepared float model that the plan was made for.
         plan: what is integer.
         solution: parameters of every planned tensor, and the nodes that the solver left float.
-        metadata: written to ``metadata_props`` as ``qdq.<key>``, JSON where it is not a string.
         floors: Softmax → the score that all lower ones can be raised to (``qdq.placement.scores``).
     """
-    return _Emitter(model, plan, solution, floors or {}).build(metadata or {})
+    return _Emitter(model, plan, solution, floors or {}).build()
 
 
 class _Emitter:
@@ -84,7 +82,7 @@ class _Emitter:
         self.signed: dict[str, str] = {}  # the same in int8
         self.raw: dict[str, str] = {}  # tensor → new name of the float tensor before its Q
 
-    def build(self, metadata: Mapping[str, object]) -> onnx.ModelProto:
+    def build(self) -> onnx.ModelProto:
         for name in self.graph.inputs:
             self._after(name)
         for node in self.graph.nodes:
@@ -105,7 +103,6 @@ class _Emitter:
         lower_to_usual(result)
         if self.plan.target.tunes_float:
             lower_for_pools(result, self.graph, self.wiring.units)
-        stamp(result, self.model, metadata)
         return result
 
     # -- nodes ------------------------------------------------------------------------------

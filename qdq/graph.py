@@ -13,7 +13,7 @@ from qdq.facts import DEFAULT
 from qdq.nested import all_graphs, captured_names
 from qdq.weights import read
 
-__all__ = ["Graph", "Use", "attributes", "declare_opset", "drop_attributes", "shape_of"]
+__all__ = ["Graph", "Use", "attributes", "declare_opset", "drop_attributes", "opset_of", "shape_of"]
 
 
 class Use(NamedTuple):
@@ -46,6 +46,11 @@ def shape_of(kind: onnx.TypeProto) -> tuple[int | None, ...] | None:
     return tuple(d.dim_value if d.HasField("dim_value") else None for d in dims)
 
 
+def opset_of(model: onnx.ModelProto) -> int:
+    """The version of the default operator set; 0 if the model does not import it."""
+    return max((o.version for o in model.opset_import if o.domain in DEFAULT), default=0)
+
+
 def declare_opset(model: onnx.ModelProto, version: int) -> None:
     """Say that a model is of that version of the default operator set, in place."""
     for entry in model.opset_import:
@@ -75,8 +80,8 @@ class Graph:
 
     @cached_property
     def opset(self) -> int:
-        """The version of the default operator set."""
-        return next((o.version for o in self.model.opset_import if o.domain in DEFAULT), 1)
+        """The version of the default operator set; 0 if the model does not import it."""
+        return opset_of(self.model)
 
     @cached_property
     def constants(self) -> Mapping[str, onnx.TensorProto]:

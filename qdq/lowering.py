@@ -16,9 +16,9 @@ import onnx
 from onnx import TensorProto
 
 from qdq.facts import BLOCK, DEFAULT
-from qdq.graph import Graph, attributes, declare_opset
+from qdq.graph import Graph, attributes, declare_opset, opset_of
 from qdq.nested import all_graphs, subgraphs
-from qdq.prepare.opset import OPSET, opset_of
+from qdq.prepare.opset import OPSET
 
 __all__ = ["lower_for_pools", "lower_to_usual"]
 

@@ -32,7 +32,7 @@ def stamp(result: onnx.ModelProto, source: onnx.ModelProto, metadata: Mapping[st
     Args:
         result: the emitted model.
         source: the float model, whose own metadata it gets too.
-        metadata: as for ``emit``.
+        metadata: written to ``metadata_props`` as ``qdq.<key>``, JSON where it is not a string.
     """
     props = {p.key: p.value for p in source.metadata_props}
     if source.producer_name:

@@ -34,6 +34,7 @@ from qdq.placement.rating import (
 )
 from qdq.placement.scores import floors_of
 from qdq.placement.weighing import Weighing
+from qdq.placement.wholes import judged, shown_by
 from qdq.plan import Plan, planner
 from qdq.prepare import prepare
 from qdq.problem import Linear
@@ -292,7 +293,9 @@ def learn(start: Start, statistics: Statistics, calibrator: Calibrator[Any]) -> 
     if start.rated:
         seen = inferred(start.plan, statistics.summaries)
         felt = typical(statistics.gradients)
-        noise = noise_of(start.plan, ranges, seen, gains_of(felt, seen))
+        graph = Graph(start.prepared)
+        shown = shown_by(graph, judged(graph).names)
+        noise = noise_of(start.plan, ranges, seen, gains_of(felt, seen), shown)
         noise |= dynamic_noise(start.plan, felt)
         noise |= table_noise(start.plan, _squares(start), felt)
     evidence = Evidence(

@@ -390,6 +390,29 @@ def test_integer_lstms_have_work_for_each_value_that_they_carry(x, hidden, direc
 
 
 @pytest.mark.parametrize(
+    ("x", "hidden", "ratio"),
+    [
+        ((128, 1, 64), 64, 0.72),
+        ((128, 1, 48), 128, 0.53),
+        ((128, 1, 40), 256, 0.47),
+        ((128, 1, 512), 256, 0.6),
+        ((128, 1, 80), 512, 0.29),
+    ],
+)
+def test_integer_lstms_gain_from_64_values_on(x, hidden, ratio):
+    view = computed("LSTM", "xwr", hidden_size=hidden)
+    shapes = {
+        "x": x,
+        "w": (1, 4 * hidden, x[2]),
+        "r": (1, 4 * hidden, hidden),
+        "y": (x[0], 1, x[1], hidden),
+    }
+    features = features_of(view, ("y",), shapes.get)
+    found = int8_cost("LSTM", features) / float_cost("LSTM", features)
+    assert found == pytest.approx(ratio, abs=0.25)
+
+
+@pytest.mark.parametrize(
     ("query", "key", "heads", "micros"),
     [
         ((1, 4, 64, 64), (1, 4, 64, 64), 0, 38),

@@ -8,8 +8,8 @@ from models import feeds, model, node, weights
 from onnx import TensorProto, helper, numpy_helper
 
 from qdq import Rule, Scheme
+from qdq.graph import opset_of
 from qdq.lowering import lower_to_usual
-from qdq.prepare.opset import opset_of
 
 SHAPE = [1, 8, 8, 8]
 LATEST = 24

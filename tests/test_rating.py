@@ -16,8 +16,10 @@ from qdq.affine import fake_quantize, params_from_range
 from qdq.api import collect_statistics, run
 from qdq.calibrate import MSE
 from qdq.calibrate.noise import relative_noise
+from qdq.graph import Graph
 from qdq.placement.frontier import HARMS, rounded_by
 from qdq.placement.rating import _sigmoid, noise_of
+from qdq.placement.wholes import shown_by
 from qdq.plan import make_plan
 from qdq.prepare import prepare
 from qdq.ranges import Histogram, TensorRange
@@ -69,6 +71,59 @@ def test_what_is_felt_counts_8_thirds_and_noise_an_eighth_at_least(
     assert noise_of(plan, *known)["x"] == pytest.approx(noise, rel=1e-3)
     assert noise_of(plan, *known, {"x": gain})["x"] == pytest.approx(counts * noise, rel=1e-3)
     assert noise_of(plan, *known, {"x": 1e9})["x"] == 1
+
+
+@pytest.mark.parametrize("gains", [{}, {"x": 1.0}])
+def test_the_rounding_of_an_output_counts_eight_times(gains: dict[str, float]) -> None:
+    exact = prepare(model([node("Relu", ["x"], "y")], {"x": [1, 4]}, {"y": [1, 4]}))
+    plan, x = make_plan(exact, target=PORTABLE), np.linspace(-1, 2, 10_000, dtype=np.float32)
+    known = {"x": TensorRange.of(x)}, {"x": Histogram.of(x)}
+    within, shown = noise_of(plan, *known, gains)["x"], noise_of(plan, *known, gains, {"x"})["x"]
+    assert shown == pytest.approx(8 * within)
+    ruined = {"x": TensorRange.of(1e3 * x)}, {"x": Histogram.of(x)}
+    assert noise_of(plan, *ruined, gains, {"x"})["x"] == 1  # an energy can be lost but once
+
+
+def test_what_is_in_outputs_one_by_one_is_shown() -> None:
+    nodes = [
+        node("Conv", ["x", "w"], "a"),
+        node("Relu", ["a"], "b"),
+        node("Transpose", ["b"], "c", perm=[0, 2, 3, 1]),
+        node("Reshape", ["c", "to"], "y"),
+    ]
+    constants = {"w": weights(4, 4, 1, 1), "to": np.array([1, -1])}
+    graph = Graph(model(nodes, {"x": [1, 4, 4, 4]}, {"y": [1, 64]}, constants))
+    assert shown_by(graph, ["y"]) == {"y", "c", "b"}
+
+
+def mask(last: str = "Identity") -> onnx.ModelProto:
+    """Five classes for each pixel."""
+    nodes = [
+        node("Conv", ["x", "w0"], "a", pads=[1] * 4),
+        node("Relu", ["a"], "b"),
+        node("Conv", ["b", "w1"], "c", pads=[1] * 4),
+        node("Relu", ["c"], "d"),
+        node("Conv", ["d", "w2"], "classes"),
+        node(last, ["classes"], "y"),
+    ]
+    constants = {
+        "w0": weights(64, 16, 3, 3, seed=0),
+        "w1": weights(16, 64, 3, 3, seed=1),
+        "w2": weights(5, 16, 1, 1, seed=2),
+    }
+    shape = [48, 48, 5, 1] if last == "Transpose" else [1, 5, 48, 48]
+    return model(nodes, {"x": [1, 16, 48, 48]}, {"y": shape}, constants)
+
+
+def test_the_last_convolution_of_a_mask_stays_float() -> None:
+    """Classes are nearly equal at the edges of things, where its steps would decide."""
+    data = feeds({"x": [1, 16, 48, 48]}, 4)
+    for last in ("Identity", "Transpose"):
+        result = run(mask(last), data)
+        assert result.plan.left_float["Conv_classes"] == HARMS
+        assert "Conv_c" in result.plan.quantized
+        assert "Conv_classes" in run(mask(last), data, worth=0.0).plan.quantized
+    assert "Conv_classes" in run(mask("Relu"), data).plan.quantized
 
 
 def test_zeros_and_a_lost_signal() -> None:

@@ -29,7 +29,7 @@ from qdq.nested import captured_names
 from qdq.placement.gradients import RULES, Grads
 from qdq.placement.harm import LONE
 from qdq.placement.tape import Tape, UnknownWayError
-from qdq.placement.wholes import judged
+from qdq.placement.wholes import judged, shown_by
 
 __all__ = ["Adjoint", "adjoint"]
 
@@ -37,8 +37,6 @@ log: logging.Logger = logging.getLogger(__name__)
 
 _OPSET = 18  # the first one whose reductions have all their axes as inputs
 _OTHER_FLOATS = (TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
-_MOVES = frozenset({"DepthToSpace", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose",
-                    "Unsqueeze"})  # fmt: skip
 _STEP = 1 / 255  # between codes, of the largest value
 _PRIME = (1 << 31) - 1
 _FACTOR = 48271  # a primitive root of the prime
@@ -104,7 +102,7 @@ def adjoint(
     if not (known or picked):
         return None
     known.sort(key=tape.rank)  # those of one rank side by side; else in their order
-    shown = _shown(graph, heads)
+    shown = shown_by(graph, heads)
     energies = [
         tape.flat(_energies(tape, [_felt(tape, grads, n, n in shown) for n in names]))
         for _, names in groupby(known, tape.rank)
@@ -112,15 +110,6 @@ def adjoint(
     energies += [_rows(tape, grads, table, names) for table, names in picked.items()]
     found = tape.node("Concat", *energies, axis=0)
     return Adjoint((*known, *picked), found, tape.added)
-
-
-def _shown(graph: Graph, heads: Iterable[str]) -> set[str]:
-    """Tensors whose values the outputs have one by one, in whatever order."""
-    found = set(heads)
-    for node in reversed(graph.nodes):
-        if node.op_type in _MOVES and node.output[0] in found:
-            found.add(node.input[0])
-    return found
 
 
 def _before_cast(graph: Graph, output: str) -> str:

@@ -134,7 +134,7 @@ FLOAT: Mapping[str, Coefficients] = {
     "Conv.grouped.plain": Coefficients(fixed=800, mac=0.0125, serial=1000),
     **_each(Coefficients(fixed=800, mac=0.0118, serial=1000), "Conv.volume", "Conv.gathered"),
     "ConvTranspose": Coefficients(fixed=2000, mac=0.009),
-    "LSTM": Coefficients(fixed=4000, mac=0.0175, row=7),
+    "LSTM": Coefficients(fixed=4000, mac=0.0165, row=12, output=1.9),
     "GRU": Coefficients(fixed=4000, mac=0.03),
     "RNN": Coefficients(fixed=4000, mac=0.047),
     **_each(Coefficients(fixed=300, mac=0.008, weight=0.022, serial=2000), "Gemm", "MatMul"),
@@ -241,7 +241,7 @@ INT8: Mapping[str, Coefficients] = {
     "MaxPool": Coefficients(tap=0.8),
     "AveragePool": Coefficients(tap=1.0),
     "GlobalAveragePool": Coefficients(input=0.047),
-    "LSTM": Coefficients(fixed=4000, mac=0.0065, position=300, row=11, output=2.3),
+    "LSTM": Coefficients(fixed=8000, mac=0.0055, row=10.5, output=3.6),
     **_each(_serial(0.1), "ReduceMax", "ReduceMin"),
 } | _MOVEMENT
 

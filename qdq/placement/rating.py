@@ -7,7 +7,7 @@ stand in for the harm. Tensors behind which the way
 back is not known count with their own noise. Noise of independent roundings adds up in energy.
 """
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from qdq.spec import QuantParams, QuantSpec
 from qdq.tables import RELATIVE_ERROR
 
 __all__ = [
+    "SHOWN",
     "dynamic_noise",
     "inferred",
     "keeps_histograms",
@@ -30,6 +31,13 @@ __all__ = [
     "observed_to_rate",
     "table_noise",
 ]
+
+SHOWN = 8.0
+"""What the rounding of an output itself counts more than noise that arrives there.
+
+Noise from within is small where the signal is: at the border of a mask, where classes are nearly
+equal. That of the output's own steps is as large there as anywhere, and makes ties of what is
+nearer than a step. Measured on trained networks (docs/explanation/placement.md)."""
 
 _FELT, _UNFELT = 8 / 3, 0.125
 """What the outputs feel counts more than noise in a tensor, of which averages take most out. But
@@ -91,6 +99,7 @@ def noise_of(
     ranges: Mapping[str, TensorRange],
     summaries: Mapping[str, Any],
     gains: Mapping[str, float] | None = None,
+    shown: Container[str] = (),
 ) -> dict[str, float]:
     """Tensor → energy of its rounding over the energy of its values, or what outputs feel of it.
 
@@ -99,6 +108,7 @@ def noise_of(
         ranges: tensor → calibrated range.
         summaries: tensor → histogram of all its values.
         gains: tensor → relative error of the outputs over its own relative noise, where known.
+        shown: the tensors whose values are outputs, or logits of which outputs are made.
     """
     parts, gains = _parts(plan), gains or {}
     noise = {}
@@ -111,6 +121,8 @@ def noise_of(
         if t.name in gains:
             felt = gains[t.name] * relative_noise(summaries[t.name], params)
             noise[t.name] = min(max(_FELT * felt, _UNFELT * noise[t.name]), 1.0)
+        if t.name in shown:
+            noise[t.name] = min(SHOWN * noise[t.name], 1.0)
     return noise
 
 

@@ -1,15 +1,19 @@
 """Functions of several nodes that are on integers as a whole or not at all; what outputs show."""
 
+from collections.abc import Iterable
+
 from onnx import TensorProto
 
 from qdq.graph import Graph, attributes
 from qdq.placement.harm import Judged
 
-__all__ = ["PASSED", "gate_of", "inside_whole", "judged", "logits_of"]
+__all__ = ["PASSED", "gate_of", "inside_whole", "judged", "logits_of", "shown_by"]
 
 # on the way back from an output to the Softmax or Sigmoid that made its values
 PASSED = frozenset({"Cast", "Concat", "Flatten", "Identity", "Reshape", "Slice", "Split",
                     "Squeeze", "Transpose", "Unsqueeze"})  # fmt: skip
+_SAME = frozenset({"Cast", "DepthToSpace", "Flatten", "Identity", "Reshape", "Squeeze",
+                   "Transpose", "Unsqueeze"})  # fmt: skip
 _FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE})
 _GATES = frozenset({"HardSigmoid", "Sigmoid"})
 _SATURATING = _GATES | {"LogSoftmax", "Softmax"}
@@ -122,6 +126,15 @@ def judged(graph: Graph) -> Judged:
         lone=tuple(dict.fromkeys(lone.values())),
         ranked=_ranked(graph, (*outputs, *logits)),
     )
+
+
+def shown_by(graph: Graph, names: Iterable[str]) -> frozenset[str]:
+    """Tensors whose values those of these names have one by one, in whatever order."""
+    found = set(names)
+    for node in reversed(graph.nodes):
+        if node.op_type in _SAME and node.output[0] in found:
+            found.add(node.input[0])
+    return frozenset(found)
 
 
 def _ranked(graph: Graph, names: tuple[str, ...]) -> dict[str, int]:

@@ -8,8 +8,8 @@ import onnx.version_converter
 
 from qdq.borrowed import give_back, lend
 from qdq.errors import ModelError
-from qdq.facts import DEFAULT, RUNTIME
-from qdq.graph import declare_opset
+from qdq.facts import RUNTIME
+from qdq.graph import declare_opset, opset_of
 from qdq.light import without_large
 from qdq.nested import all_graphs
 from qdq.prepare.experimental import spell_out_experimental
@@ -58,11 +58,6 @@ def open_dimensions(model: onnx.ModelProto) -> None:
             for dim in value.type.tensor_type.shape.dim:
                 if dim.dim_value < 0:
                     dim.Clear()
-
-
-def opset_of(model: onnx.ModelProto) -> int:
-    """The version of the default operator set; 0 if the model does not import it."""
-    return max((o.version for o in model.opset_import if o.domain in DEFAULT), default=0)
 
 
 # operators that shape inference does not know → such with the same type and shape of the first
