@@ -151,6 +151,7 @@ def test_per_tensor(files: Path) -> None:
         (["--skip", ".*"], {"first", "relu", "second"}),
         (["--skip", "first"], {"first"}),
         (["--skip-tensor", "b"], {"relu", "second"}),
+        (["--only", "first", "--only", "re.*"], {"second"}),
     ],
 )
 def test_skip(
@@ -171,6 +172,7 @@ def test_skip(
         (["quantize", "in.onnx", "no/out.onnx", "--calib", "data.npz"], "does not exist"),
         (["quantize", "in.onnx", ".", "--calib", "data.npz"], "is a folder"),
         ([*BASE, "--skip", "thirst"], "thirst"),
+        ([*BASE, "--only", "thirst"], "thirst"),
         ([*BASE, "--percentile", "99"], "--calibrator percentile"),
         ([*BASE, "--activation-type", "int16"], "no integer kernels for int16"),
         (["demo", "--out", "no"], "does not exist"),
@@ -489,6 +491,31 @@ class TestSeparateRuns:
         assert cli.main([*stale, "--calibrator", "entropy"]) == 1
         assert "Entropy" in capsys.readouterr().err
         assert not Path("out.onnx").exists()
+
+    def test_parts_merge_to_the_whole(
+        self, files: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        with np.load("data.npz") as data:
+            whole = {name: data[name] for name in data.files}
+        parts = []
+        for k, part in enumerate((slice(0, 2), slice(2, None))):
+            np.savez(f"part{k}.npz", **{name: values[part] for name, values in whole.items()})
+            made = ["calibrate", "in.onnx", f"stats{k}.npz", "--calib", f"part{k}.npz"]
+            assert cli.main(made) == 0
+            parts += ["--stats", f"stats{k}.npz"]
+        assert cli.main(["calibrate", "in.onnx", "stats.npz", "--calib", "data.npz"]) == 0
+        later = ["quantize", "in.onnx", "out.onnx"]
+        assert cli.main([*later, "--stats", "stats.npz"]) == 0
+        exact = Path("out.onnx").read_bytes()
+        for order in (parts, parts[2:] + parts[:2]):
+            assert cli.main([*later, *order]) == 0
+            assert Path("out.onnx").read_bytes() == exact
+        assert cli.main([*later, *parts, "--stats", "./stats0.npz"]) == 1
+        assert "given twice" in capsys.readouterr().err
+        minmax = ["calibrate", "in.onnx", "other.npz", "--calib", "data.npz"]
+        assert cli.main([*minmax, "--calibrator", "minmax"]) == 0
+        assert cli.main([*later, *parts, "--stats", "other.npz"]) == 1
+        assert "--stats other.npz does not go with those before" in capsys.readouterr().err
 
     def test_data_or_statistics(self, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
         for wrong in ([], ["--calib", "data.npz", "--stats", "stats.npz"]):

@@ -68,6 +68,7 @@ def add_scheme(command: argparse.ArgumentParser) -> None:
         help="leave float what reads or writes tensors of this name",
         **_MANY,
     )
+    add("--only", type=_pattern, help="leave float all nodes but those of this name", **_MANY)
 
 
 def scheme_of(args: argparse.Namespace) -> Scheme:
@@ -76,6 +77,7 @@ def scheme_of(args: argparse.Namespace) -> Scheme:
     rules = [Rule(nodes=p, keep_float=True) for p in args.skip]
     rules += [Rule(op_types=(op,), keep_float=True) for op in args.skip_op]
     rules += [Rule(tensors=p, keep_float=True) for p in args.skip_tensor]
+    rules += [Rule(nodes=p, only=True) for p in args.only]
     return Scheme(
         activation=QuantSpec(dtype=ACTIVATION_TYPES[args.activation_type]),
         weight=QuantSpec(dtype=weight, symmetric=weight.signed),

@@ -3,14 +3,16 @@
 import argparse
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from qdq.api import Result, run
+from qdq.calibrate import Calibrator
 from qdq.cli.calibrate import add_calibration, calibrator_of, samples_of
 from qdq.cli.options import add_command, add_common, add_scheme, scheme_of
 from qdq.cli.progress import Progress, pool
-from qdq.errors import ConfigError
+from qdq.errors import ConfigError, QdqError
 from qdq.modelio import save
 from qdq.outputs import check_output, data_files
 from qdq.session import optimized_op_counts
@@ -30,8 +32,8 @@ def add(commands: Any) -> None:
         "quantize",
         "quantize a float ONNX model",
         "Quantize a float ONNX model on calibration data. PATTERN is a regular expression that "
-        "must match the whole name. The --skip options may be repeated. --worth, --measured, "
-        "--target-sqnr and --target-latency exclude each other.",
+        "must match the whole name. The --skip options, --only and --stats may be repeated. "
+        "--worth, --measured, --target-sqnr and --target-latency exclude each other.",
         (
             "qdq quantize model.onnx model.int8.onnx --calib calib.npz",
             "qdq quantize model.onnx out.onnx --calib calib.npz --skip '/head.*' --skip-op Mul",
@@ -39,6 +41,7 @@ def add(commands: Any) -> None:
             "qdq quantize model.onnx out.onnx --calib calib.npz --target-sqnr 30",
             "qdq quantize model.onnx out.onnx --calib calib.npz --target-latency 0.6",
             "qdq quantize model.onnx out.onnx --stats stats.npz",
+            "qdq quantize model.onnx out.onnx --stats part1.npz --stats part2.npz",
         ),
     )
     option = command.add_argument
@@ -48,8 +51,9 @@ def add(commands: Any) -> None:
     data.add_argument(
         "--stats",
         type=Path,
+        action="append",
         metavar="STATS.npz",
-        help="statistics from qdq calibrate, in place of --calib",
+        help="statistics from qdq calibrate, in place of --calib; of parts of the data, each part",
     )
     option(
         "--worth",
@@ -82,20 +86,22 @@ def add(commands: Any) -> None:
 
 
 def _quantize(args: argparse.Namespace) -> None:
-    data = [(args.calib, "calibration data"), (args.stats, "statistics")]
-    given = [(path, what) for path, what in data if path is not None]
+    given = [(path, "statistics") for path in args.stats or ()]
+    if args.calib is not None:
+        given.append((args.calib, "calibration data"))
     check_output(args.output, args.model, given)
     for option, value in (("--jobs", args.jobs > 1), ("--samples", args.samples)):
         if args.stats is not None and value:
             raise ConfigError(f"{option} is for --calib; with --stats there is nothing to run")
     samples = None if args.calib is None else samples_of(args)
-    statistics = None if args.stats is None else Statistics.load(args.stats)
+    calibrator = calibrator_of(args)
+    statistics = _merged(args.stats or (), calibrator)
     with pool(args.jobs) as executor, Progress(len(samples or ())) as progress:
         result = run(
             args.model,
             samples,
             scheme=scheme_of(args),
-            calibrator=calibrator_of(args),
+            calibrator=calibrator,
             target=TARGETS[args.target],
             executor=executor,
             statistics=statistics,
@@ -108,6 +114,24 @@ def _quantize(args: argparse.Namespace) -> None:
     save(result.model, args.output)
     facts = _facts(result, args, progress.done if statistics is None else statistics.samples)
     print(json.dumps(facts, indent=1) if args.json else _text(facts))
+
+
+def _merged(paths: Sequence[Path], calibrator: Calibrator[Any]) -> Statistics | None:
+    """The statistics of all parts; None without any.
+
+    Raises:
+        ConfigError: two parts do not belong together, or one is given twice.
+    """
+    if len(set(map(Path.resolve, paths))) < len(paths):
+        raise ConfigError("the same file of --stats is given twice: its samples would count twice")
+    merged: Statistics | None = None
+    for path in paths:
+        part = Statistics.load(path)
+        try:
+            merged = part if merged is None else merged.merge(part, calibrator)
+        except QdqError as e:
+            raise ConfigError(f"--stats {path} does not go with those before: {e}") from e
+    return merged
 
 
 def _facts(result: Result, args: argparse.Namespace, samples: int) -> dict[str, Any]:
