@@ -73,7 +73,7 @@ def choose(
     solver = _Solver(evidence, steps)
     if not start.rated:
         return solver.chosen(evidence.plan, {"by": "elements"})
-    frontier = Frontier(evidence.plan_for, evidence.plan, evidence.noise)
+    frontier = Frontier(evidence.plan_for, evidence.plan, evidence.noise, evidence.shown)
     found = frontier.widest
     if found.plan.quantized:
         found = _found(wish, frontier, model, start, evidence, solver)
@@ -116,7 +116,7 @@ class _Solver:
         except QdqError:
             return math.nan
         self.last = replace(chosen, ran=trial.whole)
-        return amplitude
+        return candidate.felt(amplitude)
 
 
 def _found(
@@ -203,7 +203,7 @@ def _by_trial(
             has to be better by more than chance.
     """
     best, measured = least_cost(
-        candidates, lambda c: trial.amplitude(emitted(c)), fastest=otherwise is not None
+        candidates, lambda c: c.felt(trial.amplitude(emitted(c))), fastest=otherwise is not None
     )
     found = candidates[best]
     cost = found.time + AMPLITUDE * measured[best]
@@ -217,7 +217,8 @@ def _by_trial(
     )
     if otherwise is not None:
         # its tables, if any, may err more than foretold, too
-        error = trial.amplitude(emitted(otherwise)) if otherwise.plan.quantized else 0.0
+        tables = otherwise.plan.quantized
+        error = otherwise.felt(trial.amplitude(emitted(otherwise))) if tables else 0.0
         if cost > otherwise.time + AMPLITUDE * error - _HARDLY:
             log.info("that is hardly better than the float kernels, which are kept")
             return otherwise

@@ -33,6 +33,7 @@ class Evidence:
         ranges: range of every observed tensor that had values.
         noise: tensor → energy of its rounding over that of its values, where the plan is to
             be chosen by that (``qdq.placement.rating``).
+        shown: the tensors whose values are outputs, or logits of which outputs are made.
         means: mean of each channel.
         moments: linear node → second moments of its input.
         floors: Softmax → the score that all lower ones can be raised to (``qdq.placement.scores``).
@@ -46,6 +47,7 @@ class Evidence:
     plan: Plan
     ranges: Mapping[str, TensorRange]
     noise: Mapping[str, float] = field(default_factory=dict)
+    shown: frozenset[str] = frozenset()
     means: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
     moments: Mapping[str, Moments] = field(default_factory=dict)
     floors: Mapping[str, float] = field(default_factory=dict)

@@ -290,6 +290,7 @@ def learn(start: Start, statistics: Statistics, calibrator: Calibrator[Any]) -> 
         if layout in statistics.moments
     }
     noise: dict[str, float] = {}
+    shown: frozenset[str] = frozenset()
     if start.rated:
         seen = inferred(start.plan, statistics.summaries)
         felt = typical(statistics.gradients)
@@ -304,6 +305,7 @@ def learn(start: Start, statistics: Statistics, calibrator: Calibrator[Any]) -> 
         plan=start.plan,
         ranges=ranges,
         noise=noise,
+        shown=shown,
         means=statistics.means,
         moments=moments,
         floors=floors_of(statistics.peaks, start.scores),

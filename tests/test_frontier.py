@@ -50,6 +50,17 @@ def test_a_price_without_harm_changes_nothing() -> None:
     assert make_plan(NET) == make_plan(NET, weighing=Weighing(price=1e9))
 
 
+def test_what_outputs_count_more_is_added_to_what_is_measured() -> None:
+    widest = plan_for(WIDEST)
+    *others, output = sorted(rounded_by(widest))
+    harm = {output: 0.08, **dict.fromkeys(others, 0.01)}
+    found = Frontier(plan_for, widest, harm, {output})
+    assert found.widest.harm == pytest.approx(0.08 + 0.01 * len(others))
+    assert found.widest.felt(0.1) == pytest.approx(math.sqrt(0.1**2 + 0.08 * 7 / 8))
+    assert found.at(1e6).felt(0.0) == 0
+    assert frontier(harm).widest.felt(0.1) == pytest.approx(0.1)
+
+
 def test_candidates_are_nested_slower_and_better() -> None:
     candidates = frontier(1e-3).all()
     assert len(candidates) > 2

@@ -12,12 +12,13 @@ model's time and to the signal, so one number serves for all models.
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from qdq.affine import dequantize
+from qdq.placement.rating import SHOWN
 from qdq.placement.weighing import Weighing
 from qdq.plan import Plan
 from qdq.problem import Constant, Derived, Fixed, Given, Shared
@@ -75,12 +76,19 @@ class Candidate:
         worth: latency, relative to the float model's, that harm of 1 is worth in this plan.
         time: predicted time of nodes and borders over the float model's.
         harm: predicted energy of the outputs' error over theirs, the sum over its roundings.
+        unseen: the part of it that no measured error shows: what roundings of outputs count more
+            than their energy (``rating.SHOWN``).
     """
 
     plan: Plan
     worth: float
     time: float
     harm: float
+    unseen: float = 0.0
+
+    def felt(self, amplitude: float) -> float:
+        """The amplitude of an error that was measured, with what the measurement does not show."""
+        return math.hypot(amplitude, math.sqrt(self.unseen))
 
     @property
     def cost(self) -> float:
@@ -91,15 +99,22 @@ class Candidate:
 class Frontier:
     """The parts of a plan that are the best for some price of harm, each made when asked for."""
 
-    def __init__(self, plan_for: Planner, widest: Plan, harm: Mapping[str, float]) -> None:
+    def __init__(
+        self,
+        plan_for: Planner,
+        widest: Plan,
+        harm: Mapping[str, float],
+        shown: Container[str] = (),
+    ) -> None:
         """Without any work yet.
 
         Args:
             plan_for: makes the plan for a weighing: ``make_plan`` with all else filled in.
             widest: ``plan_for(WIDEST)``.
             harm: tensor → what its rounding does, from ``qdq.placement.rating.noise_of``.
+            shown: the tensors whose values are outputs, as there.
         """
-        self._plan_for, self._given, self._harm = plan_for, widest, harm
+        self._plan_for, self._given, self._harm, self._shown = plan_for, widest, harm, shown
         self._whole = max(widest.placement.float_time, 1)
         self.widest: Candidate = self._candidate(self._working(widest), 0.0)
 
@@ -113,9 +128,15 @@ class Frontier:
         return _explained(widest, self._plan_for(weighing))
 
     def _candidate(self, plan: Plan, worth: float) -> Candidate:
-        harm = math.fsum(self._harm.get(t, 0.0) for t in rounded_by(plan))
-        time = plan.placement.time / self._whole
-        return Candidate(plan=plan, worth=worth, time=time, harm=harm)
+        harms = {t: self._harm.get(t, 0.0) for t in rounded_by(plan)}
+        shown = math.fsum(harm for t, harm in harms.items() if t in self._shown)
+        return Candidate(
+            plan=plan,
+            worth=worth,
+            time=plan.placement.time / self._whole,
+            harm=math.fsum(harms.values()),
+            unseen=(1 - 1 / SHOWN) * shown,
+        )
 
     def at(self, worth: float) -> Candidate:
         """The plan with the least time + worth * harm, both relative.
