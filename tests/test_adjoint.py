@@ -19,7 +19,7 @@ import qdq
 from qdq.api import collect_statistics
 from qdq.placement import gains, harm
 from qdq.placement.adjoint import adjoint
-from qdq.placement.harm import LONE
+from qdq.placement.harm import COMMON, LONE, POSITIONS
 from qdq.session import run
 from qdq.statistics.few import SAMPLES, FewSamples
 from qdq.statistics.observe import Observer
@@ -454,6 +454,22 @@ def test_a_lone_logit_is_weighed_by_itself(bias: float) -> None:
     signal = (np.maximum(np.abs(x @ w + bias), LONE) ** 2).sum()
     found = energies(model, {"x": x}, "x")["x"]
     assert found == pytest.approx(3 * float((w**2).sum()) / signal, rel=1e-4)
+
+
+@pytest.mark.parametrize("opened", [False, True])
+@pytest.mark.parametrize("bias", [3.0, 1e3])
+@pytest.mark.parametrize("positions", [POSITIONS - 1, 20])
+def test_what_positions_have_in_common_is_no_signal(
+    positions: int, bias: float, opened: bool
+) -> None:
+    x = np.random.default_rng(1).standard_normal((1, positions, 6)).astype(np.float32)
+    shape = (1, "n", 6) if opened else x.shape
+    constants = {"w": (6, 5), "b": np.float32(bias)}
+    model = build("t = MatMul(x, w) y = Add(t, b)", shape, constants, out="float[1,n,5] y")
+    (y,) = (found["y"] for found in run(model, [{"x": x}]))
+    energy, varied = np.square(y).sum(), np.square(y - y.mean((0, 1))).sum()
+    signal = energy if positions < POSITIONS else max(varied, COMMON * energy)
+    assert energies(model, {"x": x}, "t")["t"] == pytest.approx(y.size / signal, rel=1e-3)
 
 
 BRANCHES = """then_branch = taken () => (float[4,6] u) {u = Tanh(t)},

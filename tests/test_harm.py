@@ -14,7 +14,7 @@ import qdq
 from qdq.api import run
 from qdq.errors import ConfigError
 from qdq.graph import Graph
-from qdq.placement.harm import LONE, Judged, read, relative_error, worst_decibels
+from qdq.placement.harm import COMMON, LONE, POSITIONS, Judged, read, relative_error, worst_decibels
 from qdq.placement.ranking import in_order
 from qdq.placement.trial import Trial
 from qdq.placement.wholes import judged, logits_of
@@ -60,6 +60,73 @@ def test_logits_count_around_their_mean() -> None:
         a = read(before, after, judged_by)
         middle = z - z.mean()
         assert a.harm == pytest.approx(0.5 * 0.03 / (middle**2).sum(), rel=1e-3)
+
+
+@pytest.mark.parametrize("logits", [False, True])
+def test_what_all_positions_have_in_common_tells_nothing(logits: bool) -> None:
+    r = np.random.default_rng(0)
+    rare = np.array([0.0, -3.0, -8.0])  # three words, rare or not
+    y = rare + r.standard_normal((1, 40, 3))
+    error = 0.1 * r.standard_normal(y.shape)
+    names = {"logits": ("y",), "weighed": ()} if logits else {"weighed": ("y",)}
+    by = Judged(outputs=("y",), varied=frozenset("y"), **names)
+    found = read({"y": y}, {"y": y + error}, by).harm
+    varied = y - y.mean((0, 1))
+    assert found == pytest.approx(np.square(error).sum() / np.square(varied).sum())
+    for offset in (5.0, -2.0):  # as long as it is not nearly all
+        more = y + offset
+        assert read({"y": more}, {"y": more + error}, by).harm == pytest.approx(found)
+    all_of_it = y + 1e3
+    least = np.square(error).sum() / np.square(all_of_it).sum() / COMMON
+    assert read({"y": all_of_it}, {"y": all_of_it + error}, by).harm == pytest.approx(least)
+    # of few positions the mean is most of what is there
+    few = {"y": y[:, : POSITIONS - 1]}, {"y": (y + error)[:, : POSITIONS - 1]}
+    whole = np.square(few[1]["y"] - few[0]["y"]).sum() / np.square(few[0]["y"]).sum()
+    assert read(*few, by).harm == pytest.approx(whole)
+    assert read({"y": y}, {"y": y[:, 1:]}, by).harm == 1
+    assert read({"y": y}, {"y": y + 1e9}, by).harm == 1
+    none = {"y": np.zeros((1, 40, 3))}
+    assert (read(none, none, by).harm, read(none, {"y": error}, by).harm) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "shape", "has"),
+    [
+        ([node("Gemm", ["t", "w", "b"], "g"), node("Reshape", ["g", "to"], "y")], [2, 5, 6], True),
+        ([node("MatMul", ["x", "w"], "m"), node("Add", ["m", "b"], "y")], [2, 5, 6], True),
+        ([node("MatMul", ["x", "w"], "m"), node("LayerNormalization", ["m", "b"], "n"),
+          node("Add", ["n", "m"], "y")], [2, 5, 6], True),
+        ([node("MatMul", ["x", "w"], "m"), node("Transpose", ["m"], "y", perm=[1, 0, 2])],
+         [5, 2, 6], True),
+        ([node("MatMul", ["x", "w"], "m"), node("Transpose", ["m"], "y", perm=[0, 2, 1])],
+         [2, 6, 5], False),
+        ([node("Gemm", ["t", "w", "b"], "y")], [10, 6], False),
+        ([node("Transpose", ["x"], "u", perm=[0, 2, 1]), node("MatMul", ["x", "u"], "y")],
+         [2, 5, 5], False),
+        ([node("Conv", ["x", "k"], "y")], [2, 5, 4], False),
+    ],
+)  # fmt: skip
+def test_positions_are_told_by_the_product_that_makes_them(
+    nodes: list[onnx.NodeProto], shape: list[int], has: bool
+) -> None:
+    first = node("Reshape", ["x", "flat"], "t")
+    read_by = {name for n in nodes for name in n.input}
+    constants = {
+        "w": weights(4, 6),
+        "b": weights(6),
+        "k": weights(5, 5, 1),
+        "to": np.int64([2, 5, 6]),
+        "flat": np.int64([-1, 4]),
+    }
+    used = {"flat"} | read_by if "t" in read_by else read_by
+    net = model(
+        [first, *nodes] if "t" in read_by else nodes,
+        {"x": [2, 5, 4]},
+        {"y": shape},
+        {name: value for name, value in constants.items() if name in used},
+    )
+    found = judged(Graph(onnx.shape_inference.infer_shapes(net)))
+    assert found.varied == (frozenset("y") if has else frozenset())
 
 
 BOTH = Judged(outputs=("a", "b"), weighed=("a", "b"))

@@ -27,7 +27,7 @@ from qdq.facts import DEFAULT
 from qdq.graph import Graph
 from qdq.nested import captured_names
 from qdq.placement.gradients import RULES, Grads
-from qdq.placement.harm import LONE
+from qdq.placement.harm import COMMON, LONE, POSITIONS
 from qdq.placement.tape import Tape, UnknownWayError
 from qdq.placement.wholes import judged, shown_by
 
@@ -83,8 +83,8 @@ def adjoint(
     tables = tables or {}
     tape = Tape(graph, _live(graph, [*wanted, *(n for names in tables.values() for n in names)]))
     signals = {
-        **dict.fromkeys((_before_cast(graph, n) for n in by.weighed), _signal),
-        **dict.fromkeys(by.logits, _differences),
+        **{_before_cast(graph, n): _variation if n in by.varied else _signal for n in by.weighed},
+        **{n: _variation if n in by.varied else _differences for n in by.logits},
         **dict.fromkeys(by.lone, _lone),
     }
     heads = [n for n in signals if n in tape.live and graph.elem_type(n) in (0, TensorProto.FLOAT)]
@@ -249,6 +249,18 @@ def _differences(tape: Tape, _: str, value: str) -> str:
     """That of logits around their mean."""
     middle = tape.node("ReduceMean", value, keepdims=1)
     return tape.node("ReduceSumSquare", tape.node("Sub", value, middle), keepdims=1)
+
+
+def _variation(tape: Tape, name: str, value: str) -> str:
+    """That of what differs between positions; of few positions, that of all."""
+    rank = len(tape.graph.shape(name) or ())
+    common = tape.node("ReduceMean", value, tape.whole(*range(rank - 1)), keepdims=1)
+    varied = tape.node("ReduceSumSquare", tape.node("Sub", value, common), keepdims=1)
+    energy = tape.node("ReduceSumSquare", value, keepdims=1)
+    least = tape.times(tape.node("Size", common), tape.constant(np.int64(POSITIONS)))
+    few = tape.node("Less", tape.node("Size", value), least)
+    several = tape.node("Max", varied, tape.times(energy, tape.real(COMMON)))
+    return tape.node("Where", few, energy, several)
 
 
 def _lone(tape: Tape, _: str, value: str) -> str:

@@ -10,7 +10,16 @@ from numpy.typing import NDArray
 from qdq.placement.ranking import in_order
 from qdq.sqnr import decibels
 
-__all__ = ["LONE", "Judged", "Reading", "read", "relative_error", "worst_decibels"]
+__all__ = [
+    "COMMON",
+    "LONE",
+    "POSITIONS",
+    "Judged",
+    "Reading",
+    "read",
+    "relative_error",
+    "worst_decibels",
+]
 
 Values = Mapping[str, NDArray[np.generic]]
 
@@ -19,6 +28,9 @@ LONE = 4.0
 
 sigmoid' is at most 1/4, so over a signal of 4 an error is at least what the probability moves.
 """
+
+COMMON, POSITIONS = 0.01, 8
+"""What all positions have in common is a hundredth of a signal, where there are so many of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +49,9 @@ class Judged:
             from.
         ranked: those whose entries along an axis are in the order of a TopK → the axis. What is
             nearly equal changes places in it, and no reader of the entries minds.
+        varied: those whose last axis are features, or classes, of positions (the tokens of a
+            text): what all positions have in common tells nothing. A language model's logits
+            have 3 to 15 dB more energy than what differs, since rare words are rare everywhere.
     """
 
     outputs: tuple[str, ...]
@@ -44,6 +59,7 @@ class Judged:
     logits: tuple[str, ...] = ()
     lone: tuple[str, ...] = ()
     ranked: Mapping[str, int] = field(default_factory=dict)
+    varied: frozenset[str] = frozenset()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -126,8 +142,12 @@ def read(reference: Values, value: Values, judged: Judged) -> Reading:
         judged: which tensors count, and how.
     """
     value = in_order(reference, value, judged.ranked)
-    harm = [relative_error(reference[n], value[n]) for n in judged.weighed]
-    harm += [_difference_error(reference[n], value[n]) for n in judged.logits]
+    errors = {
+        **dict.fromkeys(judged.weighed, relative_error),
+        **dict.fromkeys(judged.logits, _difference_error),
+    }
+    errors |= {n: _variation_error for n in errors if n in judged.varied}
+    harm = [error(reference[n], value[n]) for n, error in errors.items()]
     harm += [relative_error(reference[n], value[n], LONE) for n in judged.lone]
     noise, signal = {}, {}
     for name in judged.outputs:
@@ -136,6 +156,19 @@ def read(reference: Values, value: Values, judged: Judged) -> Reading:
         error, energy = _energies(reference[name], other, channels=False)
         noise[name], signal[name] = float(error), float(energy)
     return Reading(float(np.mean(harm)), noise, signal)
+
+
+def _variation_error(reference: NDArray[np.generic], value: NDArray[np.generic]) -> float:
+    """The relative error where only what differs between positions is signal."""
+    if reference.shape != value.shape:
+        return 1.0
+    if reference.size < POSITIONS * reference.shape[-1]:
+        return relative_error(reference.reshape(-1), value.reshape(-1))
+    error, energy = _energies(reference, value, channels=False)
+    a = np.where(np.isfinite(reference), reference, 0).astype(np.float64)
+    varied = np.square(a - a.mean(tuple(range(a.ndim - 1)))).sum()
+    signal = max(float(varied), COMMON * float(energy))
+    return min(float(error) / signal, 1.0) if signal > 0 else float(error > 0)
 
 
 def _difference_error(reference: NDArray[np.generic], value: NDArray[np.generic]) -> float:

@@ -14,6 +14,11 @@ PASSED = frozenset({"Cast", "Concat", "Flatten", "Identity", "Reshape", "Slice",
                     "Squeeze", "Transpose", "Unsqueeze"})  # fmt: skip
 _SAME = frozenset({"Cast", "DepthToSpace", "Flatten", "Identity", "Reshape", "Squeeze",
                    "Transpose", "Unsqueeze"})  # fmt: skip
+# which keep what is along the last axis, if that keeps its size
+_ALONG = frozenset({"Add", "Cast", "Div", "Identity", "LayerNormalization", "Mul",
+                    "RMSNormalization", "Reshape", "Squeeze", "Sub", "Sum", "Transpose",
+                    "Unsqueeze"})  # fmt: skip
+_PRODUCTS = frozenset({"Gemm", "MatMul"})
 _FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE})
 _GATES = frozenset({"HardSigmoid", "Sigmoid"})
 _SATURATING = _GATES | {"LogSoftmax", "Softmax"}
@@ -125,7 +130,31 @@ def judged(graph: Graph) -> Judged:
         logits=logits,
         lone=tuple(dict.fromkeys(lone.values())),
         ranked=_ranked(graph, (*outputs, *logits)),
+        varied=frozenset(n for n in (*outputs, *logits) if _has_positions(graph, n)),
     )
+
+
+def _has_positions(graph: Graph, name: str) -> bool:
+    """Whether the last axis of a tensor is what a product by a weight makes for each position."""
+    width = _width(graph, name)
+    if len(graph.shape(name) or ()) < 3 or not width:
+        return False
+    waiting, seen = [name], {name}
+    while waiting:
+        node = graph.maker(waiting.pop())
+        if node is None or node.op_type not in _ALONG | _PRODUCTS:
+            continue
+        if node.op_type in _PRODUCTS and node.input[1] in graph.constants:
+            return True
+        behind = {n for n in node.input if _width(graph, n) == width and n not in graph.constants}
+        waiting.extend(sorted(behind - seen))
+        seen |= behind
+    return False
+
+
+def _width(graph: Graph, name: str) -> int:
+    """The size of a tensor's last axis; 0 if that is not known."""
+    return ((graph.shape(name) or (0,))[-1] or 0) if name else 0
 
 
 def shown_by(graph: Graph, names: Iterable[str]) -> frozenset[str]:
