@@ -65,7 +65,7 @@ def test_logits_count_around_their_mean() -> None:
 @pytest.mark.parametrize("logits", [False, True])
 def test_what_all_positions_have_in_common_tells_nothing(logits: bool) -> None:
     r = np.random.default_rng(0)
-    rare = np.array([0.0, -3.0, -8.0])  # three words, rare or not
+    rare = np.array([0.0, -1.0, -3.0])  # three words, rare or not
     y = rare + r.standard_normal((1, 40, 3))
     error = 0.1 * r.standard_normal(y.shape)
     names = {"logits": ("y",), "weighed": ()} if logits else {"weighed": ("y",)}
@@ -73,7 +73,7 @@ def test_what_all_positions_have_in_common_tells_nothing(logits: bool) -> None:
     found = read({"y": y}, {"y": y + error}, by).harm
     varied = y - y.mean((0, 1))
     assert found == pytest.approx(np.square(error).sum() / np.square(varied).sum())
-    for offset in (5.0, -2.0):  # as long as it is not nearly all
+    for offset in (1.0, -0.5):  # as long as it is not nearly all
         more = y + offset
         assert read({"y": more}, {"y": more + error}, by).harm == pytest.approx(found)
     all_of_it = y + 1e3

@@ -29,8 +29,8 @@ LONE = 4.0
 sigmoid' is at most 1/4, so over a signal of 4 an error is at least what the probability moves.
 """
 
-COMMON, POSITIONS = 0.01, 8
-"""What all positions have in common is a hundredth of a signal, where there are so many of them."""
+COMMON, POSITIONS = 0.1, 8
+"""What so many positions or more have in common is a tenth of their signal at most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
