@@ -113,17 +113,28 @@ def run(
     chosen = choose(wish, model, start, evidence, steps)
     plan, solution = chosen.plan, chosen.solution
     log.info("solved: %d tensors, %d changes", len(solution.params), len(solution.changes))
-    recipe = {
-        "target": target.name,
-        "scheme": repr(scheme),
-        "calibrator": repr(calibrator),
-        "steps": [repr(s) for s in steps],
-        "placement": chosen.by,
-    }
+    recipe = _recipe(scheme, calibrator, steps, target, chosen.by)
     metadata = {"version": __version__, "recipe": recipe, **_told(evidence, plan, solution)}
     stamp(chosen.model, evidence.model, metadata)
     model = verify(chosen.model, start.first, start.prepared, ran=chosen.ran)
     return Result(model=model, plan=plan, solution=solution, harm=evidence.noise)
+
+
+def _recipe(
+    scheme: Scheme,
+    calibrator: Calibrator[Any],
+    steps: Sequence[Step],
+    target: Target,
+    placement: Mapping[str, object],
+) -> dict[str, object]:
+    """The options that make the model again, for its metadata."""
+    return {
+        "target": target.name,
+        "scheme": repr(scheme),
+        "calibrator": repr(calibrator),
+        "steps": [repr(s) for s in steps],
+        "placement": placement,
+    }
 
 
 def _told(evidence: Evidence, plan: Plan, solution: Solution) -> dict[str, object]:
