@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx
 
+from qdq.facts import SIZES
 from qdq.graph import Graph, attributes
 from qdq.nested import captured_names
 from qdq.ops import MASK, demand_of
@@ -142,9 +143,6 @@ def _with_whole_tables(graph: Graph, units: list[Unit]) -> tuple[Unit, ...]:
     )
 
 
-_INTEGERS = frozenset({onnx.TensorProto.INT32, onnx.TensorProto.INT64})
-
-
 def _makes_sizes(graph: Graph) -> dict[int, str]:
     """Nodes of whose result only sizes are made → why they stay float: 2 must not become 1.99.
 
@@ -166,7 +164,7 @@ def _makes_sizes(graph: Graph) -> dict[int, str]:
 def _is_size(graph: Graph, index: int, slot: int) -> bool:
     node = graph.nodes[index]
     if node.op_type == "Cast":
-        return attributes(node)["to"] in _INTEGERS
+        return attributes(node)["to"] in SIZES
     return node.op_type == "Range" or (node.op_type == "Resize" and slot > 0)
 
 
