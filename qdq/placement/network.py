@@ -226,11 +226,13 @@ def _smaller(net: Network, graph: Graph, units: tuple[Unit, ...]) -> None:
 def _swishes(graph: Graph, producer: Mapping[str, int]) -> dict[int, int]:
     """Vertex of the Mul → vertex of the Sigmoid, for each x * Sigmoid(x)."""
     found = {}
-    for index, node in enumerate(graph.nodes):
+    for index in range(len(graph.nodes)):
         gate = gate_of(graph, index, "Sigmoid")
-        pair = [producer.get(graph.nodes[i].output[0]) for i in (index, gate) if i is not None]
-        if len(pair) == 2 and pair[0] is not None and pair[1] is not None and node.output:
-            found[pair[0]] = pair[1]
+        if gate is None:
+            continue
+        closing, opening = (producer.get(graph.nodes[i].output[0]) for i in (index, gate))
+        if closing is not None and opening is not None:
+            found[closing] = opening
     return found
 
 
