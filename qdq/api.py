@@ -50,7 +50,8 @@ class Result:
         solution: the parameters, with the history of each.
         harm: tensor → what its rounding is foretold to do to the outputs, energy of the error
             over that of the signal as the choice of the plan weighs it, 0 to 1, whether the plan
-            rounds it or not. Empty for calibrators without a histogram.
+            rounds it or not. Empty for calibrators without a histogram, and for targets that do
+            not weigh costs.
     """
 
     model: onnx.ModelProto
