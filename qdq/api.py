@@ -50,7 +50,8 @@ class Result:
         solution: the parameters, with the history of each.
         harm: tensor → what its rounding is foretold to do to the outputs, energy of the error
             over that of the signal as the choice of the plan weighs it, 0 to 1, whether the plan
-            rounds it or not. Empty for calibrators without a histogram.
+            rounds it or not. Empty for calibrators without a histogram, and for targets that do
+            not weigh costs.
     """
 
     model: onnx.ModelProto
@@ -113,17 +114,28 @@ def run(
     chosen = choose(wish, model, start, evidence, steps)
     plan, solution = chosen.plan, chosen.solution
     log.info("solved: %d tensors, %d changes", len(solution.params), len(solution.changes))
-    recipe = {
-        "target": target.name,
-        "scheme": repr(scheme),
-        "calibrator": repr(calibrator),
-        "steps": [repr(s) for s in steps],
-        "placement": chosen.by,
-    }
+    recipe = _recipe(scheme, calibrator, steps, target, chosen.by)
     metadata = {"version": __version__, "recipe": recipe, **_told(evidence, plan, solution)}
     stamp(chosen.model, evidence.model, metadata)
     model = verify(chosen.model, start.first, start.prepared, ran=chosen.ran)
     return Result(model=model, plan=plan, solution=solution, harm=evidence.noise)
+
+
+def _recipe(
+    scheme: Scheme,
+    calibrator: Calibrator[Any],
+    steps: Sequence[Step],
+    target: Target,
+    placement: Mapping[str, object],
+) -> dict[str, object]:
+    """The options that make the model again, for its metadata."""
+    return {
+        "target": target.name,
+        "scheme": repr(scheme),
+        "calibrator": repr(calibrator),
+        "steps": [repr(s) for s in steps],
+        "placement": placement,
+    }
 
 
 def _told(evidence: Evidence, plan: Plan, solution: Solution) -> dict[str, object]:

@@ -72,14 +72,7 @@ def compare(
         CalibrationError: the data does not fit the model.
         ConfigError: samples, repeats, threads or advise is no whole number, or too small.
     """
-    for option, value, least in (
-        ("samples", 1 if samples is None else samples, 1),
-        ("repeats", repeats, 0),
-        ("threads", 1 if threads is None else threads, 1),
-        ("advise", advise, 0),
-    ):
-        right = is_whole(value) and value >= least
-        want(option, value, right, f"a whole number, {least} or more")
+    _check_options(samples, repeats, threads, advise)
     source = plain(load(float_model))
     quantized = plain(load(quantized_model, quantized=True))
     _check_ends(source, quantized)
@@ -109,6 +102,17 @@ def compare(
         advice=advice,
         notes=(*found.notes, *_unknown(nodes), *_gaps(outputs)),
     )
+
+
+def _check_options(samples: object, repeats: object, threads: object, advise: object) -> None:
+    for option, value, least in (
+        ("samples", 1 if samples is None else samples, 1),
+        ("repeats", repeats, 0),
+        ("threads", 1 if threads is None else threads, 1),
+        ("advise", advise, 0),
+    ):
+        right = is_whole(value) and value >= least
+        want(option, value, right, f"a whole number, {least} or more")
 
 
 def _check_ends(source: onnx.ModelProto, quantized: onnx.ModelProto) -> None:

@@ -133,7 +133,7 @@ class Solution:
         constants: values that replace the problem's, by tensor.
         floats: linear nodes that must stay float (no DQ on their inputs, no Q on their
             outputs), with the reason.
-        changes: every change of every scale, in order.
+        changes: every change of parameters or values, and every note, in order.
     """
 
     params: Table

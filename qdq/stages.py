@@ -135,10 +135,7 @@ def begin(
     ``held_out``: keep samples to measure plans on, besides those for gradients.
     """
     source = load(model, lazy=True)
-    if statistics is None:
-        data = _open(calib_reader, input_specs(source))
-    else:
-        data = _Data(first=None, feeds=iter(()), shapes=statistics.shapes)
+    data = _open(source, calib_reader, statistics)
     prepared = prepare(source)
     source = without_large(source, 1024)  # rules read its names; its weights are done with
     plans_of = partial(planner, scheme=scheme, target=target, source=source, seen=data.shapes)
@@ -199,7 +196,11 @@ class _Data(NamedTuple):
     shapes: Mapping[str, tuple[int, ...]]
 
 
-def _open(calib_reader: Any, specs: Mapping[str, InputSpec]) -> _Data:
+def _open(source: onnx.ModelProto, calib_reader: Any, statistics: Statistics | None) -> _Data:
+    """The data, of which there is none where statistics stand in for it."""
+    if statistics is not None:
+        return _Data(first=None, feeds=iter(()), shapes=statistics.shapes)
+    specs = input_specs(source)
     feeds = open_feeds(calib_reader, specs)  # which makes sure that there is a sample
     # a copy: readers may fill the same arrays again
     first = {name: np.array(value) for name, value in next(feeds).items()}

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from qdq.calibrate.search import (
     Counted,
+    FloatArray,
     Objective,
     extent,
     full_range,
@@ -112,22 +113,7 @@ def _divergence(counts: NDArray[np.int64], start: int, width: float, codes: int)
     np.cumsum([mass, _xlogy(mass, mass), mass > 0], axis=1, out=sums[:, 1:])
     levels = np.linspace(0.0, 1.0, codes + 1)
 
-    def piled(
-        outside: NDArray[np.float64],
-        bin_: NDArray[np.intp],
-        code_mass: NDArray[np.float64],
-        code_bins: NDArray[np.float64],
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """What the values outside add to N * KL by an outermost bin, and to the mass of Q.
-
-        An empty bin is filled from its code, an empty code counts as one value.
-        """
-        inside = mass[np.clip(bin_, 0, counts.size - 1)]
-        q = np.maximum(code_mass, 1.0) / np.maximum(code_bins, 1.0)
-        more = _xlogy(inside + outside, (inside + outside) / q) - _xlogy(inside, inside / q)
-        return np.where(outside > 0, more, 0.0), np.where((outside > 0) & (inside == 0), q, 0.0)
-
-    def objective(low: NDArray[np.float64], high: NDArray[np.float64]) -> NDArray[np.float64]:
+    def objective(low: FloatArray, high: FloatArray) -> FloatArray:
         low, high = np.broadcast_arrays(low, high)
         shape = low.shape
         a, b = low.reshape(-1, 1) / width, high.reshape(-1, 1) / width
@@ -142,8 +128,9 @@ def _divergence(counts: NDArray[np.int64], start: int, width: float, codes: int)
         q_terms = (M * np.log(np.maximum(M, 1.0) / np.maximum(z, 1.0))).sum(axis=1)
         n = sums[0][last] - sums[0][first]
         kl = sums[1][last] - sums[1][first] - q_terms
-        left, filled_left = piled(sums[0][first], first, M[:, 0], z[:, 0])
-        right, filled_right = piled(total - sums[0][last], last - 1, M[:, -1], z[:, -1])
+        inner = mass[np.clip([first, last - 1], 0, counts.size - 1)]  # the outermost bins
+        left, filled_left = _piled(sums[0][first], inner[0], M[:, 0], z[:, 0])
+        right, filled_right = _piled(total - sums[0][last], inner[1], M[:, -1], z[:, -1])
         q_mass = np.maximum(n, 1.0) + filled_left + filled_right
         kl = (kl + left + right) / total + np.log(q_mass / total)
         # With fewer bins than codes every code keeps its bin and the divergence says nothing.
@@ -153,6 +140,18 @@ def _divergence(counts: NDArray[np.int64], start: int, width: float, codes: int)
     return objective
 
 
-def _xlogy(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+def _piled(
+    outside: FloatArray, inside: FloatArray, code_mass: FloatArray, code_bins: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """What the values outside add to N * KL by an outermost bin, and to the mass of Q.
+
+    An empty bin is filled from its code, an empty code counts as one value.
+    """
+    q = np.maximum(code_mass, 1.0) / np.maximum(code_bins, 1.0)
+    more = _xlogy(inside + outside, (inside + outside) / q) - _xlogy(inside, inside / q)
+    return np.where(outside > 0, more, 0.0), np.where((outside > 0) & (inside == 0), q, 0.0)
+
+
+def _xlogy(x: FloatArray, y: FloatArray) -> FloatArray:
     """``x * log(y)``, and 0 where x is 0."""
     return np.asarray(x * np.log(np.where(x > 0, y, 1.0)))

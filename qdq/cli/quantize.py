@@ -55,6 +55,16 @@ def add(commands: Any) -> None:
         metavar="STATS.npz",
         help="statistics from qdq calibrate, in place of --calib; of parts of the data, each part",
     )
+    _add_choice(command)
+    add_calibration(command, data)
+    add_scheme(command)
+    add_common(command)
+    command.set_defaults(action=_quantize)
+
+
+def _add_choice(command: argparse.ArgumentParser) -> None:
+    """The options by which the plan is chosen."""
+    option = command.add_argument
     option(
         "--worth",
         type=float,
@@ -79,10 +89,6 @@ def add(commands: Any) -> None:
         help="the most accurate plan that takes at most this share of the float model's time on "
         "this machine, as 0.6",
     )
-    add_calibration(command, data)
-    add_scheme(command)
-    add_common(command)
-    command.set_defaults(action=_quantize)
 
 
 def _quantize(args: argparse.Namespace) -> None:

@@ -75,7 +75,22 @@ def train(net: Any, images: Any, labels: Any) -> None:
 
 def export(net: Any) -> onnx.ModelProto:
     """The trained network as ONNX, batch normalization unfolded, input (N, 1, 8, 8) in 0..1."""
-    state = {k: v.numpy() for k, v in net.state_dict().items()}
+    nodes, constants = layers({k: v.numpy() for k, v in net.state_dict().items()})
+    graph = helper.make_graph(
+        nodes,
+        "digits",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 1, 8, 8])],
+        [helper.make_tensor_value_info("digit", TensorProto.FLOAT, ["N", 10])],
+        constants,
+    )
+    opsets = [helper.make_opsetid("", 17)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=8, producer_name="digits")
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def layers(state: dict[str, Any]) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
+    """Nodes and constants of a network with this state."""
     constants = [
         numpy_helper.from_array(np.array([1, 1, UPSAMPLE, UPSAMPLE], np.float32), "upsample.scales")
     ]
@@ -114,17 +129,7 @@ def export(net: Any) -> onnx.ModelProto:
     then("Flatten", "flat")
     parameters = [constant(f"digit.{p}", f"{layer + 2}.{p}") for p in ("weight", "bias")]
     then("Gemm", "digit", *parameters, transB=1)
-    graph = helper.make_graph(
-        nodes,
-        "digits",
-        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 1, 8, 8])],
-        [helper.make_tensor_value_info("digit", TensorProto.FLOAT, ["N", 10])],
-        constants,
-    )
-    opsets = [helper.make_opsetid("", 17)]
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=8, producer_name="digits")
-    onnx.checker.check_model(model, full_check=True)
-    return model
+    return nodes, constants
 
 
 def main() -> None:

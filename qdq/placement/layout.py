@@ -59,7 +59,7 @@ def layouts_of(
     wanted: dict[str, list[int]] = {}
     for k, unit in enumerate(units):
         read = [t.name for t in unit.view.inputs if t.name]
-        if not unit.outputs or unit.outputs[0] not in blocked:
+        if unit.outputs[0] not in blocked:
             plain.update((*read, *unit.others))
         elif unit.view.op_type == "Conv":
             if _reads_plain(unit, shape):
@@ -82,8 +82,6 @@ def _blocked(units: tuple[Unit, ...], shape: Callable[[str], Shape]) -> dict[str
     """
     found: dict[str, int] = {}
     for k, unit in enumerate(units):
-        if not unit.outputs:
-            continue
         op, out = unit.view.op_type, unit.outputs[0]
         read = [t.name for t in unit.view.inputs if t.name]
         if op == "Conv":
@@ -127,10 +125,7 @@ def _pushed(units: tuple[Unit, ...], shape: Callable[[str], Shape]) -> Iterable[
     leads = _lead_to_convolutions(units)
     root: dict[str, int] = {}
     for k, unit in enumerate(units):
-        op = unit.view.op_type
-        if not unit.outputs:
-            continue
-        out = unit.outputs[0]
+        op, out = unit.view.op_type, unit.outputs[0]
         if op == "Conv" and unit.demand is not None and len(shape(out) or ()) == 4:
             root[out] = k
         elif op in _PIXELWISE:

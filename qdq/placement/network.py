@@ -3,7 +3,7 @@
 The source is the integer side, the sink the float side, units are vertices (see ``place``).
 """
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 from qdq.graph import Graph
 from qdq.light import tensor_bytes
@@ -31,20 +31,10 @@ def plain_network(
     net = Network(FIRST + len(units))
     producer = _makers(units)
     gates = _swishes(graph, producer)
-    # of the two that read the x of a swish, one stands for both where they are one operator
-    merged = frozenset(
-        closing
-        for closing, gate in gates.items()
-        if target.tunes_float and graph.only_use(units[gate - FIRST].outputs[0])
-    )
     fused = _fused(graph, units, producer, sizes, weighing)
     fused |= _turned(graph, units, sizes, weighing)
-    readers: dict[str, list[int]] = {}
     _never_integer(net, units, fused, sizes, weighing)
-    for k, unit in enumerate(units):
-        vertex = FIRST + k
-        for name in (*unit.reads, *unit.others) if vertex not in merged else ():
-            readers.setdefault(name, []).append(vertex if name in unit.reads else SINK)
+    for vertex, unit in enumerate(units, FIRST):
         if unit.demand is None:
             net.edge(vertex, SINK, INFINITE)
             continue
@@ -65,8 +55,13 @@ def plain_network(
         net.edge(closing, gate, INFINITE, back=INFINITE)  # a swish is integer or float as a whole
     for vertex, (host, saved) in fused.items():
         net.edge(host, vertex, saved)
-    for name in graph.outputs:
-        readers.setdefault(name, []).append(SINK)
+    # of the two that read the x of a swish, one stands for both where they are one operator
+    merged = frozenset(
+        closing
+        for closing, gate in gates.items()
+        if target.tunes_float and graph.only_use(units[gate - FIRST].outputs[0])
+    )
+    readers = _readers(graph, units, merged)
     layouts = layouts_of(units, sizes.shape, graph.outputs)
     _borders(net, target, units, producer, readers, sizes, weighing, layouts)
     _reorders(net, units, layouts, sizes, weighing)
@@ -76,7 +71,18 @@ def plain_network(
 
 def _makers(units: tuple[Unit, ...]) -> dict[str, int]:
     """Tensor → vertex of the unit that hands it out; of those apart, always in float, none."""
-    return {o: FIRST + k for k, u in enumerate(units) if not u.apart for o in u.outputs}
+    return {o: k for k, u in enumerate(units, FIRST) if not u.apart for o in u.outputs}
+
+
+def _readers(graph: Graph, units: tuple[Unit, ...], merged: Container[int]) -> dict[str, list[int]]:
+    """Tensor → vertices of what reads it, but those ``merged``; SINK where it is read as float."""
+    found: dict[str, list[int]] = {}
+    for vertex, unit in enumerate(units, FIRST):
+        for name in (*unit.reads, *unit.others) if vertex not in merged else ():
+            found.setdefault(name, []).append(vertex if name in unit.reads else SINK)
+    for name in graph.outputs:
+        found.setdefault(name, []).append(SINK)
+    return found
 
 
 def _never_integer(
@@ -88,11 +94,11 @@ def _never_integer(
 ) -> None:
     """Charge every cut for the units that have no choice, so that times are those of the model."""
     total = 0
-    for k, unit in enumerate(units):
+    for vertex, unit in enumerate(units, FIRST):
         if unit.demand is None:
             kind = kind_of(unit.view, sizes.shape)
             total += weighing.float(kind, features_of(unit.view, unit.outputs, sizes.shape))
-            total -= fused.get(FIRST + k, (SINK, 0))[1]
+            total -= fused.get(vertex, (SINK, 0))[1]
     net.edge(SOURCE, SINK, max(0, total))
 
 
@@ -109,7 +115,7 @@ def harm_edges(
     """
     rounded = {name: net.vertex() for name in weighing.harm}
     moved: dict[str, int] = {}
-    for k, unit in enumerate(units):
+    for vertex, unit in enumerate(units, FIRST):
         if unit.demand is None:
             continue
         if isinstance(unit.demand.output, SameAs):
@@ -120,7 +126,7 @@ def harm_edges(
         made = () if free or unit.apart else unit.outputs
         for name in (*unit.reads, *made, *unit.rounds):
             if name in rounded:
-                net.edge(FIRST + k, rounded[name], INFINITE)
+                net.edge(vertex, rounded[name], INFINITE)
     return {
         name: net.edge(vertex, moved.get(name, SINK), weighing.harmful(name), due=True)
         for name, vertex in rounded.items()
@@ -166,7 +172,7 @@ def _turned(
 
     Those that swap the last two dimensions, or bring the first one next to the last, or both.
     """
-    vertices = {u.view.name: FIRST + k for k, u in enumerate(units)}
+    vertices = {u.view.name: k for k, u in enumerate(units, FIRST)}
     found = {}
     for unit in units:
         order = unit.view.attributes.get("perm")
@@ -195,16 +201,16 @@ def _smaller(net: Network, graph: Graph, units: tuple[Unit, ...]) -> None:
     save nothing where a float product wants it transposed (see ``twins``).
     """
     readers: dict[str, list[int]] = {}
-    for k, unit in enumerate(units):
+    for vertex, unit in enumerate(units, FIRST):
         if unit.table:
-            readers.setdefault(unit.table, []).append(FIRST + k)
+            readers.setdefault(unit.table, []).append(vertex)
     if not readers:
         return
     tables = sum(tensor_bytes(graph.constants[table]) for table in readers)
     rest = sum(map(tensor_bytes, graph.constants.values())) - tables
     price = _SMALLER * net.capacity({SOURCE}) / (tables + rest / 4)
     twins = turned_twins(graph, readers, graph.constants)
-    vertices = {u.view.name: FIRST + k for k, u in enumerate(units)}
+    vertices = {u.view.name: k for k, u in enumerate(units, FIRST)}
     for table, (first, *others) in readers.items():
         saved = bytes_saved(graph.constants[table].dims)
         gone = net.vertex()  # integer if all are that read the table, or its transpose
@@ -220,11 +226,13 @@ def _smaller(net: Network, graph: Graph, units: tuple[Unit, ...]) -> None:
 def _swishes(graph: Graph, producer: Mapping[str, int]) -> dict[int, int]:
     """Vertex of the Mul → vertex of the Sigmoid, for each x * Sigmoid(x)."""
     found = {}
-    for index, node in enumerate(graph.nodes):
+    for index in range(len(graph.nodes)):
         gate = gate_of(graph, index, "Sigmoid")
-        pair = [producer.get(graph.nodes[i].output[0]) for i in (index, gate) if i is not None]
-        if len(pair) == 2 and pair[0] is not None and pair[1] is not None and node.output:
-            found[pair[0]] = pair[1]
+        if gate is None:
+            continue
+        closing, opening = (producer.get(graph.nodes[i].output[0]) for i in (index, gate))
+        if closing is not None and opening is not None:
+            found[closing] = opening
     return found
 
 

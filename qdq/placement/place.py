@@ -99,7 +99,7 @@ class Placer:
         """
         net = self._network(weighing)
         side = net.source_side(SOURCE, SINK)
-        chosen = frozenset(u.view.name for k, u in enumerate(self._units) if FIRST + k in side)
+        chosen = frozenset(u.view.name for k, u in enumerate(self._units, FIRST) if k in side)
         return chosen, (net.capacity(side), net.capacity({SOURCE}))
 
     def _network(self, weighing: Weighing) -> Network:

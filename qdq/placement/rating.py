@@ -3,8 +3,8 @@
 What rounding a tensor to 8 bits does to the model could be measured at the outputs, at a run of
 the model for each tensor. The histogram knows without a run how loud the error is over the values,
 and the gradients of few samples (see ``gains``) how much of that the outputs feel: the two together
-stand in for the harm. Tensors behind which the way
-back is not known count with their own noise. Noise of independent roundings adds up in energy.
+stand in for the harm. Tensors behind which the way back is not known count with their own noise.
+Noise of independent roundings adds up in energy.
 """
 
 from collections.abc import Container, Mapping

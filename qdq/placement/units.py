@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx
 
+from qdq.facts import SIZES
 from qdq.graph import Graph, attributes
 from qdq.nested import captured_names
 from qdq.ops import MASK, demand_of
@@ -77,34 +78,33 @@ def units_of(graph: Graph, target: Target, pinned: Mapping[str, str]) -> tuple[U
             continue
         view = node_view(graph, index)
         demand = demand_of(view)
-        reason = pinned.get(view.name) or (demand if isinstance(demand, str) else None)
-        fixed = _is_settled(node, settled)
-        reason = reason or fixed
-        reason = _reads_mask(view, demand, masked) or reason
-        reason = reason or inside_whole(graph, index) or sizes.get(index)
+        fixed = _is_settled(node, settled)  # of every node: it notes which are
+        reason = (
+            _reads_mask(view, demand, masked)
+            or pinned.get(view.name)
+            or (demand if isinstance(demand, str) else None)
+            or fixed
+            or inside_whole(graph, index)
+            or sizes.get(index)
+        )
         if reason is None and isinstance(demand, Demand):
             reason = target.refusal(view, demand)
         can = demand if reason is None and isinstance(demand, Demand) else None
-        clamp = None
-        absorbs = can is not None and not (isinstance(can.output, SameAs) or can.apart)
-        if absorbs and target.absorbs_clamps:
-            clamp = _clamp_behind(graph, node.output[0], pinned)
+        clamp = _clamp_behind(graph, node, can, pinned) if target.absorbs_clamps else None
+        last = node if clamp is None else graph.nodes[clamp]
         if clamp is not None:
             absorbed.add(clamp)
-        outputs = tuple(graph.nodes[clamp].output if clamp is not None else node.output)
-        slots = can.activations if can is not None else ()
-        reads, others = _reads(view, slots)
-        others = (*others, *sorted(captured_names(node)))
+        reads, others = _reads(view, can.activations if can is not None else ())
         found.append(
             Unit(
                 view=view,
                 demand=can,
                 reason=reason or "",
-                clamp=graph.nodes[clamp].name if clamp is not None else None,
+                clamp=last.name if clamp is not None else None,
                 limits=bounds(node_view(graph, clamp)) if clamp is not None else None,
-                outputs=tuple(o for o in outputs if o),
+                outputs=tuple(o for o in last.output if o),
                 reads=reads,
-                others=others,
+                others=(*others, *sorted(captured_names(node))),
             )
         )
     return _with_whole_tables(graph, found)
@@ -143,9 +143,6 @@ def _with_whole_tables(graph: Graph, units: list[Unit]) -> tuple[Unit, ...]:
     )
 
 
-_INTEGERS = frozenset({onnx.TensorProto.INT32, onnx.TensorProto.INT64})
-
-
 def _makes_sizes(graph: Graph) -> dict[int, str]:
     """Nodes of whose result only sizes are made → why they stay float: 2 must not become 1.99.
 
@@ -167,7 +164,7 @@ def _makes_sizes(graph: Graph) -> dict[int, str]:
 def _is_size(graph: Graph, index: int, slot: int) -> bool:
     node = graph.nodes[index]
     if node.op_type == "Cast":
-        return attributes(node)["to"] in _INTEGERS
+        return attributes(node)["to"] in SIZES
     return node.op_type == "Range" or (node.op_type == "Resize" and slot > 0)
 
 
@@ -203,8 +200,13 @@ def _fills_with_mask(view: NodeView) -> bool:
     return bool(np.abs(onnx.numpy_helper.to_array(value)).max(initial=0) >= MASK)
 
 
-def _clamp_behind(graph: Graph, tensor: str, pinned: Mapping[str, str]) -> int | None:
-    use = graph.only_use(tensor)
+def _clamp_behind(
+    graph: Graph, node: onnx.NodeProto, demand: Demand | None, pinned: Mapping[str, str]
+) -> int | None:
+    """The Relu or Clip that does its work in the codes of a node with a range of its own."""
+    if demand is None or demand.apart or isinstance(demand.output, SameAs):
+        return None
+    use = graph.only_use(node.output[0])
     if use is None or use.slot != 0:
         return None
     view = node_view(graph, use.node)

@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import onnx.reference
 
+from qdq.facts import SIZES
 from qdq.prepare.editing import Array, Editor, Node
 from qdq.prepare.opset import infer_types
 from qdq.prepare.sizes import settle_sizes
@@ -17,7 +18,6 @@ _log = logging.getLogger(__name__)
 
 _MAX_BYTES = 2**20  # results above this, and twice what they were made of, stay computed
 _MAX_ROUNDS = 16
-_INTEGERS = (onnx.TensorProto.INT32, onnx.TensorProto.INT64)
 
 # Pure functions of their inputs, for which the reference evaluation is exact or within rounding.
 # fmt: off
@@ -202,7 +202,7 @@ def _combined(
     if known.keys().isdisjoint(node.inputs):
         return None
     if node.op == "Cast":
-        return known[node.input(0)] if node.attr("to") in _INTEGERS else None
+        return known[node.input(0)] if node.attr("to") in SIZES else None
     if node.op == "ReduceProd":
         return [None] if node.attr("keepdims", 1) else None
     parts = [_dims_of(ed, name, known) for name in node.inputs]

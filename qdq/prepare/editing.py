@@ -32,6 +32,7 @@ class Editor:
         model: the model that is edited, in place.
         constants: initializers by name.
         outputs: names of the graph outputs.
+        inputs: names of the graph inputs.
         types: element type and shape by tensor name, from shape inference.
         derived: constants made from another one by a pass: (source, what) → name.
     """

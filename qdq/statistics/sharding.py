@@ -78,12 +78,7 @@ def collect(
         shard_size = 1 if executor is None else _SHARD_SAMPLES
     if shard_size < 1:
         raise ConfigError(f"shard_size={shard_size}: wants a whole number from 1 up")
-    takes_work = callable(getattr(executor, "submit", None))
-    if executor is not None and (not takes_work or hasattr(executor, "get_executor")):
-        raise ConfigError(
-            f"executor={executor!r} ({type(executor).__name__}): wants a "
-            "concurrent.futures.Executor; of a dask Client it is client.get_executor()"
-        )
+    _require_executor(executor)
     job = Job(
         fingerprint=fingerprint(model) if mark is None else mark,
         tensors=tuple(tensors),
@@ -107,6 +102,15 @@ def collect(
         sender = Dispatcher(pool, tasks.run_shard, int, None, progress)
         sender.run(_shards(feeds, shard_size))
         return tasks.statistics()
+
+
+def _require_executor(executor: object) -> None:
+    takes_work = callable(getattr(executor, "submit", None))
+    if executor is not None and (not takes_work or hasattr(executor, "get_executor")):
+        raise ConfigError(
+            f"executor={executor!r} ({type(executor).__name__}): wants a "
+            "concurrent.futures.Executor; of a dask Client it is client.get_executor()"
+        )
 
 
 def _one_by_one(
