@@ -7,7 +7,9 @@ import numpy as np
 
 from qdq.errors import ConfigError
 
-__all__ = ["is_flag", "is_number", "is_whole", "want"]
+__all__ = ["ABOVE_0", "is_flag", "is_number", "is_whole", "want"]
+
+ABOVE_0 = "a finite number above 0"
 
 
 def want(option: str, value: object, right: bool, wanted: str) -> None:

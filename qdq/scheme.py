@@ -72,8 +72,8 @@ class Rule:
             )
         if about_nodes and changes(self):
             raise ConfigError(
-                "a Rule about nodes can only keep_float; to set a type, range or scale name the "
-                f"tensor with Rule(tensors=...): {self}"
+                "a Rule about nodes can only leave nodes float (keep_float, only); to set a type, "
+                f"range or scale name the tensor with Rule(tensors=...): {self}"
             )
         if self.only and (self.keep_float or not about_nodes):
             raise ConfigError(f"only=True is about nodes, and without keep_float: {self}")

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from qdq.checks import is_whole, want
 from qdq.data import Feed
 from qdq.session import Model, open_session
 
@@ -43,8 +44,10 @@ def paired_latency(
     Beyond so many ``seconds`` there are fewer repeats, but five at least.
 
     Raises:
+        ConfigError: repeats is no whole number from 1 up.
         ModelError: if onnxruntime cannot load or run a model.
     """
+    want("repeats", repeats, is_whole(repeats) and repeats >= 1, "a whole number, 1 or more")
     sessions = [open_session(m, threads=threads) for m in (a, b)]
     for session in sessions:  # the first runs allocate memory
         session.run(feed)

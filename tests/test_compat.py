@@ -482,6 +482,13 @@ class TestConfigs:
         scheme = Scheme(activation=qdq.QuantSpec(symmetric=True), rules=tuple(rules))
         expected = qdq.quantize(MODEL, DATA, scheme=scheme, target=PORTABLE)
         assert onnx.load(tmp_path / "out.onnx") == expected
+        nameless = onnx.load(MODEL)
+        for pool in nameless.graph.node:
+            pool.ClearField("name")
+        with pytest.raises(qdq.ConfigError, match="chose the MaxPool that makes"):
+            compat.get_qdq_config(
+                nameless, Reader(), nodes_to_exclude=lambda m, n: n.op_type == "MaxPool"
+            )
         with pytest.raises(qdq.ConfigError, match="unknown 'num_bin'"):
             compat.get_qdq_config(MODEL, Reader(), calibrate_args={"num_bin": 128})
         listed = compat.get_qdq_config(MODEL, Reader(), nodes_to_exclude=["a"])

@@ -177,7 +177,8 @@ def test_the_history_says_what_was_gained() -> None:
 
 
 def test_settings_and_order_are_checked() -> None:
-    for wrong in ({"least": 0.0}, {"most": 0.5}, {"candidates": 0}, {"damping": -1.0}):
+    for wrong in ({"least": 0.0}, {"most": 0.5}, {"candidates": 0}, {"damping": -1.0},
+                  {"candidates": 2.5}, {"least": "a"}):  # fmt: skip
         with pytest.raises(ConfigError, match=next(iter(wrong))):
             FitWeightScales(**wrong)
     with pytest.raises(SolveError, match="FitWeightScales needs params of 'w'"):

@@ -247,7 +247,10 @@ def test_the_history_says_what_was_gained() -> None:
 
 
 def test_settings_and_order_are_checked() -> None:
-    for settings_ in ({"damping": 0.0}, {"damping": float("inf")}, {"sweeps": -1}):
+    for settings_ in (
+        {"damping": 0.0}, {"damping": float("inf")}, {"damping": "a"},
+        {"sweeps": -1}, {"sweeps": 1.5}, {"sweeps": "a"},
+    ):  # fmt: skip
         with pytest.raises(ConfigError, match=next(iter(settings_))):
             RoundWeights(**settings_)
     with pytest.raises(SolveError, match="RoundWeights needs params of 'w'"):

@@ -13,7 +13,7 @@ from onnx.reference import ReferenceEvaluator
 
 from qdq import session
 from qdq.data import open_feeds
-from qdq.errors import CalibrationError, ModelError
+from qdq.errors import CalibrationError, ConfigError, ModelError
 from qdq.session import (
     input_specs,
     open_session,
@@ -382,6 +382,9 @@ def test_paired_latency_sees_the_faster_model() -> None:
     timing = paired_latency(chain(40), chain(1), feed, repeats=9, threads=1)
     assert timing.ratio > 2
     assert timing.ms_a > timing.ms_b > 0
+    for repeats in (0, -1, 2.5, True):
+        with pytest.raises(ConfigError, match="wants a whole number, 1 or more"):
+            paired_latency(chain(1), chain(1), feed, repeats=repeats)  # type: ignore[arg-type]
 
 
 def test_a_large_initializer_that_nothing_reads_does_no_harm() -> None:

@@ -103,8 +103,7 @@ def get_qdq_config(
             raise ConfigError(f"calibrate_args: unknown {key!r}{nearest(key, _CALIBRATE_ARGS)}")
         options[_CALIBRATE_ARGS[key]] = value
     if callable(nodes_to_exclude):
-        model = load(model_input)
-        excluded = [n.name for n in model.graph.node if nodes_to_exclude(model, n)]
+        excluded = _chosen(nodes_to_exclude, load(model_input))
     else:
         excluded = list(names_of(nodes_to_exclude, "nodes_to_exclude"))
     return StaticQuantConfig(
@@ -119,3 +118,15 @@ def get_qdq_config(
         calibration_providers=calibration_providers,
         extra_options={**options, **(extra_options or {})},
     )
+
+
+def _chosen(chooser: Chooser, model: onnx.ModelProto) -> list[str]:
+    """Names of the nodes that a function chooses."""
+    nodes = [n for n in model.graph.node if chooser(model, n)]
+    for node in nodes:
+        if not node.name:
+            raise ConfigError(
+                f"nodes_to_exclude chose the {node.op_type} that makes '{node.output[0]}', which "
+                "has no name to exclude it by; give the model's nodes names"
+            )
+    return [n.name for n in nodes]

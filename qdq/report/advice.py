@@ -79,7 +79,8 @@ def _about_tensor(match: Match, tensor: str, makers: Collection[int]) -> Candida
             ends = [t for _, t in reader.outputs if t in match.coded and t not in tensors]
             same = match.coded[name].params
             tensors += [t for t in ends if match.coded[t].params == same]
-    which = f"tensor {tensor}" + (f" and {len(tensors) - 1} more" if len(tensors) > 1 else "")
+    own = match.undivided.get(tensor, tensor)
+    which = f"tensor {own}" + (f" and {len(tensors) - 1} more" if len(tensors) > 1 else "")
     count = f"{len(nodes)} node{'s' if len(nodes) > 1 else ''}"
     return Candidate(
         what=f"leave {which} float ({count})",

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qdq.bias_scale import with_scale
-from qdq.errors import ConfigError
+from qdq.checks import ABOVE_0, is_number, is_whole, want
 from qdq.problem import Constant, Fixed, Problem, Shared
 from qdq.solve import Note, State
 from qdq.spec import QuantParams
@@ -40,7 +40,8 @@ class FitWeightScales:
         damping: share of the mean diagonal of H that is added to it.
 
     Raises:
-        ConfigError: if not 0 < least <= most < inf, candidates < 1, or damping is not above 0.
+        ConfigError: if not 0 < least <= most < inf, candidates is no whole number from 1 up, or
+            damping is no finite number above 0.
     """
 
     least: float = 0.8
@@ -51,12 +52,12 @@ class FitWeightScales:
     needs: ClassVar[frozenset[str]] = frozenset({"moments"})
 
     def __post_init__(self) -> None:
-        if not 0 < self.least <= self.most < np.inf:
-            raise ConfigError(f"wants 0 < least <= most; found {self.least} and {self.most}")
-        if self.candidates < 1:
-            raise ConfigError(f"candidates wants a number above 0; found {self.candidates}")
-        if not 0 < self.damping < np.inf:
-            raise ConfigError(f"damping wants a finite number above 0; found {self.damping}")
+        for option in ("least", "most", "damping"):
+            value = getattr(self, option)
+            want(option, value, is_number(value) and 0 < value < np.inf, ABOVE_0)
+        want("most", self.most, self.most >= self.least, f"at least least={self.least}")
+        right = is_whole(self.candidates) and self.candidates >= 1
+        want("candidates", self.candidates, right, "a whole number, 1 or more")
 
     def __call__(self, problem: Problem, state: State) -> State:
         """Return the state with chosen weight scales."""

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qdq.affine import dequantize
-from qdq.errors import ConfigError
+from qdq.checks import ABOVE_0, is_number, is_whole, want
 from qdq.problem import Problem
 from qdq.solve import Note, State
 from qdq.steps.layer_error import Grid, LayerError, layer_errors
@@ -48,7 +48,7 @@ class RoundWeights:
         sweeps: rounds of coordinate descent.
 
     Raises:
-        ConfigError: if damping is not above 0 or not finite, or sweeps is negative.
+        ConfigError: if damping is no finite number above 0, or sweeps no whole number from 0 up.
     """
 
     damping: float = 0.01
@@ -57,10 +57,9 @@ class RoundWeights:
     needs: ClassVar[frozenset[str]] = frozenset({"moments"})
 
     def __post_init__(self) -> None:
-        if not 0 < self.damping < np.inf:
-            raise ConfigError(f"damping wants a finite number above 0; found {self.damping}")
-        if self.sweeps < 0:
-            raise ConfigError(f"sweeps wants a number of at least 0; found {self.sweeps}")
+        damping, sweeps = self.damping, self.sweeps
+        want("damping", damping, is_number(damping) and 0 < damping < np.inf, ABOVE_0)
+        want("sweeps", sweeps, is_whole(sweeps) and sweeps >= 0, "a whole number, 0 or more")
 
     def __call__(self, problem: Problem, state: State) -> State:
         """Return the state with rounded weights."""
