@@ -124,37 +124,36 @@ def judged(graph: Graph) -> Judged:
     outputs = tuple(v.name for v in values if v.type.tensor_type.elem_type in _FLOATS)
     lone = {n: logit for n in outputs if (logit := _lone_logit(graph, n)) is not None}
     logits = tuple(n for n in logits_of(graph) if n not in (*outputs, *lone.values()))
+    made = _of_positions(graph)
     return Judged(
         outputs=outputs,
         weighed=tuple(n for n in outputs if n not in lone),
         logits=logits,
         lone=tuple(dict.fromkeys(lone.values())),
         ranked=_ranked(graph, (*outputs, *logits)),
-        varied=frozenset(n for n in (*outputs, *logits) if _has_positions(graph, n)),
+        varied=frozenset(n for n in (*outputs, *logits) if n in made and _rank(graph, n) > 2),
     )
 
 
-def _has_positions(graph: Graph, name: str) -> bool:
-    """Whether the last axis of a tensor is what a product by a weight makes for each position."""
-    width = _width(graph, name)
-    if len(graph.shape(name) or ()) < 3 or not width:
-        return False
-    waiting, seen = [name], {name}
-    while waiting:
-        node = graph.maker(waiting.pop())
-        if node is None or node.op_type not in _ALONG | _PRODUCTS:
-            continue
+def _of_positions(graph: Graph) -> set[str]:
+    """Tensors whose last axis is what a product by a weight makes for each position."""
+    found: set[str] = set()
+    for node in graph.nodes:
         if node.op_type in _PRODUCTS and node.input[1] in graph.constants:
-            return True
-        behind = {n for n in node.input if _width(graph, n) == width and n not in graph.constants}
-        waiting.extend(sorted(behind - seen))
-        seen |= behind
-    return False
+            found.add(node.output[0])
+        elif node.op_type in _ALONG and (width := _width(graph, node.output[0])) is not None:
+            if any(n in found and _width(graph, n) == width for n in node.input):
+                found.add(node.output[0])
+    return found
 
 
-def _width(graph: Graph, name: str) -> int:
-    """The size of a tensor's last axis; 0 if that is not known."""
-    return ((graph.shape(name) or (0,))[-1] or 0) if name else 0
+def _rank(graph: Graph, name: str) -> int:
+    return len(graph.shape(name) or ())
+
+
+def _width(graph: Graph, name: str) -> int | None:
+    """The size of a tensor's last axis; None if that is not known."""
+    return (graph.shape(name) or (None,))[-1]
 
 
 def shown_by(graph: Graph, names: Iterable[str]) -> frozenset[str]:
