@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+import onnx
 from onnx import TensorProto
 
 from qdq.graph import Graph, attributes
@@ -138,12 +139,16 @@ def judged(graph: Graph) -> Judged:
 def _of_positions(graph: Graph) -> set[str]:
     """Tensors whose last axis is what a product by a weight makes for each position."""
     found: set[str] = set()
+
+    def is_along(node: onnx.NodeProto) -> bool:
+        width = _width(graph, node.output[0])
+        same = (n in found and width is not None and _width(graph, n) == width for n in node.input)
+        return node.op_type in _ALONG and any(same)
+
     for node in graph.nodes:
-        if node.op_type in _PRODUCTS and node.input[1] in graph.constants:
+        product = node.op_type in _PRODUCTS and node.input[1] in graph.constants
+        if product or is_along(node):
             found.add(node.output[0])
-        elif node.op_type in _ALONG and (width := _width(graph, node.output[0])) is not None:
-            if any(n in found and _width(graph, n) == width for n in node.input):
-                found.add(node.output[0])
     return found
 
 
