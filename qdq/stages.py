@@ -313,4 +313,6 @@ def learn(start: Start, statistics: Statistics, calibrator: Calibrator[Any]) -> 
     )
     found = smoothings(evidence, start.readers, statistics)
     equal = equalizations(evidence, start.groups, statistics, without=found)
-    return balanced(evidence, found, start.readers, equal, start.planner, start.widest)
+    made = balanced(evidence, found, start.readers, equal, start.planner, start.widest)
+    # an energy can be lost but once
+    return replace(made, noise={name: min(noise, 1.0) for name, noise in made.noise.items()})

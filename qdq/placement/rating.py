@@ -103,6 +103,8 @@ def noise_of(
 ) -> dict[str, float]:
     """Tensor → energy of its rounding over the energy of its values, or what outputs feel of it.
 
+    Above 1 the outputs are lost. How far above tells whether balancing channels can save them.
+
     Args:
         plan: the widest plan.
         ranges: tensor → calibrated range.
@@ -120,9 +122,9 @@ def noise_of(
         noise[t.name] = max(relative_noise(histogram, params) for histogram in seen)
         if t.name in gains:
             felt = gains[t.name] * relative_noise(summaries[t.name], params)
-            noise[t.name] = min(max(_FELT * felt, _UNFELT * noise[t.name]), 1.0)
+            noise[t.name] = max(_FELT * felt, _UNFELT * noise[t.name])
         if t.name in shown:
-            noise[t.name] = min(SHOWN * noise[t.name], 1.0)
+            noise[t.name] *= SHOWN
     return noise
 
 
