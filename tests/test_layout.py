@@ -1,14 +1,24 @@
 """Where layouts change, against what onnxruntime does, and what that does to a plan."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
 from harness import fused_ops, older
-from models import model, node, weights
+from models import feeds, model, node, weights
 
+import qdq
 from qdq.graph import Graph
 from qdq.placement import units_of
-from qdq.placement.costs import Features, float_cost, reorder_cost
+from qdq.placement.costs import (
+    Features,
+    dequantize_cost,
+    float_cost,
+    int8_cost,
+    quantize_cost,
+    reorder_cost,
+)
 from qdq.placement.layout import Layouts, layouts_of
 from qdq.placement.weighing import Weighing
 from qdq.plan import make_plan
@@ -114,6 +124,56 @@ def test_a_float_resize_between_integer_convolutions_has_the_channels_last() -> 
     found, index = layouts(resized("Conv"))
     assert found.pushed == ((index["Conv_a"], index["Resize_r"]),)
     assert layouts(resized("Erf"))[0].pushed == ()
+
+
+VALUE_BY_VALUE = ("Abs", "Celu", "Elu", "Erf", "Exp", "Gelu", "HardSigmoid", "Mish", "Neg", "Selu",
+                  "Softplus", "Softsign", "Tanh")  # fmt: skip
+
+
+@pytest.mark.parametrize("op", VALUE_BY_VALUE)
+def test_what_works_value_by_value_keeps_the_layout_of_integer_convolutions(op: str) -> None:
+    made = net([conv("x", "a"), node(op, ["a"], "b"), conv("b", "y")], w=W)
+    found, index = layouts(made)
+    assert found.islands == {index[f"{op}_b"]: index[f"{op}_b"]}
+    target = replace(ORT_CPU, weighs_costs=False)
+    ops = fused_ops(qdq.quantize(made, feeds({"x": [1, 32, SIDE, SIDE]}, 2), target=target))
+    assert (ops["QLinearConv"], ops["Transpose"]) == (2, 2)
+
+
+def test_islands_end_where_values_mix_or_widen() -> None:
+    nodes = [
+        conv("x", "a"),
+        node("HardSigmoid", ["a"], "g"),
+        node("Mul", ["a", "g"], "s"),
+        node("LpNormalization", ["s"], "m", axis=1),
+        node("Tanh", ["m"], "t"),
+        node("ReduceMax", ["t"], "r", axes=[2, 3]),
+        node("Sub", ["t", "r"], "y"),
+    ]
+    made = model(nodes, {"x": [1, 32, SIDE, SIDE]}, {"y": [1, 32, SIDE, SIDE]}, {"w": W}, opset=17)
+    found, index = layouts(made)
+    assert found.islands.keys() == {index["HardSigmoid_g"], index["Mul_s"], index["Tanh_t"]}
+    assert len(set(found.islands.values())) == 2
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_an_island_costs_no_change_of_layout_between_integer_convolutions(inside: bool) -> None:
+    """As the last node of the model its result is plain."""
+    nodes = [conv("x", "a"), node("Tanh", ["a"], "b" if inside else "y")]
+    shape = {name: [1, 128, 28, 28] for name in "xy"}
+    more = [conv("b", "y")] if inside else []
+    made = model([*nodes, *more], {"x": shape["x"]}, {"y": shape["y"]},
+                 {"w": weights(128, 128, 1, 1)})  # fmt: skip
+    weighing = Weighing(noise=0, least=0)
+    plan = make_plan(prepare(made), Scheme(), target=ORT_CPU, source=made, weighing=weighing)
+    assert set(plan.quantized) == ({"Conv_a", "Conv_y"} if inside else {"Conv_a"})
+    n = 128 * 28 * 28
+    features = Features(inputs=n, outputs=n, channels_in=128, channels_out=128, weights=128**2)
+    kernel = int8_cost("Conv.pointwise", features)
+    tanh = float_cost("Tanh", Features(inputs=n, outputs=n, beside_conv=True))
+    into, out = quantize_cost(n, int8_conv=True), dequantize_cost(n, int8_conv=True)
+    between = dequantize_cost(n) + tanh + quantize_cost(n) + kernel if inside else tanh
+    assert plan.placement.time == pytest.approx(into + kernel + between + out, abs=8)
 
 
 @pytest.mark.parametrize("clamp", [True, False])

@@ -19,6 +19,11 @@ _ACTIVATIONS = frozenset({"Clip", "HardSigmoid", "LeakyRelu", "Relu", "Sigmoid",
 _APART = frozenset({"AveragePool", "BatchNormalization", "GlobalAveragePool", "MaxPool"})
 _SUMS = frozenset({"Add", "Mul"})
 _PIXELWISE = _ACTIVATIONS | _SUMS | {"Concat", "Resize"}
+# value by value: whatever the layout is, they keep it
+_STEADY = _ACTIVATIONS | _SUMS | {
+    "Abs", "Celu", "Div", "Elu", "Erf", "Exp", "Gelu", "HardSwish", "Identity", "Mish", "Neg",
+    "Pow", "Selu", "Softplus", "Softsign", "Sqrt", "Sub",
+}  # fmt: skip
 _NOBODY = -1
 
 Shape = tuple[int | None, ...] | None
@@ -29,19 +34,24 @@ class Layouts:
     """Changes of layout; units are indices into the tuple that was given.
 
     Attributes:
-        blocked: tensors that a float run has in blocks.
+        blocked: tensors that a float run has in blocks → the convolution whose kernel, with what
+            is fused into it, hands them out; -1 for kernels of their own.
         undone: blocked tensor → the float convolution that pays for the plain copy which readers
             on either side need: a reader that does not know blocks wants it itself, or its Q does.
         wanted: plain tensor → the convolutions that read it in blocks, if they are float.
         pushed: (convolution, Resize) with the integer convolution's channels-last layout in front
             of the float Resize, and a convolution behind it that wants it again. onnxruntime then
             leaves out the two transposes, and its Resize is several times slower.
+        islands: units that are float in any case and work value by value → the number of their
+            island. All of it has one layout: that of the integer convolutions around it, where
+            no transposes are needed, or the plain one.
     """
 
-    blocked: frozenset[str]
+    blocked: dict[str, int]
     undone: dict[str, int]
     wanted: dict[str, tuple[int, ...]]
     pushed: tuple[tuple[int, int], ...]
+    islands: dict[int, int]
 
 
 def layouts_of(
@@ -67,10 +77,11 @@ def layouts_of(
             elif read[0] not in blocked:
                 wanted.setdefault(read[0], []).append(k)
     return Layouts(
-        blocked=frozenset(blocked),
+        blocked=blocked,
         undone={t: k for t, k in blocked.items() if t in plain and k != _NOBODY},
         wanted={tensor: tuple(found) for tensor, found in wanted.items()},
         pushed=tuple(_pushed(units, shape)),
+        islands=_islands(units, shape),
     )
 
 
@@ -135,6 +146,28 @@ def _pushed(units: tuple[Unit, ...], shape: Callable[[str], Shape]) -> Iterable[
             root[out] = made
             if op == "Resize" and unit.view.text("mode", "nearest") == "nearest" and out in leads:
                 yield made, k
+
+
+def _islands(units: tuple[Unit, ...], shape: Callable[[str], Shape]) -> dict[int, int]:
+    """Units for ``Layouts.islands``: those that hand values to each other are one island."""
+    joined: dict[int, int] = {}  # unit → an earlier one of its island, or itself
+    made: dict[str, int] = {}
+
+    def first(k: int) -> int:
+        while joined[k] != k:
+            joined[k] = k = joined[joined[k]]
+        return k
+
+    for k, unit in enumerate(units):
+        sizes = {shape(t.name) for t in unit.view.inputs if t.name and not t.constant}
+        image = len(shape(unit.outputs[0]) or ()) == 4 and sizes == {shape(unit.outputs[0])}
+        if unit.demand is None and unit.view.op_type in _STEADY and image:
+            joined[k] = k
+            for t in unit.view.inputs:
+                if t.name in made:
+                    joined[first(made[t.name])] = first(k)
+            made[unit.outputs[0]] = k
+    return {k: first(k) for k in joined}
 
 
 def _lead_to_convolutions(units: tuple[Unit, ...]) -> set[str]:

@@ -8,7 +8,8 @@ from collections.abc import Container, Mapping
 from qdq.graph import Graph
 from qdq.light import tensor_bytes
 from qdq.ops.demand import SameAs
-from qdq.placement.layout import Layouts, layouts_of
+from qdq.placement.borders import FIRST, SINK, SOURCE, charge_borders, charge_reorders
+from qdq.placement.layout import layouts_of
 from qdq.placement.mincut import INFINITE, Network
 from qdq.placement.units import Unit
 from qdq.placement.weighing import Weighing, features_of, kind_of
@@ -19,7 +20,6 @@ from qdq.twins import turned_twins
 
 __all__ = ["FIRST", "SINK", "SOURCE", "harm_edges", "plain_network"]
 
-SOURCE, SINK, FIRST = 0, 1, 2  # vertices: integer, float, the first unit
 _SMALLER = 0.05  # of the float model's time: what it would be worth if its file took no bytes
 _FUSED = frozenset({"HardSigmoid", "LeakyRelu", "Sigmoid"})
 
@@ -61,10 +61,10 @@ def plain_network(
         for closing, gate in gates.items()
         if target.tunes_float and graph.only_use(units[gate - FIRST].outputs[0])
     )
-    readers = _readers(graph, units, merged)
     layouts = layouts_of(units, sizes.shape, graph.outputs)
-    _borders(net, target, units, producer, readers, sizes, weighing, layouts)
-    _reorders(net, units, layouts, sizes, weighing)
+    readers = _readers(graph, units, merged, layouts.islands)
+    charge_borders(net, target, units, producer, readers, sizes, weighing, layouts)
+    charge_reorders(net, units, layouts, sizes, weighing)
     _smaller(net, graph, units)
     return net
 
@@ -74,12 +74,18 @@ def _makers(units: tuple[Unit, ...]) -> dict[str, int]:
     return {o: k for k, u in enumerate(units, FIRST) if not u.apart for o in u.outputs}
 
 
-def _readers(graph: Graph, units: tuple[Unit, ...], merged: Container[int]) -> dict[str, list[int]]:
-    """Tensor → vertices of what reads it, but those ``merged``; SINK where it is read as float."""
+def _readers(
+    graph: Graph, units: tuple[Unit, ...], merged: Container[int], islands: Container[int]
+) -> dict[str, list[int]]:
+    """Tensor → vertices of what reads it, but those ``merged``; SINK where it is read as float.
+
+    Units of ``islands`` have their own vertex, though they are float.
+    """
     found: dict[str, list[int]] = {}
     for vertex, unit in enumerate(units, FIRST):
         for name in (*unit.reads, *unit.others) if vertex not in merged else ():
-            found.setdefault(name, []).append(vertex if name in unit.reads else SINK)
+            own = name in unit.reads or vertex - FIRST in islands
+            found.setdefault(name, []).append(vertex if own else SINK)
     for name in graph.outputs:
         found.setdefault(name, []).append(SINK)
     return found
@@ -234,66 +240,3 @@ def _swishes(graph: Graph, producer: Mapping[str, int]) -> dict[int, int]:
         if closing is not None and opening is not None:
             found[closing] = opening
     return found
-
-
-def _borders(
-    net: Network,
-    target: Target,
-    units: tuple[Unit, ...],
-    producer: Mapping[str, int],
-    readers: Mapping[str, list[int]],
-    sizes: Graph,
-    weighing: Weighing,
-    layouts: Layouts,
-) -> None:
-    """Charge each tensor for the Q and DQs that a border between its maker and readers takes.
-
-    A change of layout is part of the border only where there would be none without it.
-    """
-    convolved = {t.name for u in units if u.view.op_type == "Conv" for t in u.view.inputs[:1]}
-    for name, vertices in readers.items():
-        maker = producer.get(name, SINK)
-        unit = units[maker - FIRST] if maker >= FIRST else None
-        kernel = target.kernel(unit.view.op_type) if unit is not None else None
-        shape = sizes.shape(name)
-        before = name in convolved and name not in layouts.wanted
-        out = weighing.dequantize(shape, before_conv=before)
-        if unit is not None and kernel is not None and kernel.float_output:
-            # the clamp is a kernel of its own then
-            features = features_of(unit.view, unit.outputs, sizes.shape)
-            out = weighing.float("LeakyRelu", features) if unit.clamp else 0
-        behind = name in layouts.blocked and name not in layouts.undone
-        into = weighing.quantize(shape, behind_conv=behind)
-        _border(net, maker, vertices, (into, out))
-
-
-def _reorders(
-    net: Network, units: tuple[Unit, ...], layouts: Layouts, sizes: Graph, weighing: Weighing
-) -> None:
-    """Charge float nodes for a layout that is not theirs, be it for a Q or another float node."""
-    for name, conv in layouts.undone.items():
-        net.edge(SOURCE, FIRST + conv, weighing.reorder(sizes.shape(name)))
-    for name, convs in layouts.wanted.items():
-        once = net.vertex()  # float as soon as one of them is
-        net.edge(SOURCE, once, weighing.reorder(sizes.shape(name)))
-        for conv in convs:
-            net.edge(once, FIRST + conv, INFINITE)
-    for conv, resize in layouts.pushed:
-        features = features_of(units[resize].view, units[resize].outputs, sizes.shape)
-        slower = weighing.float("Resize.last", features) - weighing.float("Resize", features)
-        net.edge(FIRST + conv, FIRST + resize, max(0, slower))
-
-
-def _border(net: Network, maker: int, readers: list[int], prices: tuple[int, int]) -> None:
-    quantize, dequantize = prices
-    # one Q, however many integer readers: an extra vertex that is integer as soon as one is
-    shared = net.vertex()
-    net.edge(shared, maker, quantize)
-    for reader in readers:
-        if reader != SINK:
-            net.edge(reader, shared, INFINITE)
-    if maker == SINK:
-        return
-    # a DQ for each float reader: onnxruntime gives each one of its own, with its own layout change
-    for reader in readers:
-        net.edge(maker, reader, dequantize)

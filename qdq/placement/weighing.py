@@ -27,6 +27,13 @@ def count(shape: Shape) -> int:
     return UNKNOWN_COUNT if shape is None else prod(d or 1 for d in shape)
 
 
+def _with_layout(cost: Callable[..., float], shape: Shape, conv: bool) -> tuple[int, int]:
+    elements, blocked = count(shape), _in_blocks(shape) if conv else 0
+    alone = round(cost(elements, blocked=blocked))
+    image = shape is not None and len(shape) == 4
+    return alone, round(cost(elements, blocked=blocked, int8_conv=image)) - alone
+
+
 def _in_blocks(shape: Shape) -> int:
     """Number of elements in the blocked layout of float convolutions."""
     channels = (shape[1] or 1) if shape is not None and len(shape) > 1 else 1
@@ -275,17 +282,16 @@ class Weighing:
         """What the rounding of a tensor costs, whoever does it."""
         return round(self.price * self.harm.get(tensor, 0.0))
 
-    def quantize(self, shape: Shape, *, behind_conv: bool) -> int:
-        """A QuantizeLinear; ``behind_conv``: its float input comes from a blocked Conv."""
-        image = shape is not None and len(shape) == 4
-        blocked = _in_blocks(shape) if behind_conv else 0
-        return round(costs.quantize_cost(count(shape), blocked=blocked, int8_conv=image))
+    def quantize(self, shape: Shape, *, behind_conv: bool) -> tuple[int, int]:
+        """A QuantizeLinear, and the change to channels last that an image needs besides.
 
-    def dequantize(self, shape: Shape, *, before_conv: bool) -> int:
-        """A DequantizeLinear; ``before_conv``: a float Conv reads it."""
-        image = shape is not None and len(shape) == 4
-        blocked = _in_blocks(shape) if before_conv else 0
-        return round(costs.dequantize_cost(count(shape), blocked=blocked, int8_conv=image))
+        ``behind_conv``: its float input comes from a blocked Conv.
+        """
+        return _with_layout(costs.quantize_cost, shape, behind_conv)
+
+    def dequantize(self, shape: Shape, *, before_conv: bool) -> tuple[int, int]:
+        """A DequantizeLinear, and the change of layout; ``before_conv``: a float Conv reads it."""
+        return _with_layout(costs.dequantize_cost, shape, before_conv)
 
     def reorder(self, shape: Shape) -> int:
         """A change between the plain layout and that of the float convolutions."""
