@@ -7,9 +7,7 @@ import numpy as np
 
 from qdq.errors import ConfigError
 
-__all__ = ["ABOVE_0", "is_flag", "is_number", "is_whole", "want"]
-
-ABOVE_0 = "a finite number above 0"
+__all__ = ["is_flag", "is_number", "is_whole", "want", "want_above_0", "want_whole"]
 
 
 def want(option: str, value: object, right: bool, wanted: str) -> None:
@@ -26,6 +24,18 @@ def want(option: str, value: object, right: bool, wanted: str) -> None:
     """
     if not right:
         raise ConfigError(f"{option}={value!r} ({type(value).__name__}): wants {wanted}")
+
+
+def want_whole(option: str, value: object, least: int) -> None:
+    """Refuse what is no whole number, or below ``least``, as ``want`` does."""
+    right = is_whole(value) and value >= least
+    want(option, value, right, f"a whole number, {least} or more")
+
+
+def want_above_0(option: str, value: object) -> None:
+    """Refuse what is no finite number above 0, as ``want`` does."""
+    right = is_number(value) and 0 < value < np.inf
+    want(option, value, right, "a finite number above 0")
 
 
 def is_flag(value: object) -> TypeGuard[bool]:

@@ -202,9 +202,11 @@ def _by_trial(
         otherwise: the best one by what is foretold, where that has no integer kernel; another one
             has to be better by more than chance.
     """
-    best, measured = least_cost(
-        candidates, lambda c: c.felt(trial.amplitude(emitted(c))), fastest=otherwise is not None
-    )
+
+    def amplitude(candidate: Candidate) -> float:
+        return candidate.felt(trial.amplitude(emitted(candidate)))
+
+    best, measured = least_cost(candidates, amplitude, fastest=otherwise is not None)
     found = candidates[best]
     cost = found.time + AMPLITUDE * measured[best]
     log.info(
@@ -217,8 +219,7 @@ def _by_trial(
     )
     if otherwise is not None:
         # its tables, if any, may err more than foretold, too
-        tables = otherwise.plan.quantized
-        error = otherwise.felt(trial.amplitude(emitted(otherwise))) if tables else 0.0
+        error = amplitude(otherwise) if otherwise.plan.quantized else 0.0
         if cost > otherwise.time + AMPLITUDE * error - _HARDLY:
             log.info("that is hardly better than the float kernels, which are kept")
             return otherwise

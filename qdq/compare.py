@@ -8,7 +8,7 @@ from typing import Any
 
 import onnx
 
-from qdq.checks import is_whole, want
+from qdq.checks import want_whole
 from qdq.data import Feed, open_feeds
 from qdq.errors import ModelError
 from qdq.light import tensor_bytes, without_large
@@ -105,14 +105,10 @@ def compare(
 
 
 def _check_options(samples: object, repeats: object, threads: object, advise: object) -> None:
-    for option, value, least in (
-        ("samples", 1 if samples is None else samples, 1),
-        ("repeats", repeats, 0),
-        ("threads", 1 if threads is None else threads, 1),
-        ("advise", advise, 0),
-    ):
-        right = is_whole(value) and value >= least
-        want(option, value, right, f"a whole number, {least} or more")
+    want_whole("samples", 1 if samples is None else samples, 1)
+    want_whole("repeats", repeats, 0)
+    want_whole("threads", 1 if threads is None else threads, 1)
+    want_whole("advise", advise, 0)
 
 
 def _check_ends(source: onnx.ModelProto, quantized: onnx.ModelProto) -> None:

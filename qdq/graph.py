@@ -13,7 +13,18 @@ from qdq.facts import DEFAULT
 from qdq.nested import all_graphs, captured_names
 from qdq.weights import read
 
-__all__ = ["Graph", "Use", "attributes", "declare_opset", "drop_attributes", "opset_of", "shape_of"]
+__all__ = [
+    "SIZES",
+    "Graph",
+    "Use",
+    "attributes",
+    "declare_opset",
+    "drop_attributes",
+    "opset_of",
+    "shape_of",
+]
+
+SIZES = frozenset({onnx.TensorProto.INT32, onnx.TensorProto.INT64})  # types that sizes come in
 
 
 class Use(NamedTuple):

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from qdq.checks import is_whole, want
+from qdq.checks import want_whole
 from qdq.data import Feed
 from qdq.session import Model, open_session
 
@@ -47,7 +47,7 @@ def paired_latency(
         ConfigError: repeats is no whole number from 1 up.
         ModelError: if onnxruntime cannot load or run a model.
     """
-    want("repeats", repeats, is_whole(repeats) and repeats >= 1, "a whole number, 1 or more")
+    want_whole("repeats", repeats, 1)
     sessions = [open_session(m, threads=threads) for m in (a, b)]
     for session in sessions:  # the first runs allocate memory
         session.run(feed)

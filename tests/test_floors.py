@@ -45,7 +45,7 @@ FLOORS = (
     {"__main__"},
 )  # fmt: skip
 NUMPY_ONLY = {"affine", "balancing.equalizing", "balancing.smoothing", "bias_scale", "calibrate",
-              "checks", "equation", "extent", "kernel", "ops", "placement.cost_table",
+              "checks", "equation", "extent", "facts", "kernel", "ops", "placement.cost_table",
               "placement.costs", "placement.harm", "placement.mincut",
               "placement.ranking", "placement.scores", "placement.weighing", "problem", "ranges",
               "report.sqnr", "scheme", "solve", "spec", "spelling", "sqnr",

@@ -253,8 +253,8 @@ def _differences(tape: Tape, _: str, value: str) -> str:
 
 def _variation(tape: Tape, name: str, value: str) -> str:
     """That of what differs between positions; of few positions, that of all."""
-    rank = len(tape.graph.shape(name) or ())
-    common = tape.node("ReduceMean", value, tape.whole(*range(rank - 1)), keepdims=1)
+    positions = tape.whole(*range(tape.rank(name) - 1))
+    common = tape.node("ReduceMean", value, positions, keepdims=1)
     varied = tape.node("ReduceSumSquare", tape.node("Sub", value, common), keepdims=1)
     energy = tape.node("ReduceSumSquare", value, keepdims=1)
     least = tape.times(tape.node("Size", common), tape.constant(np.int64(POSITIONS)))

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from qdq.graph import Graph
-from qdq.placement.layout import Layouts
+from qdq.placement.layout import NOBODY, Layouts
 from qdq.placement.mincut import INFINITE, Network
 from qdq.placement.units import Unit
 from qdq.placement.weighing import Weighing, features_of
@@ -45,21 +45,19 @@ def charge_borders(
         behind = name in layouts.blocked and name not in layouts.undone
         into, last = weighing.quantize(shape, behind_conv=behind and maker not in layout)
         shared = _border(net, maker, vertices, (into, out), (last, first), layout)
-        host = layouts.blocked.get(name, -1)
-        if maker in layout and host >= 0:  # what is in blocks only if that convolution is float
+        host = layouts.blocked.get(name, NOBODY)
+        if maker in layout and host != NOBODY:  # in blocks only if that convolution is float
             reorder = weighing.reorder(shape)
             if behind:
                 net.edge(shared, FIRST + host, reorder)
             for reader in vertices:
-                if _works_on_blocks(units, reader, layouts):
+                if reader >= FIRST and _works_on_blocks(units[reader - FIRST], layouts):
                     net.edge(FIRST + host, reader, reorder)
 
 
-def _works_on_blocks(units: tuple[Unit, ...], vertex: int, layouts: Layouts) -> bool:
-    """Whether it is a convolution whose float kernel reads blocks of channels."""
-    unit = units[vertex - FIRST] if vertex >= FIRST else None
-    conv = unit is not None and unit.view.op_type == "Conv"
-    return unit is not None and conv and unit.outputs[0] in layouts.blocked
+def _works_on_blocks(unit: Unit, layouts: Layouts) -> bool:
+    """Whether it is a convolution whose float kernel works on blocks of channels."""
+    return unit.view.op_type == "Conv" and unit.outputs[0] in layouts.blocked
 
 
 def charge_reorders(
@@ -108,14 +106,12 @@ def _border(
     net.edge(shared, maker, quantize)
     net.edge(shared, made, to_last)
     for reader in readers:
-        if reader != SINK and reader not in layout:
-            net.edge(reader, shared, INFINITE)
         if reader in layout:
             net.edge(layout[reader], made, to_last)
-    # a DQ for each float reader: onnxruntime gives each one of its own, with its own layout change
-    for reader in readers:
+        elif reader != SINK:
+            net.edge(reader, shared, INFINITE)
+        # a DQ for each float reader: onnxruntime gives each its own, with its own layout change
         if maker != SINK:
             net.edge(maker, reader, dequantize)
-        if made != SINK:
             net.edge(made, layout.get(reader, reader), from_last)
     return shared

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from qdq.facts import BLOCK
 from qdq.placement.units import Unit
 
-__all__ = ["Layouts", "layouts_of"]
+__all__ = ["NOBODY", "Layouts", "layouts_of"]
 
 _ALIGNED = 4  # channels that a blocked kernel wants a multiple of
 _ACTIVATIONS = frozenset({"Clip", "HardSigmoid", "LeakyRelu", "Relu", "Sigmoid", "Tanh"})
@@ -24,7 +24,7 @@ _STEADY = _ACTIVATIONS | _SUMS | {
     "Abs", "Celu", "Div", "Elu", "Erf", "Exp", "Gelu", "HardSwish", "Identity", "Mish", "Neg",
     "Pow", "Selu", "Softplus", "Softsign", "Sqrt", "Sub",
 }  # fmt: skip
-_NOBODY = -1
+NOBODY = -1  # in place of a convolution
 
 Shape = tuple[int | None, ...] | None
 
@@ -35,7 +35,7 @@ class Layouts:
 
     Attributes:
         blocked: tensors that a float run has in blocks → the convolution whose kernel, with what
-            is fused into it, hands them out; -1 for kernels of their own.
+            is fused into it, hands them out; ``NOBODY`` for kernels of their own.
         undone: blocked tensor → the float convolution that pays for the plain copy which readers
             on either side need: a reader that does not know blocks wants it itself, or its Q does.
         wanted: plain tensor → the convolutions that read it in blocks, if they are float.
@@ -78,7 +78,7 @@ def layouts_of(
                 wanted.setdefault(read[0], []).append(k)
     return Layouts(
         blocked=blocked,
-        undone={t: k for t, k in blocked.items() if t in plain and k != _NOBODY},
+        undone={t: k for t, k in blocked.items() if t in plain and k != NOBODY},
         wanted={tensor: tuple(found) for tensor, found in wanted.items()},
         pushed=tuple(_pushed(units, shape)),
         islands=_islands(units, shape),
@@ -88,7 +88,7 @@ def layouts_of(
 def _blocked(units: tuple[Unit, ...], shape: Callable[[str], Shape]) -> dict[str, int]:
     """Tensor → the convolution whose kernel, with what is fused into it, hands it out in blocks.
 
-    ``_NOBODY`` for the results of pools, normalizations and residual sums, which have a kernel of
+    ``NOBODY`` for the results of pools, normalizations and residual sums, which have a kernel of
     their own.
     """
     found: dict[str, int] = {}
@@ -101,10 +101,10 @@ def _blocked(units: tuple[Unit, ...], shape: Callable[[str], Shape]) -> dict[str
         elif op in _ACTIVATIONS and read[0] in found:
             found[out] = found[read[0]]
         elif op in _APART and read[0] in found:
-            found[out] = _NOBODY
+            found[out] = NOBODY
         elif op in _SUMS and all(t in found and shape(t) == shape(out) for t in read):
             makers = {found[t] for t in read}
-            found[out] = makers.pop() if len(makers) == 1 else _NOBODY
+            found[out] = makers.pop() if len(makers) == 1 else NOBODY
     return found
 
 

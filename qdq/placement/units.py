@@ -6,8 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx
 
-from qdq.facts import SIZES
-from qdq.graph import Graph, attributes
+from qdq.graph import SIZES, Graph, attributes
 from qdq.nested import captured_names
 from qdq.ops import MASK, demand_of
 from qdq.ops.clamp import bounds

@@ -125,14 +125,14 @@ def judged(graph: Graph) -> Judged:
     outputs = tuple(v.name for v in values if v.type.tensor_type.elem_type in _FLOATS)
     lone = {n: logit for n in outputs if (logit := _lone_logit(graph, n)) is not None}
     logits = tuple(n for n in logits_of(graph) if n not in (*outputs, *lone.values()))
-    made = _of_positions(graph)
+    several = {n for n in (*outputs, *logits) if len(graph.shape(n) or ()) > 2}
     return Judged(
         outputs=outputs,
         weighed=tuple(n for n in outputs if n not in lone),
         logits=logits,
         lone=tuple(dict.fromkeys(lone.values())),
         ranked=_ranked(graph, (*outputs, *logits)),
-        varied=frozenset(n for n in (*outputs, *logits) if n in made and _rank(graph, n) > 2),
+        varied=frozenset(several & _of_positions(graph)),
     )
 
 
@@ -150,10 +150,6 @@ def _of_positions(graph: Graph) -> set[str]:
         if product or is_along(node):
             found.add(node.output[0])
     return found
-
-
-def _rank(graph: Graph, name: str) -> int:
-    return len(graph.shape(name) or ())
 
 
 def _width(graph: Graph, name: str) -> int | None:

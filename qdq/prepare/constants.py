@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import onnx.reference
 
-from qdq.facts import SIZES
+from qdq.graph import SIZES
 from qdq.prepare.editing import Array, Editor, Node
 from qdq.prepare.opset import infer_types
 from qdq.prepare.sizes import settle_sizes

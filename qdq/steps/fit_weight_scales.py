@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qdq.bias_scale import with_scale
-from qdq.checks import ABOVE_0, is_number, is_whole, want
+from qdq.checks import want, want_above_0, want_whole
 from qdq.problem import Constant, Fixed, Problem, Shared
 from qdq.solve import Note, State
 from qdq.spec import QuantParams
@@ -53,11 +53,9 @@ class FitWeightScales:
 
     def __post_init__(self) -> None:
         for option in ("least", "most", "damping"):
-            value = getattr(self, option)
-            want(option, value, is_number(value) and 0 < value < np.inf, ABOVE_0)
+            want_above_0(option, getattr(self, option))
         want("most", self.most, self.most >= self.least, f"at least least={self.least}")
-        right = is_whole(self.candidates) and self.candidates >= 1
-        want("candidates", self.candidates, right, "a whole number, 1 or more")
+        want_whole("candidates", self.candidates, 1)
 
     def __call__(self, problem: Problem, state: State) -> State:
         """Return the state with chosen weight scales."""

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qdq.affine import dequantize
-from qdq.checks import ABOVE_0, is_number, is_whole, want
+from qdq.checks import want_above_0, want_whole
 from qdq.problem import Problem
 from qdq.solve import Note, State
 from qdq.steps.layer_error import Grid, LayerError, layer_errors
@@ -57,9 +57,8 @@ class RoundWeights:
     needs: ClassVar[frozenset[str]] = frozenset({"moments"})
 
     def __post_init__(self) -> None:
-        damping, sweeps = self.damping, self.sweeps
-        want("damping", damping, is_number(damping) and 0 < damping < np.inf, ABOVE_0)
-        want("sweeps", sweeps, is_whole(sweeps) and sweeps >= 0, "a whole number, 0 or more")
+        want_above_0("damping", self.damping)
+        want_whole("sweeps", self.sweeps, 0)
 
     def __call__(self, problem: Problem, state: State) -> State:
         """Return the state with rounded weights."""
