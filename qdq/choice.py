@@ -37,6 +37,8 @@ _FEW = 2000
 """Integer nodes; of more, onnxruntime takes seconds to start each plan that is measured."""
 _HARDLY = 0.05
 """Costs less than that apart, latency and error over the float model's latency, are the same."""
+_LOST = 0.5
+"""Energy of the error over that of the signal from which on outputs tell little."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,14 +74,16 @@ def choose(
     """
     solver = _Solver(evidence, steps)
     if not start.rated:
-        return solver.chosen(evidence.plan, {"by": "elements"})
+        return _looked_at(solver.chosen(evidence.plan, {"by": "elements"}), start, evidence)
     frontier = Frontier(evidence.plan_for, evidence.plan, evidence.noise, evidence.shown)
     found = frontier.widest
     if found.plan.quantized:
         found = _found(wish, frontier, model, start, evidence, solver)
     for name in sorted(evidence.plan.ruled - found.plan.tensors.keys()):
         log.warning("the rules for tensor '%s' do nothing: the nodes around it stay float", name)
-    return solver.chosen(found.plan, {"by": "noise", "worth": found.worth})
+    chosen = solver.chosen(found.plan, {"by": "noise", "worth": found.worth})
+    tried = wish.worth is None and wish.target_latency is None
+    return chosen if tried else _looked_at(chosen, start, evidence)
 
 
 @dataclass(slots=True)
@@ -178,6 +182,30 @@ def _surprises(candidate: Candidate, amplitude: float) -> bool:
     log.info("the error is %.2g of the signal, foretold %.2g", amplitude, foretold)
     dearer = AMPLITUDE * (amplitude - foretold) > _DEARER
     return dearer and amplitude > _SURPRISE * foretold
+
+
+def _looked_at(chosen: Chosen, start: Start, evidence: Evidence) -> Chosen:
+    """Warn where the outputs are lost, of a plan that is not chosen by its error."""
+    feeds = list(start.kept.values())[:SAMPLES]
+    if not (feeds and _kernels(chosen.plan)):
+        return chosen
+    try:
+        trial = Trial(evidence.model, feeds, start.exact)
+        lost = trial.amplitude(chosen.model) ** 2
+    except QdqError as e:  # of what does not run, the reason is told when it is verified
+        log.info("the error is not known: %s", e)
+        return chosen
+    log.info("the error has %.2g of the energy of the signal", lost)
+    if lost <= _LOST:
+        return replace(chosen, ran=trial.whole)
+    log.warning(
+        "the outputs are lost: in the median of %d samples the error has %.0f %% of their energy. "
+        "The default options (MSE, no worth=, target ORT_CPU) keep float what does that; or look "
+        "for the nodes with qdq.compare, and keep them float with Rule(nodes=..., keep_float=True)",
+        len(feeds),
+        100 * lost,
+    )
+    return chosen
 
 
 def _trial(start: Start, evidence: Evidence) -> Trial:

@@ -148,7 +148,7 @@ def begin(
         observed = observed_to_rate(plan, frozenset(Graph(prepared).constants))
     kept: dict[bytes, Feed] = {}
     feeds = data.feeds
-    if rated and plan.quantized:
+    if plan.quantized:
         feeds = keep_few(feeds, kept, 2 * SAMPLES if held_out else SAMPLES)
     readers = divisible(prepared, plan) if scheme.smooth else {}
     groups = channel_groups(prepared, plan) if scheme.equalize else ()

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from harness import fused_ops
+from harness import compare, fused_ops
 from models import detector, feeds, model, node, weights
 
 import qdq
@@ -16,6 +16,7 @@ from qdq import choice
 from qdq.api import run
 from qdq.placement.frontier import Candidate
 from qdq.plan import make_plan
+from qdq.targets import PORTABLE
 from qdq.timing import Latency
 from qdq.wish import Wish
 
@@ -82,6 +83,56 @@ def test_a_forecast_that_gives_up_all_integers_is_checked() -> None:
     net = model(nodes, shape, {"y": [1, 64, 24, 24]}, constants)
     made = qdq.quantize(net, feeds(shape, 6))
     assert fused_ops(made)["QLinearConv"] == 2
+
+
+def table_rows() -> tuple[onnx.ModelProto, list[dict[str, np.ndarray]]]:
+    """A network of table rows in units from thousandths to 100,000, all of which count the same."""
+    units = np.logspace(-3, 5, 64).astype(np.float32)
+    nodes = [
+        node("Gemm", ["x", "w"], "a"),
+        node("Relu", ["a"], "b"),
+        node("Gemm", ["b", "v"], "y"),
+    ]
+    constants = {"w": weights(64, 256) / units[:, None], "v": weights(256, 64)}
+    net = model(nodes, {"x": [64, 64]}, {"y": [64, 64]}, constants)
+    return net, [{"x": f["x"] * units} for f in feeds({"x": [64, 64]}, 6)]
+
+
+@pytest.mark.parametrize(
+    ("options", "lost"),
+    [
+        ({"calibrator": qdq.MinMax(), "scheme": qdq.Scheme(smooth=False)}, True),
+        ({"worth": 0.0, "scheme": qdq.Scheme(smooth=False)}, True),
+        ({"target_latency": 1e-3, "scheme": qdq.Scheme(smooth=False)}, True),
+        ({"target": PORTABLE, "scheme": qdq.Scheme(smooth=False)}, True),
+        ({"calibrator": qdq.MinMax()}, False),  # smoothing saves it
+        ({"worth": 0.0}, False),
+        ({"scheme": qdq.Scheme(smooth=False)}, False),  # and so does the choice of the plan
+        ({"measured": True, "scheme": qdq.Scheme(smooth=False)}, False),
+    ],
+)
+def test_what_is_lost_is_told(
+    options: dict[str, Any],
+    lost: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    by_nodes(monkeypatch)
+    net, data = table_rows()
+    made = qdq.quantize(net, data, **options)
+    assert (compare(net, made, data).sqnr < 3) == lost
+    told = [r.getMessage() for r in caplog.records if "the outputs are lost" in r.getMessage()]
+    assert len(told) == lost
+    assert all("has 100 % of their energy" in t and "Rule(nodes=" in t for t in told)
+
+
+def test_outputs_that_cannot_be_looked_at_are_no_obstacle() -> None:
+    nodes = [node("Conv", ["x", "w"], "c", pads=[1] * 4), node("ArgMax", ["c"], "y", axis=1)]
+    shape = {"x": [1, 64, 24, 24]}
+    net = model(nodes, shape, {"y": [1, 1, 24, 24]}, {"w": weights(64, 64, 3, 3)})
+    net.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.INT64
+    made = qdq.quantize(net, feeds(shape, 2), calibrator=qdq.MinMax())
+    assert any(n.op_type == "QuantizeLinear" for n in made.graph.node)
 
 
 def test_numbers_of_numpy_are_numbers() -> None:

@@ -231,6 +231,14 @@ def test_the_median_sample_counts() -> None:
     assert Trial(net, [*data, quiet]).amplitude(made) < 2 * plain
 
 
+def test_outputs_are_held_as_far_as_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = model([node("Relu", ["x"], "y")], SHAPE, {"y": SHAPE["x"]})
+    size = 4 * math.prod(SHAPE["x"])
+    for room, held in ((0, 1), (size - 1, 1), (size, 2), (9 * size, 3)):
+        monkeypatch.setattr("qdq.placement.trial._MOST_HELD", room)
+        assert len(Trial(net, feeds(SHAPE, 3))._read(net)) == held
+
+
 def test_logits_count_in_a_trial() -> None:
     """Probabilities of 0 and 1 hide what happens to their logits."""
 

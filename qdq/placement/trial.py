@@ -15,6 +15,10 @@ from qdq.statistics.observe import Observation, Observer
 
 __all__ = ["Trial"]
 
+_MOST_HELD = (
+    1 << 28
+)  # bytes of the float model's outputs; of samples beyond them, none but the first
+
 
 class Trial:
     """Compares quantized models with the float model that they were made from.
@@ -36,7 +40,7 @@ class Trial:
         Args:
             model: the prepared float model.
             feeds: at least one sample; they stay in memory, and the float model's outputs with
-                them.
+                them, so that of large outputs the first few samples count only.
             exact: what it makes of each of them: all that it is ``judged`` by.
 
         Raises:
@@ -51,11 +55,8 @@ class Trial:
                 "the model has no output of floating-point numbers, so no error can be measured; "
                 "leave out measured=True and target_sqnr"
             )
-        self._feeds = list(feeds)
-        self._exact = list(exact)
-        if not exact:
-            observer = Observer(model, self._judged.names)
-            self._exact = [observer.run(feed) for feed in self._feeds]
+        self._exact = list(exact) or _held(Observer(model, self._judged.names, few=True), feeds)
+        self._feeds = list(feeds[: len(self._exact)])
 
     def _read(self, model: onnx.ModelProto) -> list[Reading]:
         rounded = Observer(model, self._judged.names)
@@ -72,3 +73,15 @@ class Trial:
     def sqnr(self, model: onnx.ModelProto) -> float:
         """SQNR in dB over the samples, of the worst output."""
         return worst_decibels(self._read(model))
+
+
+def _held(observer: Observer, feeds: Sequence[Feed]) -> list[Observation]:
+    """What a model makes of the samples, as long as that is little enough to be held."""
+    found: list[Observation] = []
+    size = 0
+    for feed in feeds:
+        if size > _MOST_HELD:
+            break
+        found.append(observer.run(feed))
+        size += sum(value.nbytes for value in found[-1].values())
+    return found
