@@ -400,7 +400,7 @@ def test_compare_knows_a_weight_with_one_scale() -> None:
 
 def test_compare_counts_what_stays_float_with_the_convolutions() -> None:
     """Also one that the runtime fuses with its Relu."""
-    net, data = decoder(1, window=2, strides=[2]), feeds({"x": SHAPES[1]}, 2)
+    net, data = decoder(3, window=2, strides=[2] * 3), feeds({"x": SHAPES[3]}, 2)
     kept = qdq.Rule(nodes="Conv_c|ConvTranspose_t", keep_float=True)
     found, outcome = quantized(net, data, scheme=qdq.Scheme(rules=(kept,)))
     assert outcome.ops["FusedConv"] == 1

@@ -1,6 +1,6 @@
 """The canonical float graph: special cases die here, so that later stages know one shape."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 import onnx
 
@@ -31,6 +31,7 @@ from qdq.prepare.pixels import pixels_first
 from qdq.prepare.prelu import spell_out_prelu
 from qdq.prepare.reshapes import cancel_squeezes, merge_reshapes, whole_softmax
 from qdq.prepare.resize import whole_resize
+from qdq.prepare.rows import in_rows
 from qdq.prepare.scores import scale_queries
 from qdq.prepare.shifts import affine_behind_transposes, affine_in_blocks, affine_in_one
 from qdq.prepare.shuffle import channel_shuffles
@@ -82,6 +83,7 @@ PASSES: tuple[Pass, ...] = (
     fold_affine_before,
     affine_in_blocks,
     affine_in_one,
+    in_rows,
     pixels_first,
     merge_reshapes,
     cancel_squeezes,
@@ -91,7 +93,7 @@ PASSES: tuple[Pass, ...] = (
 )
 
 
-def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
+def prepare(model: onnx.ModelProto, *, without: Container[Pass] = ()) -> onnx.ModelProto:
     """The model in canonical form, for planning, calibration and quantization.
 
     The float output does not change beyond rounding, and preparing twice is preparing once.
@@ -101,6 +103,7 @@ def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
 
     Args:
         model: a float model as from ``load``; not changed.
+        without: passes to leave out.
 
     Returns:
         A new model.
@@ -116,7 +119,8 @@ def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
     raise_opset(own)
     ed = Editor(own, large)
     for step in PASSES:
-        step(ed)
+        if step not in without:
+            step(ed)
     ed.finish()
     ed.fill()
     _note_types(own)

@@ -154,7 +154,7 @@ class Editor:
         return name
 
     def set_constant(self, name: str, value: Array) -> None:
-        """Give an initializer another value of the same type and shape, for all that read it."""
+        """Give an initializer another value of the same type, for all that read it."""
         changed = onnx.numpy_helper.from_array(np.asarray(value, order="C"), name)
         if name in self._borrowed:  # another model's: ``fill`` will copy this one
             self.constants[name] = self._borrowed[name] = changed
@@ -185,6 +185,11 @@ class Editor:
         """Add a node directly before another."""
         slot = self._slot_of[node]
         return self._insert(Node(proto), slot, self._slots[slot].index(node))
+
+    def add_after(self, node: Node, proto: onnx.NodeProto) -> Node:
+        """Add a node directly behind another."""
+        slot = self._slot_of[node]
+        return self._insert(Node(proto), slot, self._slots[slot].index(node) + 1)
 
     def replace(self, old: Iterable[Node], new: Sequence[onnx.NodeProto] = ()) -> None:
         """Put new nodes in the place of old ones, and drop makers that nothing reads any more.

@@ -20,6 +20,7 @@ from qdq.prepare.constants import constant_nodes
 from qdq.prepare.editing import Editor
 from qdq.prepare.naming import name_nodes
 from qdq.prepare.pixels import pixels_like
+from qdq.prepare.rows import in_rows, rows_differ
 from qdq.report.codes import params_of
 from qdq.report.matched import Coded, Constant, Match, Site, without_arrays
 from qdq.report.pieces import MOVED, lookup, movements, relaid, steps
@@ -63,6 +64,8 @@ def match(
     graph = Graph(plain(quantized))
     makers = {(n.op_type, o) for n in graph.nodes for o in n.output}
     prepared = prepare(source)
+    if rows_differ(prepared, quantized):
+        prepared = prepare(source, without=(in_rows,))
     pixels_like(prepared, quantized)
     prepared, names = divided_like(prepared, quantized)
     forms = [Graph(prepared), Graph(plain(source))]
