@@ -14,9 +14,33 @@ from qdq.errors import ConfigError
 from qdq.ranges import TensorRange
 from qdq.spec import QuantParams, QuantSpec
 
-__all__ = ["broadcast", "dequantize", "fake_quantize", "params_from_range", "quantize"]
+__all__ = [
+    "broadcast",
+    "dequantize",
+    "fake_quantize",
+    "is_flat",
+    "params_from_range",
+    "quantize",
+    "range_width",
+]
 
 T = TypeVar("T", bound=np.generic)
+
+
+def range_width(
+    low: NDArray[np.floating], high: NDArray[np.floating], spec: QuantSpec
+) -> NDArray[np.float64]:
+    """What the codes of ``spec`` have to cover of ranges that hold 0; of the ends' shape."""
+    low, high = low.astype(np.float64), high.astype(np.float64)
+    return np.asarray(2 * np.maximum(-low, high) if spec.symmetric else high - low)
+
+
+def is_flat(width: NDArray[np.float64], spec: QuantSpec) -> NDArray[np.bool_]:
+    """Where ranges have no extent that a scale could tell: float32 has it as a subnormal at most.
+
+    The scale is made up then, see ``params_from_range``.
+    """
+    return np.asarray(width / (spec.qmax - spec.qmin) < float(np.finfo(np.float32).tiny))
 
 
 def params_from_range(
@@ -59,8 +83,8 @@ def params_from_range(
     limit = float(info.max) * (1 - 1 / steps - float(info.eps))
     low = _clipped(range.low.astype(np.float64), -limit, 0.0)
     high = _clipped(range.high.astype(np.float64), 0.0, limit)
-    width = 2 * np.maximum(-low, high) if spec.symmetric else high - low
-    flat = width / steps < float(np.finfo(np.float32).tiny)
+    width = range_width(low, high, spec)
+    flat = is_flat(width, spec)
     scale = np.where(flat, 1.0, width / steps)
     cast = scale.astype(dtype)
     if dtype == np.float16:

@@ -193,7 +193,9 @@ def _check_options(
     """
     methods = ("summarize", "merge", "range")
     made = not isinstance(calibrator, type) and all(hasattr(calibrator, m) for m in methods)
-    listed = isinstance(steps, Sequence) and all(callable(s) for s in steps)
+    listed = isinstance(steps, Sequence) and all(
+        callable(s) and not isinstance(s, type) for s in steps
+    )
     called = progress is None or callable(progress)
     stored = statistics is None or isinstance(statistics, Statistics | str | os.PathLike)
     for option, value, right, wanted in (

@@ -260,7 +260,7 @@ def _check_array(name: str, value: object, spec: InputSpec, index: int) -> _Arra
         )
     if problem is not None:
         raise CalibrationError(f"{where} {problem}", tensor=name, sample=index)
-    return np.asarray(value)
+    return np.asarray(value, order="C")  # what is read of it follows the order in memory
 
 
 def _type(dtype: np.dtype[np.generic]) -> str:

@@ -14,7 +14,7 @@ from qdq.placement.weighing import Weighing, kind_of
 from qdq.problem import Constant, Derived, Fixed, Linear, Observed, Shared, Source, TensorPlan
 from qdq.rules import Overrides, read_rules
 from qdq.scheme import Scheme
-from qdq.spec import INT32, UINT8, QuantSpec
+from qdq.spec import INT32, UINT8, IntType, QuantSpec
 from qdq.targets import ORT_CPU, Target
 from qdq.views import node_view, nominal_graph
 
@@ -148,16 +148,19 @@ def _signed(plan: Plan, graph: Graph, sizes: Graph) -> frozenset[str]:
 
 
 def _check_types(scheme: Scheme, target: Target) -> None:
-    for what, spec, allowed in (
-        ("activations", scheme.activation, target.activations),
-        ("weights", scheme.weight, target.weights),
-    ):
-        if spec.dtype not in allowed:
-            names = ", ".join(sorted(t.name for t in allowed))
-            raise ConfigError(
-                f"{target.name} has no integer kernels for {spec.dtype} {what}; use one of "
-                f"{names}, or the portable target for other runtimes"
-            )
+    _want_type(scheme.activation.dtype, "activations", target)
+    _want_type(scheme.weight.dtype, "weights", target)
+
+
+def _want_type(dtype: IntType, kind: str, target: Target, where: str = "") -> None:
+    """Refuse a type that the target's kernels do not have; ``kind``: activations or weights."""
+    allowed = target.activations if kind == "activations" else target.weights
+    if dtype not in allowed:
+        names = ", ".join(sorted(t.name for t in allowed))
+        raise ConfigError(
+            f"{target.name} has no integer kernels for {dtype} {kind}{where}; use one of {names}, "
+            "or the portable target for other runtimes"
+        )
 
 
 class _Tensors:
@@ -264,7 +267,7 @@ class _Tensors:
             symmetric=self.scheme.weight.symmetric,
             axis=weight.axis if per_channel else None,
         )
-        self._add(name, spec, Constant())
+        self._add(name, spec, Constant(), "weights")
         bias = view.inputs[demand.bias].name if demand.bias is not None else None
         self.linears.append(
             Linear(
@@ -284,7 +287,9 @@ class _Tensors:
 
     def _check_types(self, unit: Unit) -> None:
         """A rule may give a tensor another type, but not one that a kernel cannot mix."""
-        names = [n for n in (*unit.reads, *unit.outputs) if n in self.tensors]
+        assert unit.demand is not None  # noqa: S101 -- integer units have a demand
+        constants = (unit.view.inputs[slot].name for slot in unit.demand.activations)
+        names = [n for n in (*unit.reads, *constants, *unit.outputs) if n in self.tensors]
         types = {self.tensors[n].spec.dtype.name: n for n in names}
         if len(types) > 1 and self.target.one_type:
             found = ", ".join(f"'{n}' {t}" for t, n in sorted(types.items()))
@@ -295,7 +300,10 @@ class _Tensors:
                 node=unit.view.name,
             )
 
-    def _add(self, name: str, spec: QuantSpec, source: Source) -> None:
+    def _add(self, name: str, spec: QuantSpec, source: Source, kind: str = "activations") -> None:
         if name not in self.tensors:
+            wished = spec.dtype
             spec, source = self.rules.apply(name, spec, source)
+            if spec.dtype != wished:
+                _want_type(spec.dtype, kind, self.target, f", as a rule asks of '{name}'")
             self.tensors[name] = TensorPlan(name=name, spec=spec, source=source)

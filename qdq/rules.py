@@ -238,6 +238,12 @@ def _given(
     rule: Rule, name: str, spec: QuantSpec, shape: tuple[int, ...] | None
 ) -> tuple[QuantSpec, Source]:
     scale, zero = np.asarray(rule.scale, np.float32), np.asarray(rule.zero_point)
+    if scale.ndim == 0 and rule.per_channel:
+        raise ConfigError(
+            f"tensor '{name}' was given one scale and per_channel=True; give one for each output "
+            "channel, or leave per_channel out",
+            tensor=name,
+        )
     if scale.ndim == 0:
         spec = replace(spec, axis=None)
     elif shape is None or spec.axis is None:

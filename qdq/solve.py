@@ -152,7 +152,8 @@ def solve(problem: Problem, steps: Sequence[Step]) -> Solution:
     Returns:
         A solution that obeys every law: each planned tensor has parameters of its planned type,
         Given ones are as given, Shared ones equal their owner's, each bias has the scale of its
-        input times its weight, and no integer sum can leave int32 for any input.
+        input times its weight, and no integer sum of a linear node with a constant weight can
+        leave int32 for any input.
 
     Raises:
         SolveError: if a step cannot do its work, steps are out of order, or a law is broken;
@@ -284,11 +285,12 @@ def _check_linear(problem: Problem, state: State, linear: Linear) -> None:
         scale = np.asarray(bias_scale(kernel.x, w).reshape(-1)[kernel.entries(w)])
         found = state.need(planned.name, "solve").scale
         if not np.all(found == scale):
+            factor = float(np.max(np.maximum(found / scale, scale / found)))
             raise SolveError(
                 f"bias {linear.bias!r} of {linear.node!r} must have the scale of its input times "
                 f"its weight; the two differ by up to a factor of "
-                f"{float(np.max(found / scale)):.6g}. Put DeriveBias after every step that "
-                "changes scales, and give each node a bias of its own",
+                f"{factor:.6g}. Put DeriveBias after every step that changes scales, and give "
+                "each node a bias of its own",
                 tensor=linear.bias,
                 node=linear.node,
             )

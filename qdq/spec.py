@@ -101,7 +101,8 @@ class QuantParams:
         zero_point: codes of ``spec.dtype``, same shape as scale.
 
     Laws, checked on construction: scale is finite and > 0; the zero point is within
-    [qmin, qmax]; symmetric signed types have zero point 0. The arrays are read-only copies.
+    [qmin, qmax], that of symmetric types 0 (signed) or the middle code (unsigned). The arrays are
+    read-only copies.
 
     Raises:
         ConfigError: if a law is broken.
@@ -130,6 +131,9 @@ class QuantParams:
             )
         if self.spec.symmetric and self.spec.dtype.signed and zero.any():
             raise ConfigError("a symmetric signed type wants zero point 0")
+        middle = (self.spec.qmax + 1) // 2
+        if self.spec.symmetric and not self.spec.dtype.signed and (zero != middle).any():
+            raise ConfigError(f"a symmetric unsigned type wants zero point {middle}")
         zero = zero.astype(self.spec.dtype.dtype)
         scale.setflags(write=False)
         zero.setflags(write=False)

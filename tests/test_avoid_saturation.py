@@ -107,6 +107,24 @@ def test_matmul_depthwise_and_given() -> None:
     assert solve(kept, STEPS).params["w"] == fixed
 
 
+def test_several_outputs_of_each_channel_are_paired_up() -> None:
+    """onnxruntime has a kernel of its own for one output of each channel only."""
+    p = problem(np.ones((8, 1, 3, 3)), groups=4)
+    codes = quantize(p.constants["w"], solve(p, STEPS).params["w"])
+    assert pair_sums(codes).max() <= 32767
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_int8_activations_count_too(symmetric: bool) -> None:
+    """onnxruntime makes them uint8 on x86."""
+    p = problem(np.ones((4, 6, 3, 3)))
+    spec = QuantSpec(dtype=INT8, symmetric=symmetric)
+    x = TensorPlan(name="x", spec=spec, source=Observed())
+    p = replace(p, tensors={**p.tensors, "x": x})
+    codes = quantize(p.constants["w"], solve(p, STEPS).params["w"])
+    assert pair_sums(codes).max() <= 32767
+
+
 def test_only_the_target_asks_for_it() -> None:
     assert for_target(DEFAULT_STEPS, ORT_CPU) == DEFAULT_STEPS
     names = [type(s).__name__ for s in STEPS]

@@ -271,6 +271,11 @@ def test_an_option_of_a_wrong_kind_is_named(option: str) -> None:
         qdq.quantize(net(), good(), **{"target": FORCED, option: "minmax"})
 
 
+def test_a_class_is_no_step() -> None:
+    with pytest.raises(ConfigError, match="steps"):
+        qdq.quantize("absent.onnx", good(), steps=(qdq.steps.FromRanges, qdq.steps.DeriveBias()))
+
+
 def test_statistics_and_progress_are_checked_before_any_work() -> None:
     with pytest.raises(ConfigError, match=r"statistics=5 \(int\): wants what collect_statistics"):
         qdq.quantize("absent.onnx", statistics=5)

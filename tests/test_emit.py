@@ -201,6 +201,20 @@ class TestSolverFloats:
         unbiased = model(nodes, shape, {"y": [1, 4, 8, 8]}, {**constants, "b": bias * 0})
         assert not run(unbiased, feeds(shape), target=FORCED).solution.floats
 
+    def test_so_does_one_behind_a_pool(self) -> None:
+        """The pool has the parameters of what it reads, and no range of its own."""
+        nodes = [
+            node("MaxPool", ["x"], "p", kernel_shape=[2, 2], strides=[2, 2]),
+            node("Conv", ["p", "w", "b"], "y"),
+        ]
+        constants = {"w": 60 * weights(4, 3, 1, 1), "b": np.full(4, 0.3, np.float32)}
+        shape = {"x": [1, 3, 8, 8]}
+        net = model(nodes, shape, {"y": [1, 4, 4, 4]}, constants)
+        zeros = [{"x": np.zeros(shape["x"], np.float32)}] * 2
+        result = run(net, zeros, target=FORCED)
+        assert result.left_float["Conv_y"].startswith("its input 'p' was 0 in every sample")
+        assert compare(net, result.model, zeros).sqnr > 100
+
 
 def test_shapes_that_the_float_model_declares_wrongly_are_not_held_against_it() -> None:
     net = conv_chain()

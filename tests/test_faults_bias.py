@@ -126,6 +126,17 @@ class TestScalesOfTheBias:
         channel = outcome.fused.reshape(len(data), 3, -1)[:, 1]
         assert np.abs(channel - np.float32(0.337)).max() <= 0.51 * step_of(outcome)
 
+    @pytest.mark.parametrize("spec", [(UINT8, False), (INT8, False), (INT8, True)], ids=str)
+    @pytest.mark.parametrize("size", [5e-37, 1e-36, 2e-36, 4e-36])
+    def test_weights_below_what_float32_has_scales_for(self, size: float, spec) -> None:
+        """Whether a scale is made up depends on all codes that it has, 255 or 127 to one side."""
+        dtype, symmetric = spec
+        scheme = Scheme(weight=QuantSpec(dtype=dtype, symmetric=symmetric))
+        net = conv(np.full((2, 4, 1, 1), size), [0.337, -0.2])
+        _, outcome = quantized(net, uniform([1, 4, 4, 4], -100, 100), scheme=scheme)
+        assert outcome.ops["QLinearConv"] == 1
+        assert worst(outcome) <= 0.51
+
     def test_a_layer_of_zeros_keeps_its_bias(self) -> None:
         net = conv(np.zeros((2, 4, 2, 2)), [0.337, -0.2])
         _, outcome = quantized(net, uniform([1, 4, 4, 4], -12.5, 12.5))

@@ -57,6 +57,17 @@ def test_a_target_that_only_float_reaches_is_said(caplog: pytest.LogCaptureFixtu
     assert "only the float model reaches target_sqnr=500.0" in caplog.text
 
 
+def test_the_float_model_is_among_the_plans_where_little_is_foretold() -> None:
+    """Bytes are no rounding, so no harm is foretold; the weights have some all the same."""
+    net = model([node("Gemm", ["x", "w"], "y")], {"x": [32, 784]}, {"y": [32, 512]},
+                {"w": weights(784, 512)})  # fmt: skip
+    r = np.random.default_rng(0)
+    data = [{"x": r.integers(0, 256, (32, 784)).astype(np.float32)} for _ in range(4)]
+    assert run(net, data, target_sqnr=40.0).plan.quantized
+    assert not run(net, data, target_sqnr=60.0).plan.quantized
+    assert run(net, data).plan.quantized
+
+
 def test_statistics_cannot_be_measured_on() -> None:
     with pytest.raises(qdq.ConfigError, match="not statistics"):
         qdq.quantize(net(), statistics="absent.npz", target_sqnr=30.0)  # the check comes first

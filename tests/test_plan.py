@@ -14,8 +14,8 @@ from qdq.plan import Plan, make_plan, planner
 from qdq.prepare import prepare
 from qdq.problem import Derived, Fixed, Given, Observed, Shared
 from qdq.scheme import Rule, Scheme
-from qdq.spec import INT8, INT16, UINT8, UINT16, QuantSpec
-from qdq.targets import ORT_CPU, PORTABLE
+from qdq.spec import INT8, INT16, INT32, UINT8, UINT16, IntType, QuantSpec
+from qdq.targets import ORT_CPU, PORTABLE, Target
 
 
 def planned(net: onnx.ModelProto, *rules: Rule, **more) -> Plan:
@@ -282,6 +282,12 @@ class TestRules:
             (Rule(tensors="x", per_channel=True), "no output channels"),
             (Rule(tensors="x", scale=-1.0, zero_point=0), "above 0"),
             (Rule(tensors="x", scale=1.0, zero_point=300), "zero point 300"),
+            (Rule(tensors="x", scale=1.0, zero_point=3, symmetric=True), "wants zero point 128"),
+            (Rule(tensors="w0", scale=1.0, zero_point=0, per_channel=True), "one scale and per_ch"),
+            (Rule(tensors="w0", dtype=INT16), "no integer kernels for int16 weights.*'w0'"),
+            (Rule(tensors="w0", dtype=INT32), "no integer kernels for int32 weights.*'w0'"),
+            (Rule(tensors="w0", dtype=IntType("int7", 7, True)), "no integer kernels for int7"),
+            (Rule(tensors="x|[cr].*", dtype=UINT16), "no integer kernels for uint16 activations"),
         ],
     )
     def test_rules_that_cannot_be_followed(self, rule: Rule, message: str) -> None:
@@ -429,6 +435,29 @@ class TestUnitsAreNeverSplit:
             prepare(TestNoise().silu()), target=ORT_CPU, weighing=Weighing(noise=0.15)
         )
         assert set(plan.quantized) <= set(alone.quantized)
+
+
+def test_a_constant_operand_has_the_type_of_the_others() -> None:
+    nodes = [node("Conv", ["x", "w"], "c"), node("Add", ["c", "k"], "y")]
+    constants = {"w": weights(4, 4, 1, 1), "k": weights(1, 4, 8, 8)}
+    net = model(nodes, {"x": [1, 4, 8, 8]}, {"y": [1, 4, 8, 8]}, constants)
+    with pytest.raises(ConfigError, match=r"no kernel for Add that mixes types .*'k' int8"):
+        planned(net, Rule(tensors="k", dtype=INT8))
+
+
+@pytest.mark.parametrize(("terms", "integer"), [(33_025, True), (33_026, False)])
+@pytest.mark.parametrize("target", [FORCED, PORTABLE], ids=["ort", "portable"])
+def test_sums_of_products_of_activations_stay_within_int32(
+    terms: int, integer: bool, target: Target
+) -> None:
+    """255 * 255 * 33,026 is above 2**31: of codes at the ends, the sum would change its sign."""
+    shapes = {"a": [2, terms], "b": [terms, 3]}
+    net = model([node("MatMul", ["a", "b"], "y")], shapes, {"y": [2, 3]})
+    data = [{n: np.ones(s, np.float32) for n, s in shapes.items()}]
+    result, outcome = quantized(net, data, target=target)
+    assert bool(result.plan.quantized) == integer
+    assert outcome.sqnr > 40
+    assert integer or "can overflow" in result.left_float["MatMul_y"]
 
 
 def test_one_kernel_wants_one_activation_type() -> None:

@@ -25,7 +25,7 @@ from models import conv_chain, feeds, model, node
 from numpy.typing import NDArray
 
 from qdq.calibrate import CALIBRATORS, Calibrator, MinMax
-from qdq.data import Feed
+from qdq.data import Feed, InputSpec, open_feeds
 from qdq.errors import CalibrationError, ConfigError, ModelError
 from qdq.ranges import TensorRange
 from qdq.statistics import Statistics, dispatch, sharding, worker
@@ -138,6 +138,26 @@ def test_a_tensor_that_is_empty_in_some_shards(inline: type[Inline]) -> None:
     assert found == collect(net, ["y"], {"y": 1}, data, MinMax())
     assert found.summaries["y"] == TensorRange(np.float32(2), np.float32(3))
     assert found.means["y"].tolist() == [2.5, 2.5]
+
+
+@every
+def test_how_an_array_lies_in_memory_does_not_matter(
+    processes: Executor, calibrator: Calibrator[Any]
+) -> None:
+    """Images are views of others with their channels last; one that has travelled is not."""
+    nodes = [node("Conv", ["x", "w"], "y", strides=[2, 2])]
+    net = model(nodes, {"x": ["N", "C", "H", "W"]}, {"y": ["N", "M", "h", "v"]},
+                {"w": np.ones((8, 3, 3, 3), np.float32)})  # fmt: skip
+    images = np.random.default_rng(0).normal(size=(3, 1, 96, 96, 3)).astype(np.float32) ** 3
+    views = [{"x": x.transpose(0, 3, 1, 2)} for x in images]
+    plain = [{"x": np.ascontiguousarray(f["x"])} for f in views]
+    specs = {"x": InputSpec(np.dtype(np.float32), (None, None, None, None))}
+    found = [
+        collect(net, ("x",), {"x": 1}, open_feeds(data, specs), calibrator, executor=executor)
+        for data, executor in ((plain, None), (views, None), (views, processes))
+    ]
+    for other in found[1:]:
+        assert other.summaries["x"] == found[0].summaries["x"]
 
 
 def test_a_reader_may_use_its_buffer_again(processes: Executor) -> None:

@@ -42,9 +42,9 @@ class Entropy:
     that falls to each code (without the values outside) evenly over the non-empty bins of the
     code; the range with the least KL(P || Q) wins. Unlike there, both ends are searched, so a
     skewed or one-sided tensor wastes no codes, and at most two values in ten thousand may
-    saturate. Exact zeros are left out: they always have a code. Types with more codes than the
-    histogram has bins (16 bits) get the full range, since rounding then loses nothing that the
-    histogram shows.
+    saturate, but for some in the bins where the range ends. Exact zeros are left out: they always
+    have a code. Types with more codes than the histogram has bins (16 bits) get the full range,
+    since rounding then loses nothing that the histogram shows.
 
     Attributes:
         bins: the least number of bins that the full range is divided into where the values

@@ -83,7 +83,7 @@ class Reading:
         """
         low, high = ends(x)
         step = step_for(math.prod(x.shape[1:])) if spread else 1
-        values = np.ravel(x, order="K")[::step] if step > 1 else x
+        values = np.ravel(x)[::step] if step > 1 else x
         return Reading(float(low), float(high), values, step)
 
     @property

@@ -6,6 +6,10 @@ from qdq.ops.demand import Demand, Handler, NodeView, Weight
 
 __all__ = ["ROWS"]
 
+_MOST_TERMS = (2**31 - 1) // 255**2
+"""Products of two 8-bit codes that no int32 sum of them can overflow with. No scale is there to be
+raised: the codes are what they are, and weights are not known."""
+
 
 def _linear(node: NodeView, weight: Weight) -> Demand | str:
     if not node.inputs[weight.slot].constant:
@@ -46,6 +50,9 @@ def matmul(node: NodeView) -> Demand | str:
     if left.constant:
         return "its left side is a constant"
     if not right.constant or right.shape is None or len(right.shape) != 2:
+        terms = {t.shape[k] for t, k in ((left, -1), (right, -2)) if t.shape and len(t.shape) > 1}
+        if max((n for n in terms if n is not None), default=0) > _MOST_TERMS:
+            return "its int32 sums of that many products of two activations can overflow"
         # a batched constant has no single axis of output channels: one scale, as an activation
         return Demand(activations=(0, 1))
     return Demand(activations=(0,), weight=Weight(1, 1, "matmul"))

@@ -170,9 +170,10 @@ class Frontier:
         return best
 
     def all(self) -> tuple[Candidate, ...]:
-        """All different ones, from the fastest to the one that does no harm at all.
+        """All different ones, from the fastest to the float model.
 
-        Two for each doubling of the worth.
+        Two for each doubling of the worth, as long as there is harm; and the last one rounds
+        nothing at all, for weights have errors that are not foretold.
         """
         found = {self.widest.plan.placement.integer: self.widest}
         for power in range(2 * _FIRST, 2 * _LAST + 1):
@@ -180,6 +181,11 @@ class Frontier:
             found.setdefault(candidate.plan.placement.integer, candidate)
             if not candidate.harm:
                 break
+        nothing = dict.fromkeys(rounded_by(self.widest.plan), 1.0)
+        price = float(2 * self._whole)
+        plan = self._plan_for(replace(WIDEST, price=price, harm=nothing))
+        last = self._candidate(_explained(self._given, plan), worth=2.0**_LAST)
+        found.setdefault(last.plan.placement.integer, last)
         return tuple(found.values())
 
 

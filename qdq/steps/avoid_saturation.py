@@ -30,7 +30,9 @@ class AvoidSaturation:
     so a channel in which large weights never meet keeps all 8 bits, and no channel loses more
     than one. Neighbours are taken in the order in which kernels walk: taps first, then channels
     fastest; both ways to pair them up are covered. Of a ConvTranspose any two weights may be
-    neighbours. Depthwise convolutions do not pair up products. Given scales stay as they are.
+    neighbours. Depthwise convolutions with one output of each channel do not pair up products.
+    int8 activations count as well: onnxruntime makes them uint8 on x86. Given scales stay as they
+    are.
 
     Raises:
         ConfigError: asymmetric int8 weights, whose sums no scale keeps in 16 bits.
@@ -44,7 +46,7 @@ class AvoidSaturation:
             x, w = state.need(linear.input, self), state.need(linear.weight, self)
             weight = state.constant(problem, linear.weight)
             plan = problem.tensors[linear.weight]
-            pairs = x.spec.dtype == UINT8 and w.spec.dtype == INT8
+            pairs = x.spec.dtype in (UINT8, INT8) and w.spec.dtype == INT8
             own = isinstance(plan.source, Constant | Fixed)
             if not (pairs and own) or _depthwise(linear, weight):
                 continue
@@ -69,7 +71,8 @@ class AvoidSaturation:
 
 
 def _depthwise(linear: Linear, weight: NDArray[np.floating]) -> bool:
-    return linear.kind == "conv" and linear.groups > 1 and weight.shape[1] == 1
+    one_each = weight.shape[1] == 1 and weight.shape[0] == linear.groups
+    return linear.kind == "conv" and linear.groups > 1 and one_each
 
 
 def _largest_pair(linear: Linear, weight: NDArray[np.floating]) -> NDArray[np.float64]:

@@ -7,11 +7,11 @@ from functools import reduce
 import numpy as np
 from numpy.typing import NDArray
 
-from qdq.affine import fake_quantize, quantize
+from qdq.affine import fake_quantize, is_flat, quantize, range_width
 from qdq.bias_scale import INT32_MAX, largest_ratio, with_scale
 from qdq.errors import ConfigError, SolveError
 from qdq.kernel import Kernel, raise_scale
-from qdq.problem import Constant, Fixed, Linear, Problem
+from qdq.problem import Constant, Fixed, Linear, Problem, Shared
 from qdq.solve import Note, State, kernel_of
 from qdq.spec import QuantParams
 from qdq.sqnr import decibels
@@ -149,6 +149,9 @@ class FitWeightsToBias:
 
 def _is_blank(problem: Problem, state: State, tensor: str) -> bool:
     """Whether a tensor's scale is made up: nothing was seen of it but 0, nor of what shares it."""
+    plan = problem.tensors.get(tensor)
+    if plan is not None and isinstance(plan.source, Shared):
+        tensor = plan.source.owner  # of whose values it consists
     seen, params = problem.ranges.get(tensor), state.params.get(tensor)
     if seen is None or params is None:
         return False
@@ -224,7 +227,8 @@ def _freed(kernels: Sequence[Kernel], present: QuantParams) -> QuantParams:
     rest = None
     if present.spec.axis is not None:
         rest = tuple(a for a in range(weight.ndim) if a != present.spec.axis % weight.ndim)
-    empty = np.abs(weight).max(rest, initial=0) / 127 < np.finfo(np.float32).tiny
+    ends = weight.min(rest, initial=0.0), weight.max(rest, initial=0.0)
+    empty = is_flat(range_width(*ends, present.spec), present.spec)
     if not empty.any():
         return present
     biased = np.zeros(present.scale.shape)
