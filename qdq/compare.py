@@ -49,7 +49,8 @@ def compare(
 ) -> Report:
     """Compare a quantized model with its float model on data, tensor by tensor.
 
-    Both run over the samples once; one sample's tensors are in memory at a time. The QDQ model
+    Both run over the samples once; one sample's tensors are in memory at a time,
+    and for trials of rules the first samples and their outputs. The QDQ model
     is run as it is written, with floats between its Q and DQ, for the errors of tensors, and as
     onnxruntime optimizes it for those of the outputs. Two kinds of error are told apart: what
     *arises* at a node and what has *accumulated* before it (``qdq.report.NodeError``).
@@ -83,10 +84,11 @@ def compare(
     feeds = islice(open_feeds(data, input_specs(source)), samples)
     sums, kept, exact = sum_up(source, found, feeds, KEPT if advise else 1)
     nodes = node_errors(found, sums, left_float)
-    kernels, borders = kernel_counts(quantized, metadata.get("planned"))
+    between = (s.op_type for s in found.sites if s.integer)
+    kernels, borders = kernel_counts(quantized, metadata.get("planned"), between)
     outputs = output_errors(sums)
     tried = candidates(found, _suspects(nodes, sums), advise)
-    advice = measure(found, tried, kept, exact, repeats, threads)
+    advice = measure(found, tried, kept, exact, repeats, threads) if outputs else ()
     return Report(
         float_model=_label(float_model, "float model"),
         quantized_model=_label(quantized_model, "quantized model"),
@@ -100,7 +102,7 @@ def compare(
         borders=borders,
         history=history_of(metadata),
         advice=advice,
-        notes=(*found.notes, *_unknown(nodes), *_gaps(outputs)),
+        notes=(*found.notes, *_unjudged(source, sums), *_unknown(nodes), *_gaps(outputs)),
     )
 
 
@@ -165,6 +167,16 @@ def _suspects(nodes: Iterable[NodeError], sums: Sums) -> Iterator[tuple[str, boo
             yield node.tensor, entry.rounding > local / 2
 
 
+def _unjudged(source: onnx.ModelProto, sums: Sums) -> Iterator[str]:
+    """Outputs that have no error, and where there are no others."""
+    lost = [v.name for v in source.graph.output if v.name not in sums.outputs]
+    if lost:
+        some = ", ".join(f"'{n}'" for n in lost[:3]) + (", ..." if len(lost) > 3 else "")
+        what = "no floating-point numbers, or another shape in the quantized model"
+        rest = "" if sums.outputs else "; so no rule is tried either"
+        yield f"{len(lost)} outputs are not compared ({some}): {what}{rest}"
+
+
 def _unknown(nodes: Iterable[NodeError]) -> Iterator[str]:
     lost = [n.name for n in nodes if n.local_db is None]
     if lost:
@@ -179,5 +191,5 @@ def _gaps(outputs: Iterable[Any]) -> Iterator[str]:
             yield (
                 f"output '{o.name}' has {o.unfused_db:.1f} dB as the QDQ model is written, but "
                 f"{o.sqnr_db:.1f} dB as onnxruntime runs it: its kernels add error here, as some "
-                "do on processors without 8-bit dot products (try 7-bit weights or int8)"
+                "do on processors without 8-bit dot products (--target ort-cpu-no-vnni avoids that)"
             )

@@ -125,6 +125,8 @@ def npz_samples(path: str | os.PathLike[str]) -> Iterator[Feed]:
                     "numpy.savez(path, input_name=array)"
                 )
             arrays = {k: opened[k] for k in opened.files}
+    except FileNotFoundError as e:
+        raise CalibrationError(f"{where} does not exist") from e
     except _UNREADABLE as e:
         raise CalibrationError(f"{where} cannot be read as .npz: {_one_line(e)}") from e
     return _rows(arrays, where)

@@ -1,5 +1,6 @@
 """Which paths may be written to, known before the work is done."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,7 +23,7 @@ def check_output(output: Path, model: Path | None, others: Sequence[tuple[Path, 
 
     Raises:
         ConfigError: the output is an input or its data, no regular file, or in a folder that does
-            not exist.
+            not exist or cannot be written to.
     """
     for path, what in (*(() if model is None else ((model, "float model"),)), *others):
         if _same(output, path):
@@ -31,8 +32,11 @@ def check_output(output: Path, model: Path | None, others: Sequence[tuple[Path, 
         raise ConfigError(f"the output '{output}' is a folder; give the path of a file")
     if output.exists() and not output.is_file():
         raise ConfigError(f"the output '{output}' is a device, pipe or socket; name a file")
-    if not output.resolve().parent.is_dir():
+    folder = _resolved(output).parent
+    if not folder.is_dir():
         raise ConfigError(f"the folder of the output '{output}' does not exist; make it first")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ConfigError(f"the folder of the output '{output}' cannot be written to; take another")
     if model is not None:
         _spare_data(output, model)
 
@@ -65,4 +69,11 @@ def data_files(model: Path) -> list[Path]:
 
 def _same(one: Path, other: Path) -> bool:
     both = one.exists() and other.exists()
-    return one.samefile(other) if both else one.resolve() == other.resolve()
+    return one.samefile(other) if both else _resolved(one) == _resolved(other)
+
+
+def _resolved(path: Path) -> Path:
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError) as e:  # Python below 3.13 has no OSError for that
+        raise ConfigError(f"'{path}' is a link that leads to itself; give another path") from e

@@ -14,7 +14,7 @@ from qdq.placement.weighing import Weighing, kind_of
 from qdq.problem import Constant, Derived, Fixed, Linear, Observed, Shared, Source, TensorPlan
 from qdq.rules import Overrides, read_rules
 from qdq.scheme import Scheme
-from qdq.spec import INT32, UINT8, IntType, QuantSpec
+from qdq.spec import INT8, INT32, UINT8, IntType, QuantSpec
 from qdq.targets import ORT_CPU, Target
 from qdq.views import node_view, nominal_graph
 
@@ -150,6 +150,12 @@ def _signed(plan: Plan, graph: Graph, sizes: Graph) -> frozenset[str]:
 def _check_types(scheme: Scheme, target: Target) -> None:
     _want_type(scheme.activation.dtype, "activations", target)
     _want_type(scheme.weight.dtype, "weights", target)
+    types = scheme.activation.dtype, scheme.weight.dtype
+    if target.kernels is not None and types == (INT8, UINT8):
+        raise ConfigError(
+            f"{target.name} has no kernel that multiplies int8 activations by uint8 weights; take "
+            "int8 weights, or uint8 activations"
+        )
 
 
 def _want_type(dtype: IntType, kind: str, target: Target, where: str = "") -> None:

@@ -59,8 +59,7 @@ class Overrides:
                 near = difflib.get_close_matches(name, planned, 3, 0.5)
                 raise ConfigError(
                     f"a rule sets the quantization of tensor '{name}', but nothing reads or writes "
-                    f"it as integers here ({len(left_float)} nodes stay float; the plan says why)"
-                    f"{_nearest(near)}",
+                    f"it as integers here{_why(left_float)}{_nearest(near)}",
                     tensor=name,
                 )
 
@@ -120,10 +119,10 @@ def _nodes(follow: Successors, rule: Rule) -> set[str]:
         nodes = [*source.nodes, *graph.nodes]
         pool = {n.name if rule.nodes is not None else n.op_type for n in nodes}
         near = difflib.get_close_matches(wanted, sorted(pool), 3, 0.5)
-        raise ConfigError(
-            f"the rule nodes={rule.nodes!r}, op_types={rule.op_types} matches no node of the "
-            f"model{_nearest(near)} Patterns are regular expressions for the whole name."
-        )
+        given = {"nodes": rule.nodes, "op_types": rule.op_types or None}
+        said = ", ".join(f"{k}={v!r}" for k, v in given.items() if v is not None)
+        hint = " Patterns are regular expressions for the whole name." if rule.nodes else ""
+        raise ConfigError(f"the rule {said} matches no node of the model{_nearest(near)}{hint}")
     names = {graph.nodes[i].name for g, i in matched if g is graph}
     for g, i in matched:
         if g is source:
@@ -142,6 +141,10 @@ def _others(graph: Graph, chosen: set[str]) -> dict[str, str]:
     }
     names = [n.name for n in graph.nodes if n.name not in chosen and n.name not in behind]
     return dict.fromkeys(names, "no rule with only=True names it")
+
+
+def _why(left_float: Mapping[str, str]) -> str:
+    return f" ({len(left_float)} nodes stay float; the plan says why)" if left_float else ""
 
 
 def _nearest(near: list[str]) -> str:

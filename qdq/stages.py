@@ -38,6 +38,7 @@ from qdq.placement.wholes import judged, shown_by
 from qdq.plan import Plan, planner
 from qdq.prepare import prepare
 from qdq.problem import Linear
+from qdq.ranges import TensorRange
 from qdq.scheme import Scheme
 from qdq.session import input_specs
 from qdq.solve import Step, needs_of
@@ -267,6 +268,16 @@ def gather(
     return replace(found, gradients=back.energies.beside(errors))
 
 
+def _tell_blank(model: onnx.ModelProto, ranges: Mapping[str, TensorRange]) -> None:
+    """Warn of data that is 0 throughout."""
+    seen = [ranges[v.name] for v in model.graph.input if v.name in ranges]
+    if seen and not any(r.low.any() or r.high.any() for r in seen):
+        log.warning(
+            "all inputs are 0 in every sample, which tells no scale; give data as the model is "
+            "used with"
+        )
+
+
 def _squares(start: Start) -> dict[str, tuple[float, float]]:
     tables = dict.fromkeys(unit.table for unit in start.plan.lookups)
     if not tables:
@@ -285,6 +296,7 @@ def learn(start: Start, statistics: Statistics, calibrator: Calibrator[Any]) -> 
     require_channels(start.prepared, start.plan, start.axes, channels)
     known = {n: spec for n, spec in start.observed.items() if n in statistics.summaries}
     ranges = moved(start.plan, ranges_from(statistics.summaries, known, calibrator))
+    _tell_blank(start.prepared, ranges)
     moments = {
         node: statistics.moments[layout].moments
         for node, layout in start.layouts.items()

@@ -271,6 +271,13 @@ def test_an_option_of_a_wrong_kind_is_named(option: str) -> None:
         qdq.quantize(net(), good(), **{"target": FORCED, option: "minmax"})
 
 
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_data_of_zeros_is_told(value: float, caplog: pytest.LogCaptureFixture) -> None:
+    data = [{k: np.full_like(v, value) for k, v in feed.items()} for feed in good()]
+    qdq.quantize(net(), data, target=FORCED)
+    assert ("all inputs are 0 in every sample" in caplog.text) == (value == 0)
+
+
 def test_a_class_is_no_step() -> None:
     with pytest.raises(ConfigError, match="steps"):
         qdq.quantize("absent.onnx", good(), steps=(qdq.steps.FromRanges, qdq.steps.DeriveBias()))

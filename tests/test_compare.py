@@ -16,8 +16,10 @@ import qdq
 from qdq.affine import fake_quantize
 from qdq.api import run as quantize_run
 from qdq.modelio import load
-from qdq.report.matching import match
+from qdq.report.advice import without
+from qdq.report.matching import match, plain
 from qdq.report.sqnr import representable, sum_of_squares
+from qdq.report.tally import kernel_counts
 from qdq.session import run
 from qdq.sqnr import decibels
 from qdq.statistics.observe import observe
@@ -454,6 +456,45 @@ def test_advice_finds_the_spoiled_weight(chain) -> None:
     )
 
 
+def test_trials_have_no_nodes_that_nothing_reads(chain) -> None:
+    """The runtime would take its time with them."""
+    exact, quantized, _ = chain
+    matched = match(plain(load(exact)), plain(load(quantized, quantized=True)))
+    for site in matched.sites:
+        if site.integer:
+            nodes = without(matched, [site.index]).graph.node
+            read = {name for n in nodes for name in n.input} | {"r2"}
+            assert not [n.name for n in nodes if read.isdisjoint(n.output)]
+
+
+def test_advice_on_models_with_operators_of_the_runtime(chain) -> None:
+    exact, quantized, data = chain
+    contrib = onnx.ModelProto()
+    contrib.CopyFrom(quantized)
+    for n in contrib.graph.node:
+        if n.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            n.domain = "com.microsoft"
+    contrib.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+    found, same = (qdq.compare(exact, m, data, repeats=0) for m in (contrib, quantized))
+    assert [a.rule for a in found.advice] == [a.rule for a in same.advice] != []
+
+
+def test_what_leaves_no_error_is_exact() -> None:
+    net = model([node("Gemm", ["x", "w"], "y")], {"x": [8, 64]}, {"y": [8, 64]},
+                {"w": weights(64, 64)})  # fmt: skip
+    data = feeds({"x": [8, 64]}, 2)
+    report = qdq.compare(net, qdq.quantize(net, data, target=FORCED), data, repeats=0)
+    assert "exact" in {a.gain for a in report.advice}
+    assert all(a.gain_db == math.inf for a in report.advice if a.gain == "exact")
+
+
+def test_integer_nodes_without_integer_kernels_have_a_row(chain) -> None:
+    rows = kernel_counts(chain[1], None, ["LSTM"])[0]
+    assert [(r.op_type, r.planned, r.integer) for r in rows if r.op_type == "LSTM"] == [
+        ("LSTM", None, 0)
+    ]
+
+
 def test_the_measured_gain_is_what_the_rule_gives() -> None:
     """Where the rule moves no other node, quantizing with it gives the gain that was measured."""
     exact, data = conv_chain(), feeds(SHAPES, 4)
@@ -578,3 +619,31 @@ def test_masks_do_not_spoil_the_sums() -> None:
     x = np.array([1, -np.inf, np.nan, 2], np.float32)
     assert sum_of_squares(x) == 5
     assert sum_of_squares(x, np.zeros(4, np.float32)) == 5
+    assert sum_of_squares(x, np.float32([1, -np.inf, np.nan, 1])) == 1
+    assert sum_of_squares(x, np.float32([1, 0, 0, np.nan])) == math.inf
+    assert sum_of_squares(x, np.float32([np.inf, 0, 0, 2])) == math.inf
+
+
+def test_outputs_that_are_no_numbers_any_more(chain) -> None:
+    exact, quantized, data = chain
+    broken = onnx.ModelProto()
+    broken.CopyFrom(quantized)
+    (last,) = [n for n in broken.graph.node if "r2" in n.output]
+    last.output[:] = ["before"]
+    broken.graph.node.append(node("Div", ["before", "nothing"], "r2"))
+    broken.graph.initializer.append(numpy_helper.from_array(np.float32(0), "nothing"))
+    report = quick(exact, broken, data)
+    (output,) = report.outputs
+    assert (output.sqnr_db, output.largest) == (-math.inf, math.inf)
+    assert "output   r2: -inf" in str(report)
+    assert "-inf" in report.html()
+
+
+def test_outputs_that_are_no_floats_are_noted() -> None:
+    nodes = [node("Conv", ["x", "w"], "c", pads=[1] * 4), node("ArgMax", ["c"], "y", axis=1)]
+    net = model(nodes, SHAPES, {"y": [1, 1, 24, 24]}, {"w": weights(8, 32, 3, 3)})
+    net.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.INT64
+    data = feeds(SHAPES, 2)
+    report = qdq.compare(net, qdq.quantize(net, data, target=FORCED), data, repeats=0)
+    assert report.outputs == report.advice == ()
+    assert any("1 outputs are not compared ('y')" in note for note in report.notes)

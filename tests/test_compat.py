@@ -324,7 +324,7 @@ class TestHonoured:
 
     def test_stride(self, tmp_path: Path) -> None:
         reader = Reader()
-        found = made(tmp_path, reader=reader, **option(CalibStridedMinMax=4))
+        found = made(tmp_path, reader=reader, **option(CalibStridedMinMax=np.int64(4)))
         assert reader.ranges == [(0, 6), (0, 4), (4, 6)]
         assert found == qdq.quantize(MODEL, DATA)
 
@@ -489,6 +489,12 @@ class TestConfigs:
             compat.get_qdq_config(
                 nameless, Reader(), nodes_to_exclude=lambda m, n: n.op_type == "MaxPool"
             )
+        for pool in nameless.graph.node:
+            pool.name = "n"
+        with pytest.raises(qdq.ConfigError, match="has the name 'n' of others, too"):
+            compat.get_qdq_config(
+                nameless, Reader(), nodes_to_exclude=lambda m, n: n.op_type == "MaxPool"
+            )
         with pytest.raises(qdq.ConfigError, match="unknown 'num_bin'"):
             compat.get_qdq_config(MODEL, Reader(), calibrate_args={"num_bin": 128})
         listed = compat.get_qdq_config(MODEL, Reader(), nodes_to_exclude=["a"])
@@ -520,8 +526,9 @@ class TestRefused:
             ({"per_channel": None}, "per_channel wants True or False"),
             ({"reduce_range": 2}, "reduce_range wants True or False"),
             ({"quant_format": QuantFormat.QOperator}, "only QDQ"),
-            ({"quant_format": "QDQ"}, "'QDQ' is no QuantFormat; nearest names: QDQ"),
-            ({"activation_type": "QUInt8"}, "is no QuantType; nearest names: QUInt8"),
+            ({"quant_format": "QDQ"}, "'QDQ': wants QuantFormat.QDQ, not its name"),
+            ({"activation_type": "QUInt8"}, "wants QuantType.QUInt8, not its name"),
+            ({"activation_type": "QUInt9"}, "is no QuantType; nearest names: QUInt8"),
             ({"activation_type": qdq.UINT8}, "is no QuantType"),
             ({"weight_type": QuantType.QInt4}, "weight_type=QInt4: there are no 4-bit"),
             ({"activation_type": QuantType.QFLOAT8E4M3FN}, "no float types"),
@@ -530,7 +537,7 @@ class TestRefused:
                 "no kernel multiplies these",
             ),
             ({"calibrate_method": CalibrationMethod.Distribution}, "8-bit floats"),
-            ({"calibrate_method": "MinMax"}, "is no CalibrationMethod"),
+            ({"calibrate_method": "MinMax"}, "wants CalibrationMethod.MinMax, not its name"),
             (option(CalibPercentile=99.9), "wants calibrate_method=CalibrationMethod.Percentile"),
             (option(CalibPercentile="high"), "wants a number"),
             (option(CalibMaxIntermediateOutputs="many"), "wants a number"),
@@ -571,8 +578,9 @@ class TestRefused:
             (override("relu1", {"rmin": 0.0}), "'rmin' and 'rmax' go together"),
             (override("relu1", {"scale": 1.0}), "'scale' and 'zero_point' go together"),
             (override("relu1", {"rmin": "a", "rmax": 1}), "'rmin' wants a number"),
+            (override("relu1", {"scale": 1.0, "zero_point": 1.7}), "'zero_point' wants a whole"),
             (override("relu1", {"symmetric": "no"}), "'symmetric' wants True or False"),
-            (override("relu1", {"quant_type": "QInt8"}), "is no QuantType"),
+            (override("relu1", {"quant_type": "QInt8"}), "wants QuantType.QInt8, not its name"),
             (override("relu1", {"axis": 0}), "only a weight has one scale per channel"),
             (override("relu9", {"rmin": 0, "rmax": 1}), "matches no tensor.*Nearest names: relu"),
             (override("conv1.weight", {}, {}, {"symmetric": True}), "as 'axis' in the first"),
@@ -592,6 +600,12 @@ class TestRefused:
             made(tmp_path, reader=iter(DATA), **option(CalibStridedMinMax=2))
         with pytest.raises(qdq.ConfigError, match="wants a reader with __len__"):
             made(tmp_path, reader=Endless(), **option(CalibStridedMinMax=2))
+        with pytest.raises(qdq.ConfigError, match="wants a reader with __len__ and set_range"):
+            made(tmp_path, reader=DATA, **option(CalibStridedMinMax=2))
+
+    def test_the_cache_is_not_the_model(self, tmp_path: Path) -> None:
+        with pytest.raises(qdq.ConfigError, match="is the cache itself"):
+            made(tmp_path, calibration_cache_path=tmp_path / "out.onnx")
 
     def test_what_only_tries_to_find_a_length_goes_on(self) -> None:
         assert list(Endless()) == list(DATA)

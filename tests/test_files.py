@@ -107,6 +107,18 @@ def test_a_link_to_itself(tmp_path: Path) -> None:
     (tmp_path / "x").symlink_to("x")
     with pytest.raises(OSError, match=r"leads to itself|symbolic links"):
         write(tmp_path / "x")
+    with pytest.raises(ConfigError, match="leads to itself"):
+        check_output(tmp_path / "x", None)
+    with pytest.raises(ConfigError, match="leads to itself"):
+        check_output(tmp_path / "y", tmp_path / "x")
+
+
+def test_a_folder_that_cannot_be_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)  # root may write all
+    with pytest.raises(ConfigError, match="cannot be written to"):
+        check_output(tmp_path / "x", None)
 
 
 def test_weights_inside_of_a_large_model_are_in_no_other_file(tmp_path: Path) -> None:

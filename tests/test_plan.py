@@ -350,6 +350,12 @@ class TestTypes:
         with pytest.raises(ConfigError, match=r"no integer kernels for uint16 activations.*uint8"):
             make_plan(prepare(conv_chain()), scheme, ORT_CPU)
 
+    def test_int8_by_uint8_has_no_kernel(self) -> None:
+        scheme = Scheme(activation=QuantSpec(dtype=INT8), weight=QuantSpec(dtype=UINT8))
+        with pytest.raises(ConfigError, match="no kernel that multiplies int8 activations by uint"):
+            make_plan(prepare(conv_chain()), scheme, ORT_CPU)
+        assert make_plan(prepare(conv_chain()), scheme, PORTABLE).quantized
+
     def test_the_portable_target_takes_them(self) -> None:
         scheme = Scheme(activation=QuantSpec(dtype=INT16, symmetric=True))
         plan = make_plan(prepare(conv_chain()), scheme, PORTABLE)

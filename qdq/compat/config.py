@@ -1,5 +1,6 @@
 """quantize() with a StaticQuantConfig: the arguments of quantize_static as one object."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -48,7 +49,7 @@ def quantize(model_input: Any, model_output: PathLike, quant_config: StaticQuant
     if not isinstance(quant_config, StaticQuantConfig):
         raise ConfigError(
             f"quant_config is a {type(quant_config).__name__} of {type(quant_config).__module__}; "
-            "wants a qdq.compat.StaticQuantConfig: static quantization is all that there is"
+            "wants a StaticQuantConfig of qdq.compat: static quantization is all that there is"
         )
     given = {f.name: getattr(quant_config, f.name) for f in fields(quant_config)}
     quantize_static(model_input, model_output, **given)
@@ -123,10 +124,14 @@ def get_qdq_config(
 def _chosen(chooser: Chooser, model: onnx.ModelProto) -> list[str]:
     """Names of the nodes that a function chooses."""
     nodes = [n for n in model.graph.node if chooser(model, n)]
+    named = Counter(n.name for n in model.graph.node)
     for node in nodes:
-        if not node.name:
+        if not node.name or named[node.name] > 1:
+            lacks = (
+                "no name" if not node.name else f"the name '{node.name}' of others, too, and none"
+            )
             raise ConfigError(
                 f"nodes_to_exclude chose the {node.op_type} that makes '{node.output[0]}', which "
-                "has no name to exclude it by; give the model's nodes names"
+                f"has {lacks} to exclude it by; give the model's nodes names of their own"
             )
     return [n.name for n in nodes]

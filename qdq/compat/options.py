@@ -6,6 +6,7 @@ from typing import Any
 
 import onnx
 
+from qdq.checks import is_whole
 from qdq.compat.overrides import read_overrides
 from qdq.compat.types import flag, nearest, number
 from qdq.errors import ConfigError
@@ -157,7 +158,7 @@ def _percentile(options: Options, argument: str, value: Any) -> Options:
 
 
 def _stride(options: Options, argument: str, value: Any) -> Options:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+    if value is not None and (not is_whole(value) or value < 0):
         raise ConfigError(f"{argument} wants a number of samples or None; found {value!r}")
     return replace(options, stride=value or None)
 

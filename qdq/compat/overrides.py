@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from qdq.checks import is_whole
 from qdq.compat.types import flag, int_type, nearest, number
 from qdq.errors import ConfigError
 from qdq.graph import Graph, attributes
@@ -106,7 +107,7 @@ def _check_keys(entry: Mapping[str, Any], where: str) -> None:
 
 def _axis(entries: Sequence[Mapping[str, Any]], where: str) -> int:
     axis = entries[0].get("axis")
-    if not isinstance(axis, int):
+    if not is_whole(axis):
         raise ConfigError(
             f"{where}: one dict per channel wants a whole number as 'axis' in the first; found "
             f"{axis!r}"
@@ -128,6 +129,13 @@ def _axis(entries: Sequence[Mapping[str, Any]], where: str) -> int:
     return axis
 
 
+def _whole(value: Any, what: str) -> int:
+    found = number(value, what)
+    if found != int(found):
+        raise ConfigError(f"{what} wants a whole number; found {value!r}")
+    return int(found)
+
+
 def _rule(name: str, entries: Sequence[Mapping[str, Any]], channels: bool, where: str) -> Rule:
     first = entries[0]
     more: dict[str, Any] = {}
@@ -140,7 +148,7 @@ def _rule(name: str, entries: Sequence[Mapping[str, Any]], channels: bool, where
         more["range"] = low, high
     if "scale" in first:
         scales = tuple(number(e["scale"], f"{where}: 'scale'") for e in entries)
-        zeros = tuple(int(number(e["zero_point"], f"{where}: 'zero_point'")) for e in entries)
+        zeros = tuple(_whole(e["zero_point"], f"{where}: 'zero_point'") for e in entries)
         more["scale"], more["zero_point"] = (scales, zeros) if channels else (scales[0], zeros[0])
         if any(zeros):
             more["symmetric"] = False

@@ -101,7 +101,8 @@ def quantize_static(
         )
     _check_providers(calibration_providers)
     external = flag(use_external_data_format, "use_external_data_format")
-    check_output(Path(model_output), Path(model_input) if is_path(model_input) else None)
+    kept = () if calibration_cache_path is None else ((Path(calibration_cache_path), "cache"),)
+    check_output(Path(model_output), Path(model_input) if is_path(model_input) else None, kept)
     options = read_options(extra_options)
     types = _types(activation_type, weight_type)
     channels = True if per_channel is UNSET else flag(per_channel, "per_channel")
@@ -281,12 +282,14 @@ def _strided(reader: Any, stride: int | None) -> Any:
     if stride is None:
         return reader
     try:
-        total = len(reader)
-    except (TypeError, NotImplementedError) as e:
+        total, wanting = len(reader), not callable(getattr(reader, "set_range", None))
+    except (TypeError, NotImplementedError):
+        total, wanting = 0, True
+    if wanting:
         raise ConfigError(
             "CalibStridedMinMax wants a reader with __len__ and set_range; leave it out, memory "
             "does not grow with the number of samples"
-        ) from e
+        )
     return _ranges(reader, total, stride)
 
 

@@ -144,6 +144,8 @@ def member(kind: type[E], value: object, argument: str) -> E:
         found = kind.__members__.get(value.name)
         if found is not None:
             return found
+    if isinstance(value, str) and value in kind.__members__:
+        raise ConfigError(f"{argument}={value!r}: wants {kind.__name__}.{value}, not its name")
     near = nearest(value, kind.__members__) if isinstance(value, str) else "."
     raise ConfigError(f"{argument}={value!r} is no {kind.__name__}{near}")
 

@@ -1,5 +1,6 @@
 """Which rules would help: nodes are made float in the quantized model, and the result measured."""
 
+import math
 import re
 import shlex
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -9,6 +10,7 @@ import numpy as np
 import onnx
 
 from qdq.data import Feed
+from qdq.nested import captured_names
 from qdq.report import Advice
 from qdq.report.matched import Match, Site
 from qdq.report.sqnr import sum_of_squares
@@ -134,7 +136,19 @@ def without(match: Match, nodes: Collection[int]) -> onnx.ModelProto:
         for index, node in enumerate(kept):
             if index not in dropped:
                 model.graph.node.extend([node, hidden[index]] if index in hidden else [node])
+    _prune(model.graph)
     return model
+
+
+def _prune(graph: onnx.GraphProto) -> None:
+    """Drop what nothing reads; the runtime would take its time."""
+    read = {v.name for v in graph.output}
+    for index in range(len(graph.node) - 1, -1, -1):
+        node = graph.node[index]
+        if read.isdisjoint(node.output):
+            del graph.node[index]
+        else:
+            read.update(node.input, captured_names(node))
 
 
 def _make_float(
@@ -185,7 +199,7 @@ def _bypass(model: onnx.ModelProto, bypassed: Mapping[str, str]) -> None:
             raw = bypassed[node.output[0]]
             del node.attribute[:]
             del node.input[:]
-            node.op_type = "Identity"
+            node.op_type, node.domain = "Identity", ""
             node.input.append(raw)
 
 
@@ -204,7 +218,10 @@ def _hide(match: Match, node: onnx.NodeProto) -> onnx.NodeProto:
 
 
 def _mean_sqnr(exact: Sequence[Feed], found: Iterable[Feed]) -> float:
-    """Mean over the float outputs of their SQNR in dB; an output without error counts as 120."""
+    """Mean over the float outputs of their SQNR in dB; inf if none has an error.
+
+    An output without error beside others counts as 120.
+    """
     signal: dict[str, float] = {}
     noise: dict[str, float] = {}
     for a, b in zip(exact, found, strict=True):
@@ -215,8 +232,10 @@ def _mean_sqnr(exact: Sequence[Feed], found: Iterable[Feed]) -> float:
             wide = x.astype(np.float64)
             signal[name] = signal.get(name, 0.0) + sum_of_squares(wide)
             noise[name] = noise.get(name, 0.0) + sum_of_squares(wide, y.astype(np.float64))
+    if not any(noise.values()):
+        return math.inf
     levels = [float(np.clip(decibels(signal[n], noise[n]), -120, 120)) for n in signal]
-    return sum(levels) / len(levels) if levels else 0.0
+    return sum(levels) / len(levels)
 
 
 def measure(
@@ -242,7 +261,8 @@ def measure(
     now = _mean_sqnr(exact, run(model, feeds, threads=threads))
     for candidate in tried:
         variant = without(match, candidate.nodes)
-        gain = _mean_sqnr(exact, run(variant, feeds, threads=threads)) - now
+        then = _mean_sqnr(exact, run(variant, feeds, threads=threads))
+        gain = 0.0 if then == now else then - now
         slower = None
         if repeats:
             timing = paired_latency(model, variant, feeds[0], repeats=repeats, threads=threads)

@@ -106,7 +106,7 @@ def _advice(report: Report) -> str:
     if not report.advice:
         return ""
     rows = [
-        (f"{a.gain_db:+.1f} dB", "-" if a.slower is None else f"{100 * a.slower:+.0f} %",
+        (a.gain, "-" if a.slower is None else f"{100 * a.slower:+.0f} %",
          _words(a.what), f"<code>{escape(a.rule)}</code>")
         for a in report.advice
     ]  # fmt: skip
@@ -228,8 +228,7 @@ def _history(report: Report) -> str:
     head = "<h2>Weight scales, solver step by solver step</h2>"
     if not report.history:
         return head + (
-            '<p class="soft">The quantized model does not say (another tool made it, or a version '
-            "of qdq before 0.2).</p>"
+            '<p class="soft">The quantized model does not say (another tool made it).</p>'
         )
     by_tensor: dict[str, list[ScaleChange]] = {}
     for change in report.history:

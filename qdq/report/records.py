@@ -152,7 +152,8 @@ class Advice:
         what: in words.
         rule: the rule for ``Scheme(rules=...)``.
         option: the same for the command line.
-        gain_db: change of the outputs' mean SQNR, measured on the first samples.
+        gain_db: change of the outputs' mean SQNR, measured on the first samples; inf where they
+            have no error any more.
         slower: change of latency, as a share of the quantized model's; None if not measured.
     """
 
@@ -164,7 +165,12 @@ class Advice:
 
     def __str__(self) -> str:
         time = "" if self.slower is None else f", {100 * self.slower:+.0f} % latency"
-        return f"{self.what}: {self.gain_db:+.1f} dB{time}"
+        return f"{self.what}: {self.gain}{time}"
+
+    @property
+    def gain(self) -> str:
+        """The gain in words."""
+        return "exact" if self.gain_db == math.inf else f"{self.gain_db:+.1f} dB"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,7 +20,10 @@ Array = NDArray[np.floating]
 
 
 def sum_of_squares(x: Array, y: Array | None = None) -> float:
-    """``sum x^2``, or ``sum (x - y)^2``, in float64, of the elements where both are finite."""
+    """``sum x^2``, or ``sum (x - y)^2``, in float64, of the elements where x is finite.
+
+    Infinite if y is not finite somewhere there.
+    """
     with np.errstate(invalid="ignore", over="ignore"):
         wide = np.ravel(x).astype(np.float64)
         if y is not None:
@@ -28,8 +31,8 @@ def sum_of_squares(x: Array, y: Array | None = None) -> float:
         total = _dot(wide, wide)
     if math.isfinite(total):
         return total
-    wide = wide[np.isfinite(wide)]
-    return _dot(wide, wide)
+    wide = wide[np.isfinite(np.ravel(x))]
+    return _dot(wide, wide) if np.isfinite(wide).all() else math.inf
 
 
 def _dot(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
@@ -115,10 +118,11 @@ class OutputSums:
         self.noise += sum_of_squares(exact, found)
         self.other += sum_of_squares(found)
         x, y = np.ravel(exact).astype(np.float64), np.ravel(found).astype(np.float64)
-        with np.errstate(invalid="ignore"):
-            both = np.isfinite(x) & np.isfinite(y)
+        known = np.isfinite(x)
+        both = known & np.isfinite(y)
         self.product += _dot(x[both], y[both])
-        self.largest = max(self.largest, float(np.abs(x[both] - y[both]).max(initial=0)))
+        far = float(np.abs(x[both] - y[both]).max(initial=0)) if (both == known).all() else math.inf
+        self.largest = max(self.largest, far)
         if exact.ndim and exact.shape[-1] > 1 and exact.size:
             equal = np.argmax(exact, -1) == np.argmax(found, -1)
             self.rows += equal.size

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -172,12 +172,12 @@ def output_errors(sums: Sums) -> tuple[OutputError, ...]:
 
 
 def kernel_counts(
-    model: onnx.ModelProto, planned: Mapping[str, int] | None
+    model: onnx.ModelProto, planned: Mapping[str, int] | None, seen: Iterable[str] = ()
 ) -> tuple[tuple[KernelCount, ...], int]:
     """Integer kernels in onnxruntime's optimized model against the plan, and lone Q and DQ.
 
     Operators whose integer kernel has the operator's own name (those that move values) cannot be
-    told apart, and are left out.
+    told apart, and are left out. ``seen``: operators between Q and DQ as the model is written.
     """
     names, families = _kernel_names()
     counts = optimized_op_counts(model)
@@ -193,7 +193,8 @@ def kernel_counts(
     for op, count in counts.items():
         own = op.removeprefix("Fused")
         float_ones[families.get(own, own)] += count
-    ops = [op for op in sorted({*integer, *wanted}) if op not in same]
+    between = {families.get(op, op) for op in seen}
+    ops = [op for op in sorted({*integer, *wanted, *between}) if op not in same]
     rows = tuple(
         KernelCount(
             op_type=op,

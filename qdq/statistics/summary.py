@@ -261,6 +261,8 @@ class Statistics:
             with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as opened:
                 arrays: Arrays = {k: opened[k] for k in opened.files}
             return cls._unpack(json.loads(str(arrays.pop("header"))), arrays)
+        except FileNotFoundError as e:
+            raise CalibrationError(f"the statistics '{os.fspath(path)}' do not exist") from e
         except UNREADABLE as e:
             text = " ".join(str(e).split()) or type(e).__name__
             raise CalibrationError(
