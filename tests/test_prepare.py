@@ -5,14 +5,15 @@ import time
 import numpy as np
 import onnx
 import pytest
-from models import conv_chain, ints, mlp, model, node, retyped, vec, weights
+from models import conv_chain, ints, mlp, model, node, retyped, rng, vec, weights
 from onnx import TensorProto, helper, numpy_helper
 from prepared import check, constant, only, ops, run
 
 from qdq.errors import ModelError
+from qdq.modelio import load
 from qdq.plan import make_plan
 from qdq.prepare import PASSES, prepare
-from qdq.prepare.opset import OPSET
+from qdq.prepare.opset import OPSET, infer_types
 
 
 def opset_of(net: onnx.ModelProto) -> int:
@@ -687,3 +688,101 @@ class TestTinyWeights:
         made = check(model(nodes, {"x": [4, 4]}, {"y": [4, 4]}, {"m": m}), tol=0)
         assert constant(made, only(made, "MatMul").input[1])[1, 2] == 0
         assert constant(made, only(made, "Add").input[1])[1, 2] == np.float32(1e-40)
+
+
+class TestFoundByRandomModels:
+    """Each once crashed, or made a model that does not run or computes something else."""
+
+    @pytest.mark.parametrize("view", ["Unsqueeze", "Reshape"])
+    def test_a_constant_that_widens_a_view(self, view: str) -> None:
+        """Distances to prototypes: one row for each of them, of what had one."""
+        shape = ints(1) if view == "Unsqueeze" else ints(-1, 1, 4)
+        nodes = [
+            node("Gemm", ["x", "w"], "m"),
+            node(view, ["m", "s"], "u"),
+            node("Sub", ["u", "c"], "y"),
+        ]
+        constants = {"w": weights(8, 4), "s": shape, "c": weights(1, 10, 4)}
+        assert ops(check(model(nodes, {"x": [2, 8]}, {"y": [2, 10, 4]}, constants)))["Sub"] == 1
+
+    def test_outputs_declared_for_one_sample(self) -> None:
+        nodes = [node("MatMul", ["x", "w"], "a"), node("MatMul", ["a", "w"], "y")]
+        shapes = {"x": ["n", 5, 8]}
+        net = model(nodes, shapes, {"y": ["n", 5, 8], "a": [1, 5, 8]}, {"w": weights(8, 8)})
+        made = prepare(net)
+        for batch in (1, 3):
+            feed = {"x": rng(batch).normal(size=(batch, 5, 8)).astype(np.float32)}
+            for exact, found in zip(run(net, feed), run(made, feed), strict=True):
+                np.testing.assert_allclose(exact, found, rtol=1e-5, atol=1e-5)
+
+    def test_outputs_declared_with_a_wrong_size(self) -> None:
+        """onnx counts a last window that starts in the padding, onnxruntime does not."""
+        nodes = [
+            node("MaxPool", ["x"], "p", kernel_shape=[2], strides=[3], ceil_mode=1),
+            node("Sigmoid", ["p"], "a"),
+            node("Tanh", ["a"], "t"),
+            node("Mul", ["p", "t"], "q"),
+            node("Conv", ["q", "w"], "y"),
+        ]
+        for declared in ([1, 4, 3], [1, 4, 2]):
+            outputs = {"a": declared, "y": declared}
+            net = model(nodes, {"x": [1, 4, 6]}, outputs, {"w": weights(4, 4, 1)})
+            made = prepare(load(net))
+            feed = {"x": rng().normal(size=(1, 4, 6)).astype(np.float32)}
+            for exact, found in zip(run(net, feed), run(made, feed), strict=True):
+                np.testing.assert_array_equal(exact, found)
+
+    def test_a_loop_keeps_its_absent_condition(self) -> None:
+        """Where what tells its trips is read past an Identity."""
+        number, flag = onnx.TensorProto.INT64, onnx.TensorProto.BOOL
+        info = onnx.helper.make_tensor_value_info
+        body = onnx.helper.make_graph(
+            [node("Identity", ["ci"], "co"), node("Cast", ["i"], "s", to=1)], "body",
+            [info("i", number, []), info("ci", flag, [])],
+            [info("co", flag, []), info("s", 1, [])],
+        )  # fmt: skip
+        nodes = [node("Identity", ["n"], "m"), node("Loop", ["m", ""], "y", body=body)]
+        net = model(nodes, {"n": []}, {"y": [None]})
+        net.graph.input[0].type.tensor_type.elem_type = number
+        made = check(net, feed={"n": np.array(3)})
+        assert list(only(made, "Loop").input) == ["n", ""]
+
+    def test_a_normalization_of_doubles_without_a_scale(self) -> None:
+        nodes = [
+            node("ReduceMean", ["x", "last"], "m"),
+            node("Sub", ["x", "m"], "d"),
+            node("Mul", ["d", "d"], "q"),
+            node("ReduceMean", ["q", "last"], "v"),
+            node("Add", ["v", "e"], "p"),
+            node("Sqrt", ["p"], "s"),
+            node("Reciprocal", ["s"], "r"),
+            node("Mul", ["x", "r"], "xr"),
+            node("Mul", ["m", "r"], "mr"),
+            node("Sub", ["xr", "mr"], "y"),
+        ]
+        constants = {"last": ints(-1), "e": np.float32(1e-5)}
+        net = model(nodes, {"x": [2, 8]}, {"y": [2, 8]}, constants)
+        check(retyped(net, np.float64))
+
+    @pytest.mark.parametrize(("op", "bound"), [("Min", -np.inf), ("Max", np.inf)])
+    def test_bounds_that_nothing_passes(self, op: str, bound: float) -> None:
+        net = model([node(op, ["x", "c"], "y")], {"x": [3]}, {"y": [3]}, {"c": np.float32(bound)})
+        feed = {"x": np.float32([-1, 0, 2])}
+        for found in (net, prepare(net)):
+            assert (run(found, feed)[0] == bound).all()
+
+    def test_shapes_that_are_outputs_are_looked_at_once(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        calls: list[int] = []
+
+        def counted(net: onnx.ModelProto) -> dict[str, onnx.TypeProto]:
+            calls.append(1)
+            return infer_types(net)
+
+        monkeypatch.setattr("qdq.prepare.constants.infer_types", counted)
+        nodes = [node("Shape", ["x"], "s"), node("Relu", ["x"], "y")]
+        net = model(nodes, {"x": [1, 3]}, {"y": [1, 3], "s": [2]})
+        net.graph.output[1].type.tensor_type.elem_type = onnx.TensorProto.INT64
+        prepare(net)
+        assert len(calls) == 1

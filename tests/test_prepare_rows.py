@@ -37,11 +37,11 @@ def shape(form: str, *sizes: int | str | None) -> list[int | str | None]:
 
 
 def conv(
-    form: str, x: str, w: str, y: str, pads: Sequence[int] = (1, 1), **attrs
+    form: str, x: str, w: str, y: str, pads: Sequence[int] = (2, 2), group: int = 8, **attrs
 ) -> onnx.NodeProto:
     given = {k: spatial(form, [v], 1) for k, v in attrs.items() if k in ("strides", "dilations")}
     given |= {k: v for k, v in attrs.items() if k not in given}
-    return node("Conv", [x, w], y, pads=spatial(form, pads, 0), **given)
+    return node("Conv", [x, w], y, pads=spatial(form, pads, 0), group=group, **given)
 
 
 def net(
@@ -52,10 +52,10 @@ def net(
     out: int | None = 20,
     last: str = "m",
 ) -> onnx.ModelProto:
-    """A Conv from x to a, the middle, and a Conv from ``last`` to y; 8 channels."""
-    window = {"kernel_shape": spatial(form, [3], 1)}  # as exporters tell it
+    """A depthwise Conv from x to a, the middle, and one from ``last`` to y; 8 channels."""
+    window = {"kernel_shape": spatial(form, [5], 1)}  # as exporters tell it
     nodes = [conv(form, "x", "w", "a", **window), *middle, conv(form, last, "v", "y", **window)]
-    both = {"w": weights(8, 8, 3), "v": weights(8, 8, 3, seed=1)}
+    both = {"w": weights(8, 1, 5), "v": weights(8, 1, 5, seed=1)}
     both = {k: v if form == LINE else v[..., None] for k, v in both.items()}
     inputs = {"x": shape(form, 2, 8, "length" if length is None else length)}
     return model(nodes, inputs, {"y": shape(form, 2, 8, out)}, both | (constants or {}))
@@ -147,6 +147,9 @@ def test_all_between_two_convolutions_are_rows(kind: str, known: bool, form: str
     exact = net(form, middle, constants, length=20 if known else None, out=20 if known else None)
     data = {"x": np.random.default_rng(0).normal(size=shape(form, 2, 8, 20)).astype(np.float32)}
     made = check(exact, feed=data)
+    if kind == "gate" and form == LINE:  # of one tap
+        assert rows_of(made) == ops(made)["Conv"] - 1
+        return
     assert rows_of(made) == ops(made)["Conv"]
     there, back = ("Unsqueeze", "Squeeze") if form == LINE else ("Reshape", "Reshape")
     kinds = [n.op_type for n in made.graph.node]
@@ -163,22 +166,40 @@ def test_all_between_two_convolutions_are_rows(kind: str, known: bool, form: str
     [
         {"strides": 2},
         {"dilations": 3},
-        {"group": 2},
-        {"strides": 3, "dilations": 2, "group": 8},
+        {"strides": 3, "dilations": 2},
     ],
     ids=str,
 )
 def test_attributes_have_their_axis(form: str, attrs: dict[str, int]) -> None:
-    w = weights(8, 8 // attrs.get("group", 1), 4).reshape(8, -1, 4, *LAST[form])
+    w = weights(8, 1, 6).reshape(8, 1, 6, *LAST[form])
     exact = model([conv(form, "x", "w", "y", pads=(2, 3), **attrs)], {"x": shape(form, 2, 8, 40)},
                   {"y": OPEN[form]}, {"w": w})  # fmt: skip
     assert rows_of(check(exact)) == 1
 
 
+@pytest.mark.parametrize("group", [1, 2])
+def test_columns_of_any_convolution_are_rows(group: int) -> None:
+    w = weights(8, 8 // group, 3)[..., None]
+    one = conv(COLUMN, "x", "w", "y", group=group)
+    assert rows_of(check(model([one], {"x": [1, 8, 12, 1]}, {"y": OPEN[COLUMN]}, {"w": w}))) == 1
+
+
+def test_mono_signals_are_padded_as_rows() -> None:
+    """A constant of one value has to have the axes of what it is put beside."""
+    nodes = [
+        conv(COLUMN, "x", "w", "a", group=1),
+        node("Concat", ["zero", "a"], "b", axis=2),
+        conv(COLUMN, "b", "w", "y", group=1),
+    ]
+    constants = {"w": weights(1, 1, 5, 1), "zero": np.zeros((1, 1, 1, 1), np.float32)}
+    check(model(nodes, {"x": [1, 1, 12, 1]}, {"y": OPEN[COLUMN]}, constants))
+
+
 @FORMS
 def test_auto_pad_stays(form: str) -> None:
-    w = weights(8, 8, 4).reshape(8, 8, 4, *LAST[form])
-    one = node("Conv", ["x", "w"], "y", auto_pad="SAME_LOWER", strides=spatial(form, [2], 1))
+    w = weights(8, 1, 6).reshape(8, 1, 6, *LAST[form])
+    strides = spatial(form, [2], 1)
+    one = node("Conv", ["x", "w"], "y", auto_pad="SAME_LOWER", strides=strides, group=8)
     assert (
         rows_of(check(model([one], {"x": shape(form, 1, 8, 21)}, {"y": OPEN[form]}, {"w": w}))) == 1
     )
@@ -195,7 +216,7 @@ def test_what_others_read_is_as_it_was(form: str) -> None:
     ]
     shapes = shape(form, 1, 8, 12)
     exact = model(nodes, {"x": shapes}, {"y": shapes, "t": OPEN[form], "b": shapes},
-                  {"w": weights(8, 8, 3).reshape(8, 8, 3, *LAST[form])})  # fmt: skip
+                  {"w": weights(8, 1, 5).reshape(8, 1, 5, *LAST[form])})  # fmt: skip
     made = check(exact)
     graph = Graph(made)
     assert graph.shape("b") == tuple(shapes)
@@ -208,7 +229,7 @@ def test_what_comes_before_stays(form: str) -> None:
     """Only from a convolution on: what feeds it is as fast as it is."""
     nodes = [node("Tanh", ["x"], "t"), conv(form, "t", "w", "y")]
     exact = model(nodes, {"x": shape(form, 1, 8, 12)}, {"y": OPEN[form]},
-                  {"w": weights(8, 8, 3).reshape(8, 8, 3, *LAST[form])})  # fmt: skip
+                  {"w": weights(8, 1, 5).reshape(8, 1, 5, *LAST[form])})  # fmt: skip
     made = check(exact)
     assert Graph(made).shape(only(made, "Tanh").output[0]) == tuple(shape(form, 1, 8, 12))
 
@@ -216,7 +237,12 @@ def test_what_comes_before_stays(form: str) -> None:
 @pytest.mark.parametrize(
     ("case", "x", "w", "attrs"),
     [
-        ("one tap", [1, 8, 12], (8, 8, 1), {}),
+        ("dense", [1, 8, 12], (8, 8, 5), {}),
+        ("in groups", [1, 8, 12], (8, 2, 5), {"group": 4}),
+        ("two outputs of each channel", [1, 8, 12], (16, 1, 5), {"group": 8}),
+        ("few taps", [1, 8, 12], (8, 1, 3), {"group": 8}),
+        ("six channels", [1, 6, 12], (6, 1, 5), {"group": 6}),
+        ("a column of one tap", [1, 8, 12, 1], (8, 8, 1, 1), {}),
         ("an image", [1, 8, 12, 12], (8, 8, 3, 1), {}),
         ("a column padded beside it", [1, 8, 12, 1], (8, 8, 3, 3), {"pads": [1] * 4}),
         ("a row", [1, 8, 1, 12], (8, 8, 1, 3), {}),
@@ -237,14 +263,14 @@ def test_what_stays(
 
 def test_a_weight_that_is_computed_stays() -> None:
     nodes = [node("Relu", ["w"], "r"), node("Conv", ["x", "r"], "y")]
-    exact = model(nodes, {"x": [1, 8, 12], "w": [8, 8, 3]}, {"y": OPEN[LINE]})
+    exact = model(nodes, {"x": [1, 8, 12, 1], "w": [8, 8, 3, 1]}, {"y": OPEN[COLUMN]})
     assert ops(check(exact)) == {"Relu": 1, "Conv": 1}
 
 
 def test_one_weight_of_two_convolutions() -> None:
     nodes = [conv(LINE, "x", "w", "a"), node("Tanh", ["a"], "t"), conv(LINE, "t", "w", "y")]
     shapes = [1, 8, 12]
-    made = check(model(nodes, {"x": shapes}, {"y": shapes}, {"w": weights(8, 8, 3)}))
+    made = check(model(nodes, {"x": shapes}, {"y": shapes}, {"w": weights(8, 1, 5)}))
     assert rows_of(made) == 2
 
 
@@ -256,7 +282,7 @@ def test_any_chain_computes_the_same(data: st.DataObject) -> None:
     nodes, constants, last = [], {}, "x"
     for k, kind in enumerate(kinds):
         middle, more = SAME[kind](form)
-        w = weights(8, 8, 3, seed=k).reshape(8, 8, 3, *LAST[form])
+        w = weights(8, 1, 5, seed=k).reshape(8, 1, 5, *LAST[form])
         for n in (conv(form, "x", "w", "a"), *middle):
             n.name = f"{n.name}.{k}"
             names = {"x": last} if n.op_type == "Conv" and n.output[0] == "a" else {}
@@ -268,7 +294,8 @@ def test_any_chain_computes_the_same(data: st.DataObject) -> None:
     read = data.draw(st.lists(st.sampled_from([o for n in nodes for o in n.output]), max_size=2))
     outputs = dict.fromkeys([last, *read], OPEN[form])
     made = check(model(nodes, {"x": shape(form, 2, 8, 20)}, outputs, constants), tol=1e-4)
-    assert rows_of(made) == ops(made)["Conv"]
+    gates = kinds.count("gate") if form == LINE else 0
+    assert rows_of(made) == ops(made)["Conv"] - gates
 
 
 @FORMS

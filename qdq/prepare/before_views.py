@@ -93,6 +93,8 @@ def _before(ed: Editor, name: str, views: list[Node], axis: int) -> Array | None
         span = seen[first:last]
         if None in span or math.prod(d or 0 for d in span) != source[axis]:
             continue
+        if any(d not in (1, s) for d, s in zip(dims[first:last], span, strict=True)):
+            return None  # it widens what it meets
         if _same_size(seen[last:], behind, alike):
             whole = np.broadcast_to(value.reshape(dims[first:last]), [d or 0 for d in span])
             return whole.reshape(-1, *(1,) * len(behind))

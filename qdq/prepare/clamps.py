@@ -46,9 +46,11 @@ def _interval(ed: Editor, node: Node) -> tuple[str, float, float] | None:
             return None
         low, high = bounds
         low, high = -math.inf if low is None else low, math.inf if high is None else high
-        return (node.input(0), low, high) if low <= high else None
+        passes = low <= high and low < math.inf and high > -math.inf
+        return (node.input(0), low, high) if passes else None
     found = with_scalar(ed, node) if len(node.inputs) == 2 else None
-    if found is None or math.isnan(found[1]):
+    nothing = math.inf if node.op == "Max" else -math.inf  # passes that
+    if found is None or math.isnan(found[1]) or found[1] == nothing:
         return None
     x, bound = found
     return (x, bound, math.inf) if node.op == "Max" else (x, -math.inf, bound)

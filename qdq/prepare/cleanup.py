@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from qdq.prepare.editing import Editor, Node
-from qdq.prepare.node import drop_absent
+from qdq.prepare.node import drop_absent, drop_absent_inputs
 
 __all__ = ["bypass", "drop_absent_slots", "drop_idle_nodes", "keeps_shape"]
 
@@ -18,8 +18,7 @@ def drop_absent_slots(ed: Editor) -> None:
     """
     for node in ed.nodes():
         drop_absent(node.proto.output)
-        if node.op != "Loop":  # whose first two inputs have their places even where they are absent
-            drop_absent(node.proto.input)
+        drop_absent_inputs(node.proto)
 
 
 def drop_idle_nodes(ed: Editor) -> None:

@@ -77,8 +77,7 @@ def fold_constants(ed: Editor) -> None:
         for node in ed.nodes():
             results = _known_dims(ed, node, known) or _evaluate(ed, node)
             if results is not None:
-                _settle(ed, node, results)
-                changed = True
+                changed |= _settle(ed, node, results)
             elif node.op == "Reshape" and node.input(1) in known:
                 changed |= _settle_reshape(ed, node, known[node.input(1)])
         if not changed:
@@ -98,14 +97,15 @@ def _name_types(ed: Editor) -> None:
             ed.replace([node], [cast])
 
 
-def _settle(ed: Editor, node: Node, results: list[onnx.TensorProto]) -> None:
-    """Put constants in the place of a node."""
+def _settle(ed: Editor, node: Node, results: list[onnx.TensorProto]) -> bool:
+    """Put constants in the place of a node, unless it makes outputs."""
     if any(o in ed.outputs for o in node.outputs):
-        return
+        return False
     for name, tensor in zip(node.outputs, results, strict=False):
         if name:
             ed.become_constant(name, tensor)
     ed.replace([node])
+    return True
 
 
 def _evaluate(ed: Editor, node: Node) -> list[onnx.TensorProto] | None:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from qdq.graph import Graph, shape_of
 from qdq.nested import topological_order
-from qdq.prepare.node import Node, drop_absent
+from qdq.prepare.node import Node, drop_absent_inputs
 from qdq.weights import read, turned
 
 __all__ = ["Array", "Editor", "Node"]
@@ -223,7 +223,7 @@ class Editor:
         while len(node.proto.input) <= slot:
             node.proto.input.append("")
         node.proto.input[slot] = name
-        drop_absent(node.proto.input)
+        drop_absent_inputs(node.proto)
         self._count(node, [name], 1)
 
     def set_output(self, node: Node, old: str, new: str) -> None:

@@ -132,7 +132,7 @@ def _of_last(ed: Editor, name: str, x: str) -> str | None:
 
 def _ones(ed: Editor, x: str) -> str:
     width = (ed.shape(x) or (1,))[-1] or 1
-    return ed.add_constant(f"{x}_ones", np.ones(width, np.float32))
+    return ed.add_constant(f"{x}_ones", np.ones(width, ed.dtype(x) or np.float32))
 
 
 def _is_square(ed: Editor, node: Node, x: str) -> bool:

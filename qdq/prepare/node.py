@@ -10,13 +10,19 @@ from qdq.facts import DEFAULT
 from qdq.graph import drop_attributes
 from qdq.nested import captured_names
 
-__all__ = ["Node", "drop_absent"]
+__all__ = ["Node", "drop_absent", "drop_absent_inputs"]
 
 
 def drop_absent(names: MutableSequence[str]) -> None:
     """Drop what is absent at the end of a node's inputs or outputs, in place."""
     while names and not names[-1]:
         del names[-1]
+
+
+def drop_absent_inputs(node: onnx.NodeProto) -> None:
+    """Drop what is absent at the end of a node's inputs, where that leaves the node what it is."""
+    if node.op_type != "Loop":  # whose first two have their places even where they are absent
+        drop_absent(node.input)
 
 
 @dataclass(eq=False, slots=True)

@@ -9,7 +9,7 @@ import onnx.version_converter
 from qdq.borrowed import give_back, lend
 from qdq.errors import ModelError
 from qdq.facts import RUNTIME
-from qdq.graph import declare_opset, opset_of
+from qdq.graph import declare_opset, opset_of, shape_of
 from qdq.light import without_large
 from qdq.nested import all_graphs
 from qdq.prepare.experimental import spell_out_experimental
@@ -130,6 +130,9 @@ def _put_back(model: onnx.ModelProto, converted: onnx.ModelProto) -> None:
 def infer_types(model: onnx.ModelProto) -> dict[str, onnx.TypeProto]:
     """Element types and shapes of all tensors of the main graph, by name.
 
+    Shapes that the outputs are declared with count only where the nodes tell none: exporters write
+    those of one sample, and onnxruntime does not mind.
+
     Raises:
         ModelError: if shape inference finds the graph inconsistent.
     """
@@ -144,9 +147,16 @@ def infer_types(model: onnx.ModelProto) -> dict[str, onnx.TypeProto]:
     del light.graph.value_info[:]
     light.graph.value_info.extend(known)
     put_stand_ins(light.graph)
+    for v in light.graph.output:
+        if v.name not in custom and v.type.HasField("tensor_type"):
+            v.type.tensor_type.ClearField("shape")
     graph = _inferred(light)
     infos = (*graph.value_info, *graph.input, *graph.output)
-    return {v.name: v.type for v in infos}
+    found = {v.name: v.type for v in infos}
+    for v in model.graph.output:
+        if v.name not in found or shape_of(found[v.name]) is None:
+            found[v.name] = v.type
+    return found
 
 
 def _inferred(model: onnx.ModelProto) -> onnx.GraphProto:
