@@ -12,6 +12,7 @@ from qdq.balancing.dividing import undivide
 from qdq.emit import emit
 from qdq.errors import QdqError
 from qdq.evidence import Evidence, solved, used_smoothings
+from qdq.light import tensor_bytes
 from qdq.modelio import load
 from qdq.placement.budget import first_within, least_cost
 from qdq.placement.frontier import AMPLITUDE, Candidate, Frontier
@@ -37,6 +38,8 @@ _FEW = 2000
 """Integer nodes; of more, onnxruntime takes seconds to start each plan that is measured."""
 _HARDLY = 0.05
 """Costs less than that apart, latency and error over the float model's latency, are the same."""
+_LARGE = 1 << 30
+"""Bytes of weights; two such models in memory are one too many."""
 _LOST = 0.5
 """Energy of the error over that of the signal from which on outputs tell little."""
 
@@ -187,7 +190,8 @@ def _surprises(candidate: Candidate, amplitude: float) -> bool:
 def _looked_at(chosen: Chosen, start: Start, evidence: Evidence) -> Chosen:
     """Warn where the outputs are lost, of a plan that is not chosen by its error."""
     feeds = list(start.kept.values())[:SAMPLES]
-    if not (feeds and _kernels(chosen.plan)):
+    weights = sum(map(tensor_bytes, evidence.model.graph.initializer))
+    if not (feeds and _kernels(chosen.plan)) or weights > _LARGE:
         return chosen
     try:
         trial = Trial(evidence.model, feeds, start.exact)

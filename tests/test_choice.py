@@ -126,6 +126,18 @@ def test_what_is_lost_is_told(
     assert all("has 100 % of their energy" in t and "Rule(nodes=" in t for t in told)
 
 
+def test_large_models_are_not_looked_at(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    net, data = table_rows()
+    options = {"calibrator": qdq.MinMax(), "scheme": qdq.Scheme(smooth=False)}
+    for room, told in ((1 << 20, True), (1 << 10, False)):
+        caplog.clear()
+        monkeypatch.setattr(choice, "_LARGE", room)
+        qdq.quantize(net, data, **options)
+        assert ("the outputs are lost" in caplog.text) == told
+
+
 def test_outputs_that_cannot_be_looked_at_are_no_obstacle() -> None:
     nodes = [node("Conv", ["x", "w"], "c", pads=[1] * 4), node("ArgMax", ["c"], "y", axis=1)]
     shape = {"x": [1, 64, 24, 24]}
