@@ -114,7 +114,7 @@ SAME = {  # operator → what is between two convolutions, with L at axis 2
     ),
     "AveragePool": lambda f: (
         [node("AveragePool", ["a"], "m", kernel_shape=spatial(f, [5], 1),
-              pads=spatial(f, [2, 2], 0), count_include_pad=1)], {},
+              pads=spatial(f, [3, 1], 0))], {},
     ),
     "Pad": lambda f: (
         [node("Slice", ["a", "five", "many", "two"], "p"),
