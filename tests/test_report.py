@@ -21,7 +21,7 @@ from qdq.ranges import Histogram
 from qdq.report import Bars, OutputError, Report, TensorError, plain_values
 from qdq.report.svg import histogram
 from qdq.report.tally import bars
-from qdq.report.text import advice_head, columns, db, plan_facts, plan_text
+from qdq.report.text import advice_head, columns, db, plan_facts, plan_text, plural, size
 
 SHAPES = {"x": [1, 32, 24, 24]}
 VOID = {"meta", "br"}
@@ -183,6 +183,10 @@ def test_no_advice_is_praised_that_gains_nothing(report: Report) -> None:
 
 def test_small_texts() -> None:
     assert (db(None), db(math.inf), db(12.34)) == ("-", "exact", "12.3")
+    assert [size(n) for n in (799, 74_000, 100_000, 5_467_000)] == [
+        "0.799 kB", "74 kB", "0.1 MB", "5.47 MB"
+    ]  # fmt: skip
+    assert [plural(n, "node") for n in (0, 1, 2)] == ["0 nodes", "1 node", "2 nodes"]
     assert columns([("a", "1"), ("bcd", "23")], "<>") == ["a     1", "bcd  23"]
     assert TensorError(name="a", kind="weight", node="n", op_type="Conv", position=0).dtype is None
 

@@ -15,6 +15,7 @@ from qdq.cli.progress import Progress, pool
 from qdq.errors import ConfigError, QdqError
 from qdq.modelio import save
 from qdq.outputs import check_output, data_files
+from qdq.report.text import plural, size
 from qdq.session import optimized_op_counts
 from qdq.statistics import Statistics
 from qdq.targets import TARGETS
@@ -173,16 +174,17 @@ def _text(facts: dict[str, Any]) -> str:
     integer, left = facts["integer"], facts["float"]
     by_type = ", ".join(f"{count} {op}" for op, count in integer.items())
     lines = [
-        f"{facts['output']}: {after / 1e6:.3g} MB, {after / before:.0%} of the float model's "
-        f"{before / 1e6:.3g} MB",
-        f"integer: {sum(integer.values())} nodes ({by_type or 'none'})",
-        f"float:   {left['count']} nodes",
+        f"{facts['output']}: {size(after)}, {after / before:.0%} of the float model's "
+        f"{size(before)}",
+        f"integer: {plural(sum(integer.values()), 'node')} ({by_type or 'none'})",
+        f"float:   {plural(left['count'], 'node')}",
     ]
     reasons = list(left["reasons"].items())
     kernels = ", ".join(f"{n} {op}" for op, n in list(facts["kernels"].items())[:KERNELS_SHOWN])
     lines += [f"  {count:4d}  {reason}" for reason, count in reasons[:REASONS_SHOWN]]
     if len(reasons) > REASONS_SHOWN:
         rest = sum(count for _, count in reasons[REASONS_SHOWN:])
-        lines.append(f"  {rest:4d}  for {len(reasons) - REASONS_SHOWN} other reasons (see --json)")
+        others = plural(len(reasons) - REASONS_SHOWN, "other reason")
+        lines.append(f"  {rest:4d}  for {others} (see --json)")
     lines.append(f"onnxruntime runs: {kernels}")
     return "\n".join(lines)

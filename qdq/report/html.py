@@ -5,7 +5,7 @@ from html import escape
 
 from qdq.report import NodeError, Report, ScaleChange, TensorError
 from qdq.report.svg import histogram, scale_chart, sqnr_chart
-from qdq.report.text import advice_head, db, level, mark
+from qdq.report.text import advice_head, db, level, mark, plural, size
 
 __all__ = ["page"]
 
@@ -81,7 +81,7 @@ def _head(report: Report) -> str:
     worst = min(report.outputs, key=lambda o: o.sqnr_db, default=None)
     tiles = [
         (level(worst.sqnr_db), f"SQNR of output {worst.name}") if worst else ("-", "outputs"),
-        (f"{before / after:.2f}x smaller", f"{after / 1e6:.3g} MB of {before / 1e6:.3g} MB"),
+        (f"{before / after:.2f}x smaller", f"{size(after)} of {size(before)}"),
         (f"{integer} of {made}", "compared nodes run on integers"),
     ]
     t = report.timing
@@ -93,7 +93,8 @@ def _head(report: Report) -> str:
     return (
         "<h1>What quantization did</h1>"
         f'<p class="soft"><span class="name">{escape(report.quantized_model)}</span> against '
-        f'<span class="name">{escape(report.float_model)}</span>, {report.samples} samples</p>'
+        f'<span class="name">{escape(report.float_model)}</span>, '
+        f"{plural(report.samples, 'sample')}</p>"
         '<div class="tiles">'
         + "".join(
             f'<div class="tile"><b>{escape(a)}</b><span>{escape(b)}</span></div>' for a, b in tiles

@@ -8,9 +8,30 @@ from typing import Any
 from qdq.plan import Plan
 from qdq.report import NodeError, Report, plain_values
 
-__all__ = ["advice_head", "columns", "db", "level", "mark", "plan_facts", "plan_text", "table"]
+__all__ = [
+    "advice_head",
+    "columns",
+    "db",
+    "level",
+    "mark",
+    "plan_facts",
+    "plan_text",
+    "plural",
+    "size",
+    "table",
+]
 
 WORTH_DB = 0.5  # a gain below that is not worth a rule
+
+
+def size(count: int) -> str:
+    """A number of bytes for people."""
+    return f"{count / 1e6:.3g} MB" if count >= 1e5 else f"{count / 1e3:.3g} kB"
+
+
+def plural(count: int, what: str) -> str:
+    """``1 node``, ``2 nodes``."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def db(value: float | None) -> str:
@@ -24,8 +45,9 @@ def table(report: Report, rows: int) -> str:
     """The report, with the ``rows`` nodes that harm most."""
     before, after = report.bytes
     lines = [
-        f"{report.quantized_model} against {report.float_model}, {report.samples} samples",
-        f"size     {after / 1e6:.3g} MB, {after / before:.0%} of {before / 1e6:.3g} MB",
+        f"{report.quantized_model} against {report.float_model}, "
+        f"{plural(report.samples, 'sample')}",
+        f"size     {size(after)}, {after / before:.0%} of {size(before)}",
     ]
     t = report.timing
     if t is not None:
