@@ -30,9 +30,10 @@ T = TypeVar("T", bound=np.generic)
 def range_width(
     low: NDArray[np.floating], high: NDArray[np.floating], spec: QuantSpec
 ) -> NDArray[np.float64]:
-    """What the codes of ``spec`` have to cover of ranges that hold 0; of the ends' shape."""
-    low, high = low.astype(np.float64), high.astype(np.float64)
-    return np.asarray(2 * np.maximum(-low, high) if spec.symmetric else high - low)
+    """What the codes of ``spec`` have to cover of ranges, widened to hold 0; of the ends' shape."""
+    below = np.asarray(np.minimum(low, 0), np.float64)
+    above = np.asarray(np.maximum(high, 0), np.float64)
+    return np.asarray(2 * np.maximum(-below, above) if spec.symmetric else above - below)
 
 
 def is_flat(width: NDArray[np.float64], spec: QuantSpec) -> NDArray[np.bool_]:

@@ -12,7 +12,7 @@ from qdq.balancing.dividing import undivide
 from qdq.emit import emit
 from qdq.errors import QdqError
 from qdq.evidence import Evidence, solved, used_smoothings
-from qdq.light import tensor_bytes
+from qdq.light import weight_bytes
 from qdq.modelio import load
 from qdq.placement.budget import first_within, least_cost
 from qdq.placement.frontier import AMPLITUDE, Candidate, Frontier
@@ -190,8 +190,7 @@ def _surprises(candidate: Candidate, amplitude: float) -> bool:
 def _looked_at(chosen: Chosen, start: Start, evidence: Evidence) -> Chosen:
     """Warn where the outputs are lost, of a plan that is not chosen by its error."""
     feeds = list(start.kept.values())[:SAMPLES]
-    weights = sum(map(tensor_bytes, evidence.model.graph.initializer))
-    if not (feeds and _kernels(chosen.plan)) or weights > _LARGE:
+    if not (feeds and _kernels(chosen.plan)) or weight_bytes(evidence.model) > _LARGE:
         return chosen
     try:
         trial = Trial(evidence.model, feeds, start.exact)

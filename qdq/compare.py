@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -171,7 +171,7 @@ def _unjudged(source: onnx.ModelProto, sums: Sums) -> Iterator[str]:
     """Outputs that have no error, and where there are no others."""
     lost = [v.name for v in source.graph.output if v.name not in sums.outputs]
     if lost:
-        some = ", ".join(f"'{n}'" for n in lost[:3]) + (", ..." if len(lost) > 3 else "")
+        some = _first_of([f"'{n}'" for n in lost])
         what = "no floating-point numbers, or another shape in the quantized model"
         rest = "" if sums.outputs else "; so no rule is tried either"
         yield f"{len(lost)} outputs are not compared ({some}): {what}{rest}"
@@ -180,8 +180,12 @@ def _unjudged(source: onnx.ModelProto, sums: Sums) -> Iterator[str]:
 def _unknown(nodes: Iterable[NodeError]) -> Iterator[str]:
     lost = [n.name for n in nodes if n.local_db is None]
     if lost:
-        some = ", ".join(lost[:3]) + (", ..." if len(lost) > 3 else "")
+        some = _first_of(lost)
         yield f"what arises at {len(lost)} nodes is not known ({some}): an input has no namesake"
+
+
+def _first_of(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def _gaps(outputs: Iterable[Any]) -> Iterator[str]:

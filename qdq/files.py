@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["replacing"]
+__all__ = ["replacing", "resolved"]
 
 
 @contextlib.contextmanager
@@ -22,10 +22,7 @@ def replacing(target: Path) -> Iterator[Path]:
         OSError: the folder does not exist or cannot be written to, or the target is a folder, a
             device, a pipe or a socket.
     """
-    try:
-        real = target.resolve()
-    except RuntimeError as e:  # Python below 3.13 has no OSError for that
-        raise OSError(f"'{target}' is a link that leads to itself") from e
+    real = resolved(target)
     before = _mode_of(real)
     if before is not None and not stat.S_ISREG(before):
         kind = "a folder" if stat.S_ISDIR(before) else "a device, pipe or socket"
@@ -42,6 +39,18 @@ def replacing(target: Path) -> Iterator[Path]:
         temporary.replace(real)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def resolved(path: Path) -> Path:
+    """The path without links.
+
+    Raises:
+        OSError: a link leads to itself.
+    """
+    try:
+        return path.resolve()
+    except RuntimeError as e:  # Python below 3.13 has no OSError for that
+        raise OSError(f"'{path}' is a link that leads to itself") from e
 
 
 def _mode_of(path: Path) -> int | None:

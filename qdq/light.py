@@ -12,7 +12,7 @@ from qdq.borrowed import lend
 from qdq.graph import Graph
 from qdq.weights import read
 
-__all__ = ["detached", "for_checker", "tensor_bytes", "without_large"]
+__all__ = ["detached", "for_checker", "tensor_bytes", "weight_bytes", "without_large"]
 
 
 def without_large(model: onnx.ModelProto, limit: int, *, as_inputs: bool = True) -> onnx.ModelProto:
@@ -94,6 +94,11 @@ def tensor_bytes(tensor: onnx.TensorProto) -> int:
         return int(tensor.ByteSize())
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
     return int(math.prod(tensor.dims) * dtype.itemsize)
+
+
+def weight_bytes(model: onnx.ModelProto) -> int:
+    """Size of the data of all initializers."""
+    return sum(map(tensor_bytes, model.graph.initializer))
 
 
 def _copy_fields(source: Any, target: Any, left_out: str) -> None:

@@ -15,7 +15,7 @@ from qdq.borrowed import import_runtime
 from qdq.errors import ModelError
 from qdq.external import fill, fill_from_ir, find, outside
 from qdq.files import replacing
-from qdq.light import for_checker, tensor_bytes, without_large
+from qdq.light import for_checker, weight_bytes, without_large
 from qdq.nested import all_graphs, all_nodes, sort_nodes
 from qdq.weights import copy_into, is_reference, load_light, raw_bytes, read, refer
 
@@ -107,7 +107,7 @@ def save(
     """
     target = Path(path)
     light = without_large(model, 1024, as_inputs=False)
-    large = sum(tensor_bytes(t) for t in model.graph.initializer)
+    large = weight_bytes(model)
     split = external_data and len(light.graph.initializer) < len(model.graph.initializer)
     if not split and light.ByteSize() + large <= _PROTO_LIMIT:
         with replacing(target) as temporary:

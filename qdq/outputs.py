@@ -8,6 +8,7 @@ import onnx
 
 from qdq.errors import ConfigError
 from qdq.external import file_of, outside
+from qdq.files import resolved
 from qdq.weights import is_reference, load_light
 
 __all__ = ["check_output", "data_files"]
@@ -74,6 +75,6 @@ def _same(one: Path, other: Path) -> bool:
 
 def _resolved(path: Path) -> Path:
     try:
-        return path.resolve()
-    except (OSError, RuntimeError) as e:  # Python below 3.13 has no OSError for that
+        return resolved(path)
+    except OSError as e:
         raise ConfigError(f"'{path}' is a link that leads to itself; give another path") from e

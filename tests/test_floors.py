@@ -15,7 +15,7 @@ FILES = sorted(p for p in ROOT.rglob("*.py") if "demo" not in p.parts or p.name 
 # of SPREAD, whose files are on several floors
 SPREAD = frozenset({"balancing", "placement"})
 FLOORS = (
-    {"checks", "errors", "facts", "sqnr", "version", "balancing"},
+    {"checks", "errors", "facts", "joined", "sqnr", "version", "balancing"},
     {"spec"},
     {"affine", "borrowed", "calibrate", "data", "dynamic", "equation", "excerpt", "extent",
      "external", "files", "forms", "graph", "light", "lookups", "lowering", "modelio", "nested",
@@ -45,8 +45,8 @@ FLOORS = (
     {"__main__"},
 )  # fmt: skip
 NUMPY_ONLY = {"affine", "balancing.equalizing", "balancing.smoothing", "bias_scale", "calibrate",
-              "checks", "equation", "extent", "facts", "kernel", "ops", "placement.cost_table",
-              "placement.costs", "placement.harm", "placement.mincut",
+              "checks", "equation", "extent", "facts", "joined", "kernel", "ops",
+              "placement.cost_table", "placement.costs", "placement.harm", "placement.mincut",
               "placement.ranking", "placement.scores", "placement.weighing", "problem", "ranges",
               "report.sqnr", "scheme", "solve", "spec", "spelling", "sqnr",
               "statistics.few", "statistics.packing", "statistics.summary",

@@ -747,23 +747,6 @@ class TestFoundByRandomModels:
         made = check(net, feed={"n": np.array(3)})
         assert list(only(made, "Loop").input) == ["n", ""]
 
-    def test_a_normalization_of_doubles_without_a_scale(self) -> None:
-        nodes = [
-            node("ReduceMean", ["x", "last"], "m"),
-            node("Sub", ["x", "m"], "d"),
-            node("Mul", ["d", "d"], "q"),
-            node("ReduceMean", ["q", "last"], "v"),
-            node("Add", ["v", "e"], "p"),
-            node("Sqrt", ["p"], "s"),
-            node("Reciprocal", ["s"], "r"),
-            node("Mul", ["x", "r"], "xr"),
-            node("Mul", ["m", "r"], "mr"),
-            node("Sub", ["xr", "mr"], "y"),
-        ]
-        constants = {"last": ints(-1), "e": np.float32(1e-5)}
-        net = model(nodes, {"x": [2, 8]}, {"y": [2, 8]}, constants)
-        check(retyped(net, np.float64))
-
     @pytest.mark.parametrize(("op", "bound"), [("Min", -np.inf), ("Max", np.inf)])
     def test_bounds_that_nothing_passes(self, op: str, bound: float) -> None:
         net = model([node(op, ["x", "c"], "y")], {"x": [3]}, {"y": [3]}, {"c": np.float32(bound)})

@@ -390,6 +390,12 @@ def test_layer_norm_by_a_factor(mean, scale, bias, negated) -> None:
     assert len(made.graph.node[0].input) == 2 + (bias is not None)
 
 
+def test_a_layer_norm_of_doubles_without_a_scale() -> None:
+    """The scale of ones that it gets is of doubles, too."""
+    made = check(retyped(layer_norm_by_factor(scale=None), np.float64), tol=1e-5)
+    assert ops(made) == {"LayerNormalization": 1}
+
+
 @pytest.mark.parametrize(
     "net",
     [

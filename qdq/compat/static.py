@@ -282,10 +282,10 @@ def _strided(reader: Any, stride: int | None) -> Any:
     if stride is None:
         return reader
     try:
-        total, wanting = len(reader), not callable(getattr(reader, "set_range", None))
+        total = len(reader)
     except (TypeError, NotImplementedError):
-        total, wanting = 0, True
-    if wanting:
+        total = None
+    if total is None or not callable(getattr(reader, "set_range", None)):
         raise ConfigError(
             "CalibStridedMinMax wants a reader with __len__ and set_range; leave it out, memory "
             "does not grow with the number of samples"

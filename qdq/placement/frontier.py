@@ -124,8 +124,7 @@ class Frontier:
         lost = {name: 1.0 for name in weights if self._harm.get(name, 0.0) > _LOST}
         if not lost:
             return widest
-        weighing = replace(WIDEST, price=float(self._whole), harm=lost)
-        return _explained(widest, self._plan_for(weighing))
+        return _explained(widest, self._priced(1.0, lost))
 
     def _candidate(self, plan: Plan, worth: float) -> Candidate:
         harms = {t: self._harm.get(t, 0.0) for t in rounded_by(plan)}
@@ -146,9 +145,11 @@ class Frontier:
         """
         if not worth:
             return self.widest
-        price = min(worth, 2.0**_LAST) * self._whole  # capacities stay below INFINITE
-        plan = self._plan_for(replace(WIDEST, price=price, harm=self._harm))
+        plan = self._priced(min(worth, 2.0**_LAST), self._harm)  # capacities stay below INFINITE
         return self._candidate(_explained(self._given, plan), worth)
+
+    def _priced(self, worth: float, harm: Mapping[str, float]) -> Plan:
+        return self._plan_for(replace(WIDEST, price=worth * self._whole, harm=harm))
 
     def best(self) -> Candidate:
         """The candidate of the least cost.
@@ -181,11 +182,10 @@ class Frontier:
             found.setdefault(candidate.plan.placement.integer, candidate)
             if not candidate.harm:
                 break
-        nothing = dict.fromkeys(rounded_by(self.widest.plan), 1.0)
-        price = float(2 * self._whole)
-        plan = self._plan_for(replace(WIDEST, price=price, harm=nothing))
-        last = self._candidate(_explained(self._given, plan), worth=2.0**_LAST)
-        found.setdefault(last.plan.placement.integer, last)
+        if frozenset() not in found:
+            plan = self._priced(2.0, dict.fromkeys(rounded_by(self.widest.plan), 1.0))
+            last = self._candidate(_explained(self._given, plan), worth=2.0**_LAST)
+            found.setdefault(last.plan.placement.integer, last)
         return tuple(found.values())
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from qdq.facts import BLOCK
+from qdq.joined import Joined
 from qdq.placement.units import Unit
 
 __all__ = ["NOBODY", "Layouts", "layouts_of"]
@@ -150,24 +151,18 @@ def _pushed(units: tuple[Unit, ...], shape: Callable[[str], Shape]) -> Iterable[
 
 def _islands(units: tuple[Unit, ...], shape: Callable[[str], Shape]) -> dict[int, int]:
     """Units for ``Layouts.islands``: those that hand values to each other are one island."""
-    joined: dict[int, int] = {}  # unit → an earlier one of its island, or itself
+    joined = Joined[int]()
     made: dict[str, int] = {}
-
-    def first(k: int) -> int:
-        while joined[k] != k:
-            joined[k] = k = joined[joined[k]]
-        return k
-
     for k, unit in enumerate(units):
         sizes = {shape(t.name) for t in unit.view.inputs if t.name and not t.constant}
         image = len(shape(unit.outputs[0]) or ()) == 4 and sizes == {shape(unit.outputs[0])}
         if unit.demand is None and unit.view.op_type in _STEADY and image:
-            joined[k] = k
+            joined.add(k)
             for t in unit.view.inputs:
                 if t.name in made:
-                    joined[first(made[t.name])] = first(k)
+                    joined.join(made[t.name], to=k)
             made[unit.outputs[0]] = k
-    return {k: first(k) for k in joined}
+    return {k: joined.first(k) for k in joined}
 
 
 def _lead_to_convolutions(units: tuple[Unit, ...]) -> set[str]:

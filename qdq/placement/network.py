@@ -6,7 +6,7 @@ The source is the integer side, the sink the float side, units are vertices (see
 from collections.abc import Container, Mapping
 
 from qdq.graph import Graph
-from qdq.light import tensor_bytes
+from qdq.light import tensor_bytes, weight_bytes
 from qdq.ops.demand import SameAs
 from qdq.placement.borders import FIRST, SINK, SOURCE, charge_borders, charge_reorders
 from qdq.placement.layout import layouts_of
@@ -213,7 +213,7 @@ def _smaller(net: Network, graph: Graph, units: tuple[Unit, ...]) -> None:
     if not readers:
         return
     tables = sum(tensor_bytes(graph.constants[table]) for table in readers)
-    rest = sum(map(tensor_bytes, graph.constants.values())) - tables
+    rest = weight_bytes(graph.model) - tables
     price = _SMALLER * net.capacity({SOURCE}) / (tables + rest / 4)
     twins = turned_twins(graph, readers, graph.constants)
     vertices = {u.view.name: k for k, u in enumerate(units, FIRST)}

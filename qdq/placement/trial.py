@@ -15,9 +15,7 @@ from qdq.statistics.observe import Observation, Observer
 
 __all__ = ["Trial"]
 
-_MOST_HELD = (
-    1 << 28
-)  # bytes of the float model's outputs; of samples beyond them, none but the first
+_MOST_HELD = 1 << 28  # bytes of the float model's outputs
 
 
 class Trial:

@@ -2,12 +2,15 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 from qdq.prepare.editing import Array, Editor, Node
 
-__all__ = ["BROADCAST", "FORMS", "SPATIAL", "TURNED", "Form", "Turned"]
+__all__ = ["BROADCAST", "FORMS", "SPATIAL", "TURNED", "Form", "row_shape"]
+
+T = TypeVar("T")
 
 _ALIKE = ("BatchNormalization", "Clip", "Elu", "Erf", "Gelu", "GlobalAveragePool", "GlobalMaxPool",
           "HardSigmoid", "HardSwish", "Identity", "InstanceNormalization", "LeakyRelu", "Mish",
@@ -50,8 +53,13 @@ FORMS = (
 )
 
 
+def row_shape(shape: tuple[T, ...]) -> tuple[T | int, ...]:
+    """That of [a, b, c] and [a, b, c, 1] as rows, tensors or weights: [a, b, 1, c]."""
+    return (shape[0], shape[1], 1, shape[2])
+
+
 @dataclass(frozen=True)
-class Turned:
+class _Turned:
     """Whether a node whose tensors have the form can work on rows, and what it changes for that."""
 
     fits: Callable[[Editor, Form, Node], bool]
@@ -79,11 +87,10 @@ def _window_fits(ed: Editor, form: Form, node: Node) -> bool:
     """A window of one column, without padding beside it."""
     if form.rank == 3:
         return True
-    kernel = (
-        ed.constants[node.input(1)].dims[2:] if node.op == "Conv" else node.attr("kernel_shape")
-    )
+    of_conv = node.op == "Conv"
+    window = ed.constants[node.input(1)].dims[2:] if of_conv else node.attr("kernel_shape")
     pads = node.attr("pads", [0] * 4)
-    return kernel[1] == 1 and not (pads[1] or pads[3])
+    return window[1] == 1 and not (pads[1] or pads[3])
 
 
 def _turn_window(ed: Editor, form: Form, node: Node) -> None:
@@ -102,15 +109,15 @@ def _turn_window(ed: Editor, form: Form, node: Node) -> None:
 
 
 def _turn_constant(ed: Editor, node: Node, slot: int) -> None:
-    """[a, b, c] and [a, b, c, 1] become [a, b, 1, c]."""
+    """Make a constant rows; under its own name, where nothing else reads it."""
     name = node.input(slot)
     value = ed.array(name)
     assert value is not None  # noqa: S101 -- what is not constant does not come here
-    shape = (value.shape[0], value.shape[1], 1, value.shape[2])
+    value = value.reshape(row_shape(value.shape))
     if ed.only_user(name) is not None:
-        ed.set_constant(name, value.reshape(shape))
+        ed.set_constant(name, value)
     else:
-        ed.set_input(node, slot, ed.add_constant(f"{name}_row", value.reshape(shape)))
+        ed.set_input(node, slot, ed.add_constant(f"{name}_row", value))
 
 
 def _constants_fit(ed: Editor, form: Form, node: Node) -> bool:
@@ -126,8 +133,8 @@ def _turn_constants(ed: Editor, form: Form, node: Node) -> None:
         if value is None or (value.size == 1 and node.op != "Concat"):
             continue
         whole: Array = value.reshape((1,) * (form.rank - value.ndim) + value.shape)
-        shape = (whole.shape[0], whole.shape[1], 1, whole.shape[2])
-        ed.set_input(node, slot, ed.add_constant(f"{name}_row", whole.reshape(shape)))
+        row = whole.reshape(row_shape(whole.shape))
+        ed.set_input(node, slot, ed.add_constant(f"{name}_row", row))
 
 
 def _turn_concat(ed: Editor, form: Form, node: Node) -> None:
@@ -139,14 +146,17 @@ def _turn_axis(ed: Editor, form: Form, node: Node) -> None:
     node.set_attr("axis", form.axes[node.attr("axis", 0) % form.rank])
 
 
+def _axes_slot(node: Node) -> int:
+    return 3 if node.op == "Slice" else 1
+
+
 def _axes_fit(ed: Editor, form: Form, node: Node) -> bool:
-    slot = 3 if node.op == "Slice" else 1
-    axes = ed.array(node.input(slot)) if node.input(slot) else None
+    axes = ed.array(node.input(_axes_slot(node)))
     return axes is not None and axes.size > 0 and bool(node.attr("keepdims", 1))
 
 
 def _turn_axes(ed: Editor, form: Form, node: Node) -> None:
-    slot = 3 if node.op == "Slice" else 1
+    slot = _axes_slot(node)
     axes = ed.array(node.input(slot))
     assert axes is not None  # noqa: S101 -- they fit
     turned = np.array(form.axes, axes.dtype)[axes % form.rank]
@@ -165,14 +175,14 @@ def _turn_pads(ed: Editor, form: Form, node: Node) -> None:
     ed.set_input(node, 1, ed.add_constant(f"{node.name}_pads", turned.reshape(-1)))
 
 
-TURNED: Mapping[str, Turned] = {
-    **dict.fromkeys(_ALIKE, Turned(_always, _nothing)),
-    **dict.fromkeys(BROADCAST, Turned(_constants_fit, _turn_constants)),
-    **dict.fromkeys(_REDUCED, Turned(_axes_fit, _turn_axes)),
-    **dict.fromkeys(("AveragePool", "MaxPool"), Turned(_window_fits, _turn_window)),
-    "Conv": Turned(_conv_fits, _turn_window),
-    "Concat": Turned(_constants_fit, _turn_concat),
-    "Pad": Turned(_pads_fit, _turn_pads),
-    "Slice": Turned(_axes_fit, _turn_axes),
-    "Split": Turned(_always, _turn_axis),
+TURNED: Mapping[str, _Turned] = {
+    **dict.fromkeys(_ALIKE, _Turned(_always, _nothing)),
+    **dict.fromkeys(BROADCAST, _Turned(_constants_fit, _turn_constants)),
+    **dict.fromkeys(_REDUCED, _Turned(_axes_fit, _turn_axes)),
+    **dict.fromkeys(("AveragePool", "MaxPool"), _Turned(_window_fits, _turn_window)),
+    "Conv": _Turned(_conv_fits, _turn_window),
+    "Concat": _Turned(_constants_fit, _turn_concat),
+    "Pad": _Turned(_pads_fit, _turn_pads),
+    "Slice": _Turned(_axes_fit, _turn_axes),
+    "Split": _Turned(_always, _turn_axis),
 }

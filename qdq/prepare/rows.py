@@ -17,8 +17,9 @@ from math import prod
 import numpy as np
 import onnx
 
+from qdq.joined import Joined
 from qdq.prepare.editing import Editor, Node
-from qdq.prepare.row_forms import BROADCAST, FORMS, SPATIAL, TURNED, Form
+from qdq.prepare.row_forms import BROADCAST, FORMS, SPATIAL, TURNED, Form, row_shape
 
 __all__ = ["in_rows", "rows_differ"]
 
@@ -56,23 +57,17 @@ def rows_differ(model: onnx.ModelProto, quantized: onnx.ModelProto) -> bool:
 
 def _inside(ed: Editor, form: Form) -> dict[Node, None]:
     """Convolutions and what follows them, where one of those connected has several taps."""
-    part: dict[Node, Node] = {}  # → another one of the same part, or itself
-
-    def first(node: Node) -> Node:
-        while part[node] is not node:
-            part[node] = node = part[part[node]]
-        return node
-
+    joined = Joined[Node]()
     for node in ed.nodes():
         if not _takes(ed, form, node):
             continue
-        makers = [m for n in _data(ed, node) if (m := ed.maker(n)) in part and m is not None]
+        makers = [m for n in _data(ed, node) if (m := ed.maker(n)) is not None and m in joined]
         if node.op == "Conv" or makers:
-            part[node] = node
+            joined.add(node)
             for maker in makers:
-                part[first(maker)] = node
-    long = {first(n) for n in part if n.op == "Conv" and _has_taps(ed, n)}
-    return {n: None for n in part if first(n) in long}
+                joined.join(maker, to=node)
+    long = {joined.first(n) for n in joined if n.op == "Conv" and _has_taps(ed, n)}
+    return {n: None for n in joined if joined.first(n) in long}
 
 
 def _has_taps(ed: Editor, conv: Node) -> bool:
@@ -125,38 +120,35 @@ class _Turning:
 
     def _row(self, name: str, reader: Node) -> str:
         """The tensor as rows; made before its reader, if it comes from outside."""
-        if self._is_point(name):
-            self.rows[name] = name
         if name not in self.rows:
-            row = self._new(name)
-            self.ed.add_before(reader, self._moved(self.form.to, name, row))
+            row = self._named(name, as_it_is=self._is_point(name))
+            if row != name:
+                self.ed.add_before(reader, self._moved(self.form.to, name, row))
+            self._type(name)
         return self.rows[name]
 
     def _make(self, name: str, node: Node) -> None:
         """Note that a node makes rows; and bring them back for who reads them as they were."""
-        ed, users = self.ed, self.ed.users(name)
-        inside = name not in ed.outputs and all(u in self.inside for u in users)
-        if inside or self._is_point(name):
-            shape = ed.shape(name)
-            ed.set_type(name, ed.elem_type(name), self._shape(shape or ()))
-            self.rows[name] = name
-            return
-        row = self._new(name)
-        ed.set_output(node, name, row)
-        ed.set_type(row, ed.elem_type(name), self._shape(ed.shape(name) or ()))
-        ed.add_after(node, self._moved(self.form.back, row, name))
+        inside = name not in self.ed.outputs and all(u in self.inside for u in self.ed.users(name))
+        row = self._named(name, as_it_is=inside or self._is_point(name))
+        if row != name:
+            self.ed.set_output(node, name, row)
+            self.ed.add_after(node, self._moved(self.form.back, row, name))
+        self._type(name)
 
     def _is_point(self, name: str) -> bool:
         """Whether a tensor is in rows as it is: [N, C, 1, 1]."""
         return (self.ed.shape(name) or ())[2:] == (1, 1)
 
-    def _new(self, name: str) -> str:
-        row = self.rows[name] = self.ed.fresh(f"{name}_row")
-        self.ed.set_type(row, self.ed.elem_type(name), self._shape(self.ed.shape(name) or ()))
+    def _named(self, name: str, *, as_it_is: bool) -> str:
+        """The name that a tensor has as rows."""
+        row = self.rows[name] = name if as_it_is else self.ed.fresh(f"{name}_row")
         return row
 
-    def _shape(self, shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
-        return (shape[0], shape[1], 1, shape[2])
+    def _type(self, name: str) -> None:
+        """Note the type of a tensor as rows."""
+        shape = row_shape(self.ed.shape(name) or ())
+        self.ed.set_type(self.rows[name], self.ed.elem_type(name), shape)
 
     def _moved(self, how: tuple[str, tuple[int, ...]], x: str, y: str) -> onnx.NodeProto:
         op, values = how

@@ -14,6 +14,7 @@ from qdq.nested import captured_names
 from qdq.report import Advice
 from qdq.report.matched import Match, Site
 from qdq.report.sqnr import sum_of_squares
+from qdq.report.text import plural
 from qdq.session import run
 from qdq.sqnr import decibels
 from qdq.timing import paired_latency
@@ -83,9 +84,8 @@ def _about_tensor(match: Match, tensor: str, makers: Collection[int]) -> Candida
             tensors += [t for t in ends if match.coded[t].params == same]
     own = match.undivided.get(tensor, tensor)
     which = f"tensor {own}" + (f" and {len(tensors) - 1} more" if len(tensors) > 1 else "")
-    count = f"{len(nodes)} node{'s' if len(nodes) > 1 else ''}"
     return Candidate(
-        what=f"leave {which} float ({count})",
+        what=f"leave {which} float ({plural(len(nodes), 'node')})",
         names=tuple(tensors),
         about="tensors",
         nodes=frozenset(nodes),

@@ -155,9 +155,8 @@ def _is_blank(problem: Problem, state: State, tensor: str) -> bool:
     seen, params = problem.ranges.get(tensor), state.params.get(tensor)
     if seen is None or params is None:
         return False
-    least = np.finfo(np.float32).tiny * (params.spec.qmax - params.spec.qmin)
-    reach = max(-float(seen.low.min()), float(seen.high.max()))
-    return bool(reach < least) and bool((params.scale == 1).all())
+    width = range_width(seen.low, seen.high, params.spec)
+    return bool(is_flat(width, params.spec).all()) and bool((params.scale == 1).all())
 
 
 def _has_bias(problem: Problem, state: State, linear: Linear) -> bool:
@@ -227,8 +226,8 @@ def _freed(kernels: Sequence[Kernel], present: QuantParams) -> QuantParams:
     rest = None
     if present.spec.axis is not None:
         rest = tuple(a for a in range(weight.ndim) if a != present.spec.axis % weight.ndim)
-    ends = weight.min(rest, initial=0.0), weight.max(rest, initial=0.0)
-    empty = is_flat(range_width(*ends, present.spec), present.spec)
+    width = range_width(weight.min(rest, initial=0.0), weight.max(rest, initial=0.0), present.spec)
+    empty = is_flat(width, present.spec)
     if not empty.any():
         return present
     biased = np.zeros(present.scale.shape)
